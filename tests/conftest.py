@@ -1,0 +1,32 @@
+"""Fixtures for every test: few threads, one place for golden numbers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """One torch thread a worker: several workers share the cores, and more threads than cores is far slower."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The root of the repository."""
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Reads tests/golden/<name>.json."""
+
+    def read(name: str) -> Any:
+        return json.loads((REPO / "tests" / "golden" / f"{name}.json").read_text())
+
+    return read

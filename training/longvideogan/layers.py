@@ -1,0 +1,141 @@
+"""Layers that the low-resolution and the super-resolution networks share.
+
+LongVideoGAN: Brooks et al., "Generating Long Videos of Dynamic Scenes", NeurIPS 2022. Weights follow equalised
+learning rate (Karras et al. 2018): parameters are stored as N(0, 1) and scaled by 1 / sqrt(fan in) when used.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.signal
+import torch
+from torch import Tensor, nn
+
+from torch_utils import distributed, persistence
+from torch_utils.ops import bias_act, upfirdn2d
+
+CLAMP = 256.0  # published limit of every activation; keeps half precision from overflowing
+
+
+def kaiser_lowpass(num_taps: int, cutoff: float, width: float, sampling_rate: float) -> Tensor:
+    """Windowed-sinc low-pass with a Kaiser window and unit DC gain: float32 (num_taps,).
+
+    `cutoff` and the transition `width` are in the units of `sampling_rate` (StyleGAN3, appendix C).
+    """
+    taps = scipy.signal.firwin(num_taps, cutoff, width=width, fs=sampling_rate)
+    return torch.as_tensor(taps, dtype=torch.float32)
+
+
+def normalize_second_moment(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """Scale to unit root mean square along `dim`."""
+    return x * (x.square().mean(dim=dim, keepdim=True) + eps).rsqrt()
+
+
+def center_crop(x: Tensor, dim: int, size: int) -> Tensor:
+    """Keep the central `size` samples of axis `dim`; of an odd surplus the extra sample is dropped at the end."""
+    have = x.shape[dim]
+    assert have >= size, f"cannot crop {have} samples to {size}"
+    return x if have == size else x.narrow(dim, (have - size) // 2, size)
+
+
+def update_magnitude(magnitude_ema: Tensor, x: Tensor, beta: float) -> None:
+    """Move the running mean square `magnitude_ema` () towards that of `x`, averaged over every rank, in place."""
+    with torch.no_grad():
+        magnitude = distributed.all_reduce_mean(x.detach().to(magnitude_ema.dtype).square().mean())
+        magnitude_ema.copy_(magnitude.lerp(magnitude_ema, beta))
+
+
+@persistence.persistent_class
+class FullyConnectedLayer(nn.Module):
+    """Dense layer with equalised learning rate, on (N, in_features) or on every sample of (N, in_features, T)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        activation: str = "linear",
+        bias_init: float = 0.0,
+        lr_multiplier: float = 1.0,
+    ):
+        super().__init__()
+        self.activation = activation
+        self.lr_multiplier = lr_multiplier
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full([out_features], bias_init / lr_multiplier))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_features[, T]) -> (N, out_features[, T])."""
+        weight = self.weight * (self.lr_multiplier / self.weight.shape[1] ** 0.5)
+        bias = self.bias * self.lr_multiplier if self.lr_multiplier != 1 else self.bias
+        y = x.movedim(1, -1) @ weight.t()  # (N[, T], out)
+        y = bias_act.bias_act(y, bias, dim=y.ndim - 1, act=self.activation)
+        return y.movedim(-1, 1)
+
+
+def column_filter(taps: Tensor) -> Tensor:
+    """(k,) -> (k, 1): the filter that acts along the first of an image's two axes only."""
+    return taps.unsqueeze(1)
+
+
+@persistence.persistent_class
+class Upsample(nn.Module):
+    """Bilinear x2 along time or along height and width, zero beyond the border (so borders are attenuated)."""
+
+    filter: Tensor
+
+    def __init__(self, temporal: bool):
+        super().__init__()
+        self.temporal = temporal
+        self.register_buffer("filter", torch.tensor([0.125, 0.375, 0.375, 0.125]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> (N, C, 2T, H, W) or (N, C, T, 2H, 2W)."""
+        return resample_time(x, self.filter, up=2) if self.temporal else resample_space(x, self.filter, up=2)
+
+
+def resample_time(x: Tensor, taps: Tensor, up: int = 1, down: int = 1) -> Tensor:
+    """Resample time by a 1-D FIR: (N, C, T[, H, W]) -> (N, C, T up / down[, H, W])."""
+    flat = x.flatten(3) if x.ndim > 3 else x.unsqueeze(3)  # N C T HW
+    if up > 1:
+        flat = upfirdn2d.upsample2d(flat, column_filter(taps), up=[1, up])
+    if down > 1:
+        flat = upfirdn2d.downsample2d(flat, column_filter(taps), down=[1, down])
+    return flat.unflatten(3, x.shape[3:]) if x.ndim > 3 else flat.squeeze(3)
+
+
+def resample_space(x: Tensor, taps: Tensor, up: int = 1, down: int = 1) -> Tensor:
+    """Resample height and width by the same 1-D FIR: (N, C, T, H, W) -> (N, C, T, H up / down, W up / down)."""
+    flat = x.flatten(1, 2)  # N CT H W
+    if up > 1:
+        flat = upfirdn2d.upsample2d(flat, taps, up=up)
+    if down > 1:
+        flat = upfirdn2d.downsample2d(flat, taps, down=down)
+    return flat.unflatten(1, x.shape[1:3])
+
+
+def pad_to_square(x: Tensor) -> Tensor:
+    """Zero-pad the shorter of the last two axes symmetrically: (..., H, W) -> (..., E, E) with E = max(H, W)."""
+    height, width = x.shape[-2:]
+    pad_y, pad_x = max(width - height, 0) // 2, max(height - width, 0) // 2
+    return nn.functional.pad(x, [pad_x, pad_x, pad_y, pad_y])
+
+
+def check_square_padding(what: str, height: int, width: int) -> None:
+    """Refuse a size that `pad_to_square` cannot make square: ValueError."""
+    if (height - width) % 2:
+        raise ValueError(
+            f"{what} of {height}x{width}: height and width must differ by an even number of pixels; "
+            f"use {height + 1}x{width} or {height - 1}x{width}"
+        )
+
+
+def log_uniform(low: float, high: float, num: int) -> np.ndarray:
+    """`num` values from `low` to `high`, equally spaced in their logarithm; both ends exact."""
+    values = low * (high / low) ** (np.arange(num) / max(num - 1, 1))
+    values[0], values[-1] = low, high
+    return values
+
+
+def as_tuple(values: Sequence[int]) -> tuple[int, ...]:
+    """Options come back from JSON as lists; inside they are tuples of int."""
+    return tuple(int(value) for value in values)

@@ -1,0 +1,387 @@
+"""The low-resolution generator: white noise per frame -> a long clip at 36x64 (LongVideoGAN, section 3.1).
+
+Eight channels of white noise are low-passed by a bank of 128 filters of up to 5000 frames, so that the embedding of
+a frame carries both fast and very slow changes. Styles computed from it modulate 3-D convolutions that start at 1/32
+of the frame rate and double it five times.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from torch_utils import misc, persistence
+from torch_utils.ops import bias_act
+from torch_utils.safe_pickle import Record
+from training.longvideogan.layers import (
+    CLAMP,
+    FullyConnectedLayer,
+    Upsample,
+    as_tuple,
+    center_crop,
+    check_square_padding,
+    kaiser_lowpass,
+    log_uniform,
+    normalize_second_moment,
+    resample_time,
+    update_magnitude,
+)
+
+TEMPORAL_PADDING = 8  # extra samples at each end of every temporal level, in samples of that level
+KERNEL = 3  # taps of every convolution along each axis it covers
+SPACE_DOUBLES_IN = (1, 3)  # temporal blocks that also double height and width
+
+
+@persistence.persistent_class
+class MagnitudeEMA(nn.Module):
+    """Running mean square of an input, kept to normalise it (StyleGAN3, appendix F.1 "EMA input magnitude")."""
+
+    magnitude_ema: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("magnitude_ema", torch.ones([]))
+
+    def forward(self, x: Tensor, beta: float = 1.0) -> Tensor:
+        """The scalar gain that brings `x` to unit magnitude; `beta` below 1 first updates the running mean."""
+        if beta != 1.0:
+            update_magnitude(self.magnitude_ema, x, beta)
+        return self.magnitude_ema.rsqrt()
+
+
+@persistence.persistent_class
+class TemporalEmbedding(nn.Module):
+    """A bank of Kaiser low-pass filters, each applied to every noise channel (section 3.1, "temporal latent").
+
+    Filter b is stored right-aligned in a row of the longest filter's length; the alignment is part of what trained
+    weights have learnt. Rows are scaled to give unit variance from unit-variance noise.
+    """
+
+    blur_filters: Tensor
+    output_scale: Tensor
+
+    def __init__(self, num_filters: int, min_taps: int, max_taps: int):
+        super().__init__()
+        bank = torch.zeros(num_filters, 1, max_taps)
+        for row, footprint in zip(bank, log_uniform(min_taps, max_taps, num_filters), strict=True):
+            num_taps = math.ceil(footprint)
+            row[0, -num_taps:] = kaiser_lowpass(num_taps, cutoff=2.0, width=12.0, sampling_rate=2 * footprint)
+        self.register_buffer("output_scale", bank.square().sum(dim=2).rsqrt().reshape(1, num_filters, 1))
+        self.register_buffer("blur_filters", bank)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """(N, noise channels, E + max_taps - 1) -> (N, noise channels * num_filters, E), noise channel major.
+
+        Correlation by FFT: one transform of the noise is shared by all filters, several times faster than the direct
+        5000-tap sum and equal to it to 1e-5.
+        """
+        num_filters, _, num_taps = self.blur_filters.shape
+        length = noise.shape[2] - num_taps + 1
+        size = fast_fft_size(noise.shape[2])
+        taps = self.blur_filters.squeeze(1).to(noise.dtype) * self.output_scale.to(noise.dtype).squeeze(0)
+        spectrum = torch.fft.rfft(noise, n=size).unsqueeze(2) * torch.fft.rfft(taps, n=size).conj()
+        return torch.fft.irfft(spectrum, n=size)[..., :length].flatten(1, 2)
+
+
+def fast_fft_size(length: int) -> int:
+    """The smallest 2^a 3^b 5^c that is at least `length`."""
+    best = 1 << (length - 1).bit_length()
+    for fives in range(4):
+        for threes in range(6):
+            odd = 3**threes * 5**fives
+            best = min(best, odd << max(math.ceil(length / odd) - 1, 0).bit_length())
+    return best
+
+
+@persistence.persistent_class
+class LatentMapping(nn.Module):
+    """Per-frame mapping network: embedding -> w; no latent is shared by the whole video."""
+
+    def __init__(self, embedding_channels: int, w_channels: int):
+        super().__init__()
+        self.layer_0 = FullyConnectedLayer(embedding_channels, w_channels, activation="lrelu", lr_multiplier=0.01)
+        self.layer_1 = FullyConnectedLayer(w_channels, w_channels, activation="lrelu", lr_multiplier=0.01)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """(N, embedding channels, T) -> (N, w channels, T)."""
+        return self.layer_1(self.layer_0(normalize_second_moment(embedding)))
+
+
+@persistence.persistent_class
+class TemporalDownsample(nn.Module):
+    """Halve the rate of a latent track by a 12-tap Kaiser low-pass."""
+
+    filter: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("filter", kaiser_lowpass(12, cutoff=1.0, width=6.0, sampling_rate=8.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T) -> (N, C, T / 2)."""
+        return resample_time(x, self.filter, down=2)
+
+
+def modulated_conv3d(x: Tensor, weight: Tensor, style: Tensor, gain: Tensor, demodulate: bool = True) -> Tensor:
+    """3-D convolution whose input channels are scaled by a style that changes over time (section 3.1).
+
+    x (N, Ci, T, H, W), weight (Co, Ci, kt, kh, kw), style (N, Ci, T), scalar gain -> (N, Co, T, H, W). The style
+    scales input frames; the demodulation uses the style of the output frame alone, an approximation for kt > 1 that
+    trained weights rely on.
+    """
+    fan_in = weight[0].numel()
+    padding = [size // 2 for size in weight.shape[2:]]
+    if not demodulate:
+        return nn.functional.conv3d(x * (style * gain)[..., None, None], weight * fan_in**-0.5, padding=padding)
+    # Both maxima cancel but for the epsilon; they keep half precision in range and belong to the gradient.
+    weight = weight * (fan_in**-0.5 / weight.abs().amax(dim=[1, 2, 3, 4], keepdim=True))
+    style = style / style.abs().amax(dim=[1, 2], keepdim=True)
+    energy = weight.square().sum(dim=[2, 3, 4])  # (Co, Ci)
+    demodulation = (energy @ style.square() + 1e-8).rsqrt()  # (N, Co, T)
+    y = nn.functional.conv3d(x * (style * gain)[..., None, None], weight, padding=padding)
+    return y * demodulation[..., None, None]
+
+
+@persistence.persistent_class
+class GeneratorBlock(nn.Module):
+    """Residual block of two modulated convolutions; resampling comes after the sum, bias and activation after it."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, w_channels: int, time_kernel: int, time_up: bool, space_up: bool
+    ):
+        super().__init__()
+        kernel = [time_kernel, KERNEL, KERNEL]
+        self.weight_0 = nn.Parameter(torch.randn(in_channels, in_channels, *kernel))
+        self.weight_1 = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
+        self.weight_skip = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1, 1))
+        self.bias_0 = nn.Parameter(torch.zeros(in_channels))
+        self.bias_1 = nn.Parameter(torch.zeros(out_channels))
+        self.affine_0 = FullyConnectedLayer(w_channels, in_channels, bias_init=1.0)
+        self.affine_1 = FullyConnectedLayer(w_channels, in_channels, bias_init=1.0)
+        self.input_magnitude_ema_0 = MagnitudeEMA()
+        self.input_magnitude_ema_1 = MagnitudeEMA()
+        self.temporal_upsample = Upsample(temporal=True) if time_up else nn.Identity()
+        self.spatial_upsample = Upsample(temporal=False) if space_up else nn.Identity()
+
+    def forward(self, x: Tensor, w: Tensor, size: Sequence[int], magnitude_ema_beta: float = 1.0) -> Tensor:
+        """x (N, Cin, T, H, W), w (N, w channels, T) -> (N, Cout, *size): resampled, then centre-cropped to `size`."""
+        gain_0 = self.input_magnitude_ema_0(x, magnitude_ema_beta)
+        h = modulated_conv3d(x, self.weight_0, self.affine_0(w), gain_0)
+        h = bias_act.bias_act(h, self.bias_0, act="lrelu", clamp=CLAMP)
+        gain_1 = self.input_magnitude_ema_1(h, magnitude_ema_beta)
+        h = modulated_conv3d(h, self.weight_1, self.affine_1(w), gain_1)
+        skip = nn.functional.conv3d(x, self.weight_skip * (gain_0 * x.shape[1] ** -0.5))
+        y = (skip + h) * 0.5**0.5
+        y = center_crop(self.temporal_upsample(y), 2, size[0])
+        y = self.spatial_upsample(y)
+        y = center_crop(center_crop(y, 3, size[1]), 4, size[2])
+        return bias_act.bias_act(y, self.bias_1, act="lrelu", clamp=CLAMP)
+
+
+@persistence.persistent_class
+class ToRGB(nn.Module):
+    """Modulated 1x1x1 convolution to three colours, without demodulation."""
+
+    def __init__(self, in_channels: int, w_channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, in_channels, 1, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.affine = FullyConnectedLayer(w_channels, in_channels, bias_init=1.0)
+        self.input_magnitude_ema = MagnitudeEMA()
+
+    def forward(self, x: Tensor, w: Tensor, magnitude_ema_beta: float = 1.0) -> Tensor:
+        """x (N, C, T, H, W), w (N, w channels, T) -> (N, 3, T, H, W)."""
+        gain = self.input_magnitude_ema(x, magnitude_ema_beta)
+        y = modulated_conv3d(x, self.weight, self.affine(w), gain, demodulate=False)
+        return bias_act.bias_act(y, self.bias, act="linear", clamp=CLAMP)
+
+
+def check_size(height: int, width: int) -> None:
+    """Refuse a frame size that the low-resolution networks cannot have: ValueError with sizes that work."""
+    long, short = max(height, width), min(height, width)
+    if long < 16 or long & (long - 1) or short * 4 < long:
+        nearest = max(16, 1 << round(math.log2(long)))
+        raise ValueError(
+            f"low-resolution frames of {height}x{width}: the longer edge must be a power of two from 16 and the "
+            f"shorter at least a quarter of it; use a longer edge of {nearest}, such as {nearest * 9 // 16}x{nearest}"
+        )
+    check_square_padding("low-resolution frames", height, width)
+
+
+@persistence.persistent_class
+class LowResGenerator(nn.Module):
+    """Noise of any length -> video of any length at low resolution (LongVideoGAN, section 3.1 and appendix A).
+
+    With the default options, parameter names, shapes and outputs are those of the published networks. A number of
+    temporal doublings d gives d + 1 temporal blocks and a temporal scale R = 2^d: the network is equivariant to
+    shifts of its noise by R frames, which is what makes exact streaming possible.
+    """
+
+    def __init__(
+        self,
+        height: int = 36,
+        width: int = 64,
+        embedding_channels: int = 1024,
+        num_filters: int = 128,
+        min_filter_taps: int = 125,
+        max_filter_taps: int = 5000,
+        w_channels: int = 1024,
+        input_channels: int = 512,
+        temporal_channels: Sequence[int] = (512, 512, 512, 512, 256, 256),
+        spatial_channels: Sequence[int] = (128, 128, 64, 64),
+        output_scale: float = 0.25,
+    ):
+        super().__init__()
+        check_size(height, width)
+        self.options: dict[str, Any] = {
+            "height": height,
+            "width": width,
+            "embedding_channels": embedding_channels,
+            "num_filters": num_filters,
+            "min_filter_taps": min_filter_taps,
+            "max_filter_taps": max_filter_taps,
+            "w_channels": w_channels,
+            "input_channels": input_channels,
+            "temporal_channels": (temporal_channels := as_tuple(temporal_channels)),
+            "spatial_channels": (spatial_channels := as_tuple(spatial_channels)),
+            "output_scale": output_scale,
+        }
+        self.height, self.width = height, width
+        self.output_scale = output_scale
+        self.num_temporal_doublings = len(temporal_channels) - 1
+        if not 3 <= self.num_temporal_doublings <= 5:
+            raise ValueError(
+                f"temporal_channels has {len(temporal_channels)} widths: use 4 to 6, for 3 to 5 temporal doublings"
+            )
+        if embedding_channels % num_filters:
+            raise ValueError(
+                f"embedding_channels ({embedding_channels}) must be a multiple of num_filters ({num_filters})"
+            )
+        self.noise_channels = embedding_channels // num_filters
+        self.temporal_scale = 2**self.num_temporal_doublings
+
+        num_extra_pairs = max(0, int(math.log2(max(height, width))) - 6)  # beyond 64, more pairs like the last
+        spatial_channels = spatial_channels + spatial_channels[-1:] * (2 * num_extra_pairs)
+        scales = [max(1, (max(height, width) // 4) >> level) for level in range(3 + len(spatial_channels) // 2)]
+        sizes = [(math.ceil(height / scale), math.ceil(width / scale)) for scale in scales]
+
+        self.spatial_input = nn.Parameter(torch.randn(1, input_channels, 1, *sizes[0]))
+        self.block_sizes: list[tuple[int, int]] = []  # height and width that each block puts out
+        level, channels = 0, input_channels
+        self.temporal_layers = nn.ModuleList()
+        for index, out_channels in enumerate(temporal_channels):
+            space_up = index in SPACE_DOUBLES_IN
+            level += space_up
+            time_up = index < self.num_temporal_doublings
+            self.block_sizes.append(sizes[level])
+            self.temporal_layers.append(GeneratorBlock(channels, out_channels, w_channels, KERNEL, time_up, space_up))
+            channels = out_channels
+        self.spatial_layers = nn.ModuleList()
+        for index, out_channels in enumerate(spatial_channels):
+            level += index % 2 == 0
+            space_up = index % 2 == 0 and scales[level] < scales[level - 1]
+            self.block_sizes.append(sizes[level])
+            self.spatial_layers.append(GeneratorBlock(channels, out_channels, w_channels, 1, False, space_up))
+            channels = out_channels
+        self.to_rgb = ToRGB(channels, w_channels)
+        self.temporal_emb = TemporalEmbedding(num_filters, min_filter_taps, max_filter_taps)
+        self.latent_mapping = LatentMapping(embedding_channels, w_channels)
+        self.temporal_downsample_latent = TemporalDownsample()
+        self.w_to_temp_input = FullyConnectedLayer(w_channels, input_channels)
+
+    # Lengths -----------------------------------------------------------------------------------------------------
+
+    def num_noise_frames(self, num_frames: int) -> int:
+        """Noise samples that `synthesize` needs for `num_frames` frames."""
+        scale = self.temporal_scale
+        coarse = math.ceil(num_frames / scale) + 2 * TEMPORAL_PADDING
+        return scale * coarse + self.temporal_emb.blur_filters.shape[2] - 1
+
+    def level_lengths(self, num_frames: int) -> list[int]:
+        """Feature length entering each temporal block, coarsest first, and the length that leaves the last one."""
+        padded = [
+            math.ceil(num_frames / 2**level) + 2 * TEMPORAL_PADDING
+            for level in range(self.num_temporal_doublings, -1, -1)
+        ]
+        return [*padded, num_frames]
+
+    # Synthesis ---------------------------------------------------------------------------------------------------
+
+    def style_tracks(self, w: Tensor, num_frames: int) -> list[Tensor]:
+        """w (N, C, E) -> one track per temporal block, coarsest first, then the one every later layer shares."""
+        lengths = self.level_lengths(num_frames)
+        tracks = [center_crop(w, 2, lengths[-1]), center_crop(w, 2, lengths[-2])]
+        for length in lengths[-3::-1]:
+            w = self.temporal_downsample_latent(w)
+            tracks.append(center_crop(w, 2, length))
+        return tracks[::-1]
+
+    def synthesize(
+        self, noise: Tensor, num_frames: int, legacy_alignment: bool = False, magnitude_ema_beta: float = 1.0
+    ) -> Tensor:
+        """noise (N, noise channels, num_noise_frames(num_frames)) -> video (N, 3, num_frames, height, width).
+
+        Frames are nominally in [-1, 1] and not clamped. `legacy_alignment=False` computes whole multiples of the
+        temporal scale and drops the tail, so that the style of frame t always comes from the same noise samples;
+        True crops every level to the length asked for, as the published network does, which shifts styles against
+        features by up to half a temporal scale when `num_frames` is not a multiple of it.
+        """
+        misc.assert_shape(noise, [None, self.noise_channels, self.num_noise_frames(num_frames)])
+        length = num_frames if legacy_alignment else self.temporal_scale * math.ceil(num_frames / self.temporal_scale)
+        w = self.latent_mapping(self.temporal_emb(noise))  # N C E
+        *tracks, frame_track = self.style_tracks(w, length)
+        coarse = self.w_to_temp_input(tracks[0])
+        x = (coarse[..., None, None] + self.spatial_input) * 0.5**0.5
+        lengths = self.level_lengths(length)[1:]
+        sizes = iter(self.block_sizes)
+        for block, track, out_length in zip(self.temporal_layers, tracks, lengths, strict=True):
+            x = block(x, track, (out_length, *next(sizes)), magnitude_ema_beta)
+        for block in self.spatial_layers:
+            x = block(x, frame_track, (length, *next(sizes)), magnitude_ema_beta)
+        video = self.to_rgb(x, frame_track, magnitude_ema_beta) * self.output_scale
+        return video[:, :, :num_frames]
+
+    def forward(self, batch_size: int, num_frames: int, generator: np.random.RandomState | None = None) -> Tensor:
+        """(batch_size, 3, num_frames, height, width) from noise drawn from `generator` (or NumPy's fresh entropy)."""
+        generator = generator or np.random.RandomState()
+        shape = (batch_size, self.noise_channels, self.num_noise_frames(num_frames))
+        noise = torch.from_numpy(generator.standard_normal(shape))
+        return self.synthesize(noise.to(self.spatial_input), num_frames)
+
+    # Reading files -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def matches(cls, record: Record) -> bool:
+        """True if the record is a generator of this kind, ours or a published one."""
+        return record.class_name == cls.__name__ or "out_height" in record.attributes
+
+    @classmethod
+    def options_from_record(cls, record: Record) -> dict[str, Any]:
+        """Constructor options of the network in `record`; a published file's are read off its tensors' shapes."""
+        if "options" in record.attributes:
+            return dict(record.attributes["options"])
+        tensors = record.state_dict()
+        blocks = {
+            kind: [
+                tensors[f"{kind}.{i}.bias_1"].shape[0] for i in range(len(tensors)) if f"{kind}.{i}.bias_1" in tensors
+            ]
+            for kind in ("temporal_layers", "spatial_layers")
+        }
+        bank = tensors["temporal_emb.blur_filters"]
+        w_channels, embedding_channels = tensors["latent_mapping.layer_0.weight"].shape
+        return {
+            "height": int(record.attributes["out_height"]),
+            "width": int(record.attributes["out_width"]),
+            "embedding_channels": embedding_channels,
+            "num_filters": bank.shape[0],
+            "min_filter_taps": int(bank[0].count_nonzero()),
+            "max_filter_taps": bank.shape[2],
+            "w_channels": w_channels,
+            "input_channels": tensors["spatial_input"].shape[1],
+            "temporal_channels": tuple(blocks["temporal_layers"]),
+            "spatial_channels": tuple(blocks["spatial_layers"]),
+            "output_scale": float(record.attributes.get("output_scale", 0.25)),
+        }

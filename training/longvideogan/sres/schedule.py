@@ -1,0 +1,183 @@
+"""Which rate, cutoff and canvas each layer of the super-resolution generator has (StyleGAN3, section 3.2).
+
+Pure functions of a few numbers. The published constants at 144x256 scale with the longer edge R: the cutoffs run
+from 2 to R / 2.
+"""
+
+import math
+from dataclasses import dataclass
+
+FIRST_CUTOFF = 2.0
+FIRST_STOPBAND = 2**2.1
+LAST_STOPBAND_REL = 2**0.3
+NUM_CRITICAL = 2  # layers at the end that are critically sampled
+MARGIN = 10  # extra pixels around each canvas but the last two
+FILTER_SIZE = 6  # taps of a resampling filter, per sample of the lower rate
+KERNEL = 3
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One synthesis layer; sizes are (width, height), rates in samples across the longer edge."""
+
+    index: int
+    in_channels: int
+    out_channels: int
+    in_size: tuple[int, int]
+    out_size: tuple[int, int]
+    in_rate: int
+    out_rate: int
+    in_cutoff: float
+    out_cutoff: float
+    in_half_width: float
+    out_half_width: float
+    is_rgb: bool
+
+    @property
+    def name(self) -> str:
+        """The attribute that holds the layer, such as L13_256_144_128."""
+        return f"L{self.index}_{self.out_size[0]}_{self.out_size[1]}_{self.out_channels}"
+
+    @property
+    def kernel(self) -> int:
+        """Edge of the convolution kernel."""
+        return 1 if self.is_rgb else KERNEL
+
+    @property
+    def filter_rate(self) -> int:
+        """Rate at which the non-linearity runs."""
+        return max(self.in_rate, self.out_rate) * (1 if self.is_rgb else 2)
+
+    @property
+    def up(self) -> int:
+        """Factor from the input's rate to the non-linearity's."""
+        return self.filter_rate // self.in_rate
+
+    @property
+    def down(self) -> int:
+        """Factor from the non-linearity's rate to the output's."""
+        return self.filter_rate // self.out_rate
+
+    @property
+    def up_taps(self) -> int:
+        """Taps of the filter after zero insertion; 1 means no filter."""
+        return 1 if self.is_rgb or self.up == 1 else FILTER_SIZE * self.up
+
+    @property
+    def down_taps(self) -> int:
+        """Taps of the filter before decimation; 1 means no filter."""
+        return 1 if self.is_rgb or self.down == 1 else FILTER_SIZE * self.down
+
+    @property
+    def padding(self) -> tuple[int, int, int, int]:
+        """Samples to add (or, if negative, to cut) after zero insertion: x_lo, x_hi, y_lo, y_hi."""
+        pads = []
+        for size_in, size_out in zip(self.in_size, self.out_size, strict=True):
+            total = (size_out - 1) * self.down + 1
+            total -= (size_in + self.kernel - 1) * self.up
+            total += self.up_taps + self.down_taps - 2
+            low = (total + self.up) // 2
+            pads += [low, total - low]
+        return pads[0], pads[1], pads[2], pads[3]
+
+
+def check_size(height: int, width: int) -> None:
+    """Refuse an output size whose longer edge is not a power of two from 64: ValueError with one that works."""
+    long = max(height, width)
+    if long < 64 or long & (long - 1):
+        nearest = max(64, 1 << round(math.log2(long)))
+        raise ValueError(
+            f"super-resolution frames of {height}x{width}: the longer edge must be a power of two from 64; "
+            f"the nearest is {nearest}, such as {nearest * 9 // 16}x{nearest}"
+        )
+    if (height - width) % 2:
+        raise ValueError(
+            f"super-resolution frames of {height}x{width}: height and width must differ by an even number of pixels; "
+            f"use {height + 1}x{width} or {height - 1}x{width}"
+        )
+
+
+def check_pair(height: int, width: int, lres_height: int, lres_width: int) -> None:
+    """Refuse a low-resolution size that is not the output size halved a whole number of times: ValueError."""
+    check_size(height, width)
+    factor = max(height, width) // max(lres_height, lres_width)
+    exact = (lres_height * factor, lres_width * factor) == (height, width)
+    if not exact or factor < 2 or factor & (factor - 1):
+        possible = [f"{height >> j}x{width >> j}" for j in (1, 2, 3) if not (height % (1 << j) or width % (1 << j))]
+        raise ValueError(
+            f"low-resolution frames of {lres_height}x{lres_width} for {height}x{width}: both edges must be those of "
+            f"the output divided by the same power of two from 2; possible are {', '.join(possible)}"
+        )
+
+
+def sampling_rates(edge: int, num_layers: int) -> tuple[list[float], list[float], list[int]]:
+    """Cutoff, transition half-width and sampling rate of layers 0 .. num_layers for a longer edge of `edge`."""
+    last_cutoff = edge / 2
+    cutoffs, half_widths, rates = [], [], []
+    for index in range(num_layers + 1):
+        exponent = min(index / (num_layers - NUM_CRITICAL), 1)
+        cutoff = FIRST_CUTOFF * (last_cutoff / FIRST_CUTOFF) ** exponent
+        stopband = FIRST_STOPBAND * (last_cutoff * LAST_STOPBAND_REL / FIRST_STOPBAND) ** exponent
+        rate = int(2 ** math.ceil(math.log2(min(2 * stopband, edge))))
+        cutoffs.append(cutoff)
+        rates.append(rate)
+        half_widths.append(max(stopband, rate / 2) - cutoff)
+    return cutoffs, half_widths, rates
+
+
+def quadruples(edge: int, num_layers: int) -> bool:
+    """True if some step of the schedule multiplies the sampling rate by more than two."""
+    _, _, rates = sampling_rates(edge, num_layers)
+    return any(after > 2 * before for before, after in zip(rates[:-1], rates[1:], strict=True))
+
+
+def layer_schedule(
+    height: int,
+    width: int,
+    num_layers: int,
+    channel_base: int,
+    channel_max: int,
+    cond_channels: int,
+    input_channels: int,
+) -> list[Layer]:
+    """Layers 0 .. num_layers. `cond_channels` join every layer's input, `input_channels` the first one's.
+
+    Raises ValueError if the rate would have to quadruple in one layer, naming the smallest number that works.
+    """
+    edge = max(height, width)
+    if num_layers <= NUM_CRITICAL or quadruples(edge, num_layers):
+        enough = next(n for n in range(NUM_CRITICAL + 1, 64) if not quadruples(edge, n))
+        raise ValueError(
+            f"{num_layers} super-resolution layers cannot reach {height}x{width}: a layer would have to raise the "
+            f"sampling rate more than twofold; use num_layers={enough} or more"
+        )
+    cutoffs, half_widths, rates = sampling_rates(edge, num_layers)
+    sizes, channels = [], []
+    for index, (rate, cutoff) in enumerate(zip(rates, cutoffs, strict=True)):
+        canvas = (
+            math.ceil(rate * min(1, width / height)) + 2 * MARGIN,
+            math.ceil(rate * min(1, height / width)) + 2 * MARGIN,
+        )
+        sizes.append((width, height) if index > num_layers - NUM_CRITICAL else canvas)
+        channels.append(round(min(channel_base / 2 / cutoff, channel_max)))
+    channels[-1] = 3
+    layers = []
+    for index in range(num_layers + 1):
+        before = max(index - 1, 0)
+        layers.append(
+            Layer(
+                index=index,
+                in_channels=cond_channels + (channels[before] if index else input_channels),
+                out_channels=channels[index],
+                in_size=sizes[before],
+                out_size=sizes[index],
+                in_rate=rates[before],
+                out_rate=rates[index],
+                in_cutoff=cutoffs[before],
+                out_cutoff=cutoffs[index],
+                in_half_width=half_widths[before],
+                out_half_width=half_widths[index],
+                is_rgb=index == num_layers,
+            )
+        )
+    return layers
