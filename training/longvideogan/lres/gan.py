@@ -34,6 +34,7 @@ class LowResOptions(GANOptions):
 class LowResGAN(GAN):
     """Generator of long low-resolution clips against a discriminator of whole clips."""
 
+    Options = LowResOptions
     options: LowResOptions
     G: LowResGenerator
     D: LowResDiscriminator

@@ -24,7 +24,6 @@ class Conv2dLayer(nn.Module):
     """Convolution, optionally decimated by two after a [1, 3, 3, 1] low-pass, with bias and activation."""
 
     resample_filter: Tensor
-    fir: Tensor
 
     def __init__(
         self,
@@ -41,14 +40,12 @@ class Conv2dLayer(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.register_buffer("resample_filter", binomial_filter())
-        # The stored 4x4 filter is an outer product; the same filter as a row is applied to each axis, far cheaper.
-        self.register_buffer("fir", torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, Cin, H, W) -> (N, Cout, H / down, W / down)."""
         weight = (self.weight * self.weight[0].numel() ** -0.5).to(x.dtype)
         x = conv2d_resample.conv2d_resample(
-            x, weight, f=self.fir if self.down > 1 else None, down=self.down, padding=weight.shape[2] // 2
+            x, weight, f=self.resample_filter if self.down > 1 else None, down=self.down, padding=weight.shape[2] // 2
         )
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return bias_act.bias_act(x, bias, act=self.activation, clamp=self.clamp)

@@ -44,6 +44,7 @@ class SuperResOptions(GANOptions):
 class SuperResGAN(GAN):
     """Generator of sharp frames against a discriminator of a few frames at both resolutions."""
 
+    Options = SuperResOptions
     options: SuperResOptions
     G: SuperResGenerator
     D: SuperResDiscriminator

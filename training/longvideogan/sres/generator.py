@@ -96,6 +96,8 @@ class MappingNetwork(nn.Module):
 class SynthesisLayer(nn.Module):
     """Modulated convolution, then a leaky ReLU between an up- and a down-sampling filter (StyleGAN3, figure 4b)."""
 
+    _record_init_args = False  # built from a schedule, which the weights' own shapes tell as well
+
     magnitude_ema: Tensor
     up_filter: Tensor | None
     down_filter: Tensor | None
@@ -166,6 +168,8 @@ def make_filter(num_taps: int, cutoff: float, half_width: float, sampling_rate: 
 class FourierInput(nn.Module):
     """Fixed sinusoids over the first canvas, mixed by a learned matrix; off in every published network."""
 
+    _record_init_args = False  # built from a schedule, which the weights' own shapes tell as well
+
     features: Tensor
 
     def __init__(self, layer: Layer, channels: int, cutoff: float = 2.0):
@@ -190,6 +194,8 @@ class FourierInput(nn.Module):
 class SynthesisNetwork(nn.Module):
     """The stack of layers, each fed the previous one's output and the conditioning at its own rate."""
 
+    _record_init_args = False  # built from a schedule, which the weights' own shapes tell as well
+
     def __init__(self, layers: list[Layer], w_channels: int, fourier_channels: int, num_fp16_res: int):
         super().__init__()
         edge = max(layers[-1].out_size)
@@ -213,6 +219,8 @@ class SynthesisNetwork(nn.Module):
 @persistence.persistent_class
 class ConditionalStyleGAN3(nn.Module):
     """Synthesis, mapping and the resamplers of the condition; attribute names are those of the published weights."""
+
+    _record_init_args = False  # built from a schedule, which the weights' own shapes tell as well
 
     def __init__(
         self,

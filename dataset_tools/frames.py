@@ -1,0 +1,93 @@
+"""Turn decoded frames into stored ones: centre crop, Lanczos resize and JPEG, the same in every dataset maker."""
+
+import collections
+import concurrent.futures
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import click
+import numpy as np
+from PIL import Image
+
+JPEG_QUALITY = 100
+
+Size = tuple[int, int]  # height, width
+
+
+class SizesType(click.ParamType):
+    """A comma-separated list of frame sizes, each HEIGHTxWIDTH."""
+
+    name = "HxW,HxW,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Size, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return parse_sizes(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def parse_sizes(text: str) -> tuple[Size, ...]:
+    """Read "36x64,144x256" as ((36, 64), (144, 256)), height first; ValueError on anything else or on a repeat."""
+    sizes = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)x(\d+)\s*", part)
+        if match is None or 0 in (size := (int(match[1]), int(match[2]))) or max(size) > 9999:
+            raise ValueError(f"{part.strip()!r} is not a frame size; sizes look like 36x64,144x256 (height x width)")
+        sizes.append(size)
+    if len(set(sizes)) < len(sizes):
+        raise ValueError(f"{text!r} names a size twice; give each size once")
+    return tuple(sizes)
+
+
+def center_crop_and_resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Crop the middle of `frame` (uint8 H W 3) to the aspect of height x width, then resize it with a Lanczos filter.
+
+    Only the dimension that is too long is cropped, so the result shows as much of the frame as its aspect allows.
+    """
+    image = Image.fromarray(frame)
+    if (image.height, image.width) == (height, width):
+        return frame
+    height_ratio, width_ratio = image.height / height, image.width / width
+    if height_ratio > width_ratio:
+        top = (image.height - height * width_ratio) // 2
+        image = image.crop(_rounded((0, top, image.width, top + height * width_ratio)))
+    elif width_ratio > height_ratio:
+        left = (image.width - width * height_ratio) // 2
+        image = image.crop(_rounded((left, 0, left + width * height_ratio, image.height)))
+    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def encode_jpeg(frame: np.ndarray) -> bytes:
+    """The JPEG of a frame (uint8 H W 3) as datasets store it: quality 100, colour at full resolution (4:4:4)."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def encode_at_sizes(frame: np.ndarray, sizes: Sequence[Size]) -> list[bytes]:
+    """One JPEG of `frame` (uint8 H W 3) for each size."""
+    return [encode_jpeg(center_crop_and_resize(frame, height, width)) for height, width in sizes]
+
+
+def encode_stream(frames: Iterable[np.ndarray], sizes: Sequence[Size], num_threads: int) -> Iterator[list[bytes]]:
+    """`encode_at_sizes` of each frame, in order, computed by `num_threads` threads a few frames ahead.
+
+    Pillow resizes and encodes outside Python's lock, so threads keep all cores busy.
+    """
+    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+        pending = collections.deque[concurrent.futures.Future[list[bytes]]]()
+        for frame in frames:
+            pending.append(pool.submit(encode_at_sizes, frame, sizes))
+            if len(pending) > 2 * num_threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _rounded(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+    left, top, right, bottom = box
+    return round(left), round(top), round(right), round(bottom)

@@ -1,0 +1,338 @@
+"""Build textured mazes and write them as a WAD that the Doom engine plays: grids, splits, textures and UDMF maps."""
+
+import functools
+import hashlib
+import importlib.util
+import io
+import itertools
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+TILE = 128  # map units along the edge of a tile, the width of a corridor; the player is 32 wide
+SPLITS = ("train", "val", "test")
+_SPLIT_OF_TENTH = ("train",) * 8 + ("val", "test")
+
+_TEXTURE_EDGE = 128  # pixels, one for each map unit
+_NUM_CHOICES = 14  # textures of a kind to choose from for one maze
+_DISTINCT = 70.0  # RGB distance of the mean colours of surfaces that meet
+_SKY = "F_SKY1"  # the engine's name for a ceiling that is open to the sky
+
+# Around a tile with its inside on the right, as the engine wants lines: corner to corner, and the neighbour (dy, dx).
+_SIDES = (
+    ((0, 1), (1, 1), (1, 0)),
+    ((1, 1), (1, 0), (0, 1)),
+    ((1, 0), (0, 0), (-1, 0)),
+    ((0, 0), (0, 1), (0, -1)),
+)
+
+
+@dataclass(frozen=True)
+class Maze:
+    """A maze on a grid of tiles: which are open, which region each belongs to, and where the walk starts.
+
+    `open_tiles` is bool and `regions` int, both (rows, columns), row 0 at y = 0; every open tile can be reached.
+    """
+
+    open_tiles: np.ndarray
+    regions: np.ndarray
+    start: tuple[int, int]
+
+    def wall_distance(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Distance in map units from points to the nearest closed tile; 0 inside one. Shape of x and y."""
+        rows, columns = np.nonzero(~self.open_tiles)
+        dx = np.abs(np.asarray(x)[..., None] - (columns + 0.5) * TILE) - TILE / 2
+        dy = np.abs(np.asarray(y)[..., None] - (rows + 0.5) * TILE) - TILE / 2
+        return np.hypot(dx.clip(min=0), dy.clip(min=0)).min(axis=-1)
+
+
+def split_of(open_tiles: np.ndarray) -> str:
+    """The split that a maze of this shape belongs to, the same for its rotations and mirror images.
+
+    The shape alone decides, so two splits never share a maze whatever the seeds are.
+    """
+    turned = [np.rot90(grid, k) for grid in (open_tiles, open_tiles.T) for k in range(4)]
+    canonical = min(bytes(grid.shape) + grid.astype(np.uint8).tobytes() for grid in turned)
+    return _SPLIT_OF_TENTH[hashlib.sha256(canonical).digest()[0] % len(_SPLIT_OF_TENTH)]
+
+
+def build_maze(random: np.random.RandomState, split: str) -> Maze:
+    """Draw mazes until one belongs to `split`, then divide it into 3 to 5 regions of their own looks."""
+    while True:
+        open_tiles = _draw_tiles(random)
+        if split_of(open_tiles) == split:
+            break
+    rows, columns = np.nonzero(open_tiles)
+    seeds = random.choice(len(rows), size=random.randint(3, 6), replace=False)
+    distance = (rows[:, None] - rows[seeds]) ** 2 + (columns[:, None] - columns[seeds]) ** 2
+    regions = np.full(open_tiles.shape, -1)
+    regions[rows, columns] = distance.argmin(axis=1)
+    start = random.randint(len(rows))
+    return Maze(open_tiles, regions, (int(rows[start]), int(columns[start])))
+
+
+def _draw_tiles(random: np.random.RandomState) -> np.ndarray:
+    """Depth-first search over the cells of a grid, then loops and rooms: bool (2 n + 1, 2 m + 1)."""
+    rows, columns = random.randint(3, 8, size=2)
+    tiles = np.zeros((2 * rows + 1, 2 * columns + 1), bool)
+    stack = [(random.randint(rows), random.randint(columns))]
+    tiles[2 * stack[0][0] + 1, 2 * stack[0][1] + 1] = True
+    while stack:
+        row, column = stack[-1]
+        steps = [
+            (dr, dc)
+            for dr, dc in ((0, 1), (1, 0), (0, -1), (-1, 0))
+            if 0 <= row + dr < rows and 0 <= column + dc < columns
+            and not tiles[2 * (row + dr) + 1, 2 * (column + dc) + 1]
+        ]  # fmt: skip
+        if not steps:
+            stack.pop()
+            continue
+        dr, dc = steps[random.randint(len(steps))]
+        tiles[2 * row + 1 + dr, 2 * column + 1 + dc] = True
+        tiles[2 * (row + dr) + 1, 2 * (column + dc) + 1] = True
+        stack.append((row + dr, column + dc))
+    inner = [
+        (r, c)
+        for r, c in itertools.product(range(1, 2 * rows), range(1, 2 * columns))
+        if (r + c) % 2 and not tiles[r, c]
+    ]
+    loops = random.choice(len(inner), size=round(random.uniform(0.15, 0.2) * len(inner)), replace=False)
+    for index in loops:
+        tiles[inner[index]] = True
+    for _ in range(random.randint(1, 2 + rows * columns // 12)):
+        height, width = random.randint(2, 4, size=2)
+        top, left = random.randint(rows - height + 1), random.randint(columns - width + 1)
+        tiles[2 * top + 1 : 2 * (top + height), 2 * left + 1 : 2 * (left + width)] = True
+    return tiles
+
+
+# ----------------------------------------------------------------------------
+# Textures.
+
+
+@dataclass(frozen=True)
+class Texture:
+    """A texture: its name in the WAD and its pixels, uint8 (H, W, 3)."""
+
+    name: str
+    pixels: np.ndarray
+
+    @functools.cached_property
+    def color(self) -> np.ndarray:
+        """The mean colour, float (3,)."""
+        return self.pixels.mean(axis=(0, 1))
+
+
+@functools.cache
+def load_patterns(kind: str) -> tuple[np.ndarray, ...]:
+    """The labmaze textures of a kind, "wall" or "floor", in order of their names: uint8 (128, 128, 3) each."""
+    return tuple(_load(path, _TEXTURE_EDGE) for path in sorted(_assets().glob(f"style_*/{kind}_*_d.png")))
+
+
+@functools.cache
+def _load_skies() -> tuple[np.ndarray, ...]:
+    """The fronts of labmaze's sky boxes, each with its mirror image, so that they close up: uint8 (128, 256, 3)."""
+    halves = [_load(path, 128) for path in sorted(_assets().glob("sky_*/ft.png"))]
+    return tuple(np.concatenate([half, half[:, ::-1]], axis=1) for half in halves)
+
+
+def _assets() -> Path:
+    # Found without importing labmaze: only its pictures are used, not its compiled maze generator.
+    spec = importlib.util.find_spec("labmaze")
+    assert spec is not None and spec.submodule_search_locations, "labmaze is installed"
+    return Path(spec.submodule_search_locations[0]) / "assets"
+
+
+def _load(path: Path, edge: int) -> np.ndarray:
+    with Image.open(path) as image:
+        rgb = image.convert("RGBA").convert("RGB")
+    return np.asarray(rgb.resize((edge, edge), Image.Resampling.LANCZOS))
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _draw_sky(random: np.random.RandomState) -> Texture:
+    skies = _load_skies()
+    return Texture("SKYVIEW", np.roll(skies[random.randint(len(skies))], random.randint(256), axis=1))
+
+
+def _recolor(random: np.random.RandomState, patterns: Sequence[np.ndarray], name: str) -> Texture:
+    """Take a pattern, turn its hue, limit how strong its colour is, and set a pleasant mean brightness."""
+    pattern = patterns[random.randint(len(patterns))]
+    turn, saturation, brightness = random.uniform(0, 2 * np.pi), random.uniform(0.15, 0.55), random.uniform(105, 185)
+    # Turning the hue is a rotation of the colour part about the grey axis.
+    grey = pattern.mean(axis=2, keepdims=True)
+    chroma = pattern - grey
+    turned = np.cos(turn) * chroma + np.sin(turn) * np.cross(np.full(3, 3**-0.5), chroma)
+    mean_grey, mean_chroma = grey.mean(), turned.mean(axis=(0, 1))
+    # Scaled by s, the mean colour has saturation 1 - min / max = s (max - min) / (grey + s max) of its chroma.
+    high, low = mean_chroma.max(), mean_chroma.min()
+    scale = saturation * mean_grey / max(high - low - saturation * high, 1e-3)
+    pixels = grey + min(scale, 1.0) * turned
+    for _ in range(3):  # clipping takes a little brightness away again
+        pixels = (pixels * brightness / pixels.mean()).clip(8, 250)
+    return Texture(name, pixels.round().astype(np.uint8))
+
+
+def _pick(random: np.random.RandomState, textures: Sequence[Texture], unlike: Sequence[Texture]) -> Texture:
+    """A random texture whose mean colour is far from those of `unlike`, or the farthest of 30 drawn."""
+    best, best_distance = textures[0], -1.0
+    for _ in range(30):
+        texture = textures[random.randint(len(textures))]
+        distance = min((float(np.linalg.norm(texture.color - other.color)) for other in unlike), default=np.inf)
+        if distance >= _DISTINCT:
+            return texture
+        if distance > best_distance:
+            best, best_distance = texture, distance
+    return best
+
+
+# ----------------------------------------------------------------------------
+# Maps.
+
+
+def build_wad(random: np.random.RandomState, maze: Maze) -> bytes:
+    """A WAD with one map, MAP01: the maze, textures drawn for it, and a palette made for these textures.
+
+    The engine paints with 256 colours; with its own ones, other colours than a dungeon's turn to specks.
+    """
+    walls = [_recolor(random, load_patterns("wall"), f"WALL{i:02d}") for i in range(_NUM_CHOICES)]
+    flats = [_recolor(random, load_patterns("floor"), f"FLAT{i:02d}") for i in range(_NUM_CHOICES)]
+    sky = _draw_sky(random)
+    looks = _draw_looks(random, maze.regions.max() + 1, walls, flats)
+    used = {texture.name: texture for look in looks for texture in look.textures}
+    open_air = any(look.ceiling is None for look in looks)
+    textures = [*used.values(), *([sky] if open_air else [])]
+    palette = _palette(textures)
+    lumps = [
+        ("PLAYPAL", palette.tobytes() * 14),
+        ("COLORMAP", _shades(palette).tobytes()),
+        ("MAPINFO", b'map MAP01 "maze" { sky1 = "SKYVIEW", 0.0 }'),
+        ("MAP01", b""),
+        ("TEXTMAP", _map_text(random, maze, looks).encode()),
+        ("ENDMAP", b""),
+        ("TX_START", b""),
+        *((texture.name, _png(texture.pixels)) for texture in textures),
+        ("TX_END", b""),
+    ]
+    return _pack(lumps)
+
+
+def _palette(textures: Sequence[Texture]) -> np.ndarray:
+    """256 colours that suit the textures at every distance, for far is dark: uint8 (256, 3)."""
+    near = np.concatenate([texture.pixels[::4, ::4].reshape(-1, 3) for texture in textures])
+    pixels = np.concatenate([near * shade for shade in (1.0, 0.85, 0.7, 0.55)]).astype(np.uint8)
+    image = Image.fromarray(pixels[None]).quantize(253, Image.Quantize.MEDIANCUT, kmeans=2)
+    colors = np.array(image.getpalette(), np.uint8).reshape(-1, 3)[:253]
+    palette = np.zeros((256, 3), np.uint8)
+    palette[1 : 1 + len(colors)] = colors
+    palette[254:] = 255
+    return palette
+
+
+def _shades(palette: np.ndarray) -> np.ndarray:
+    """The engine's table of darker colours: for 34 levels of darkness, the palette index of each colour's shade."""
+    scale = np.append(np.linspace(1, 1 / 32, 32), [1, 0])[:, None, None]
+    wanted = (palette * scale).reshape(-1, 3)
+    squares = (palette.astype(float) ** 2).sum(axis=1)
+    return (squares - 2 * wanted @ palette.T.astype(float)).argmin(axis=1).astype(np.uint8).reshape(34, 256)
+
+
+def _pack(lumps: Sequence[tuple[str, bytes]]) -> bytes:
+    """The PWAD container: head, contents, then a directory of (offset, length, name of 8 bytes)."""
+    offsets = np.cumsum([12, *(len(data) for _, data in lumps)])
+    head = struct.pack("<4sii", b"PWAD", len(lumps), offsets[-1])
+    directory = (
+        struct.pack("<ii8s", offset, len(data), name.encode())
+        for offset, (name, data) in zip(offsets, lumps, strict=False)
+    )
+    return b"".join([head, *(data for _, data in lumps), *directory])
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How a region looks: its surfaces, its light and the height of its ceiling."""
+
+    wall: Texture
+    accent: Texture
+    floor: Texture
+    ceiling: Texture | None  # None: open to the sky
+    light: int
+    height: int
+
+    @property
+    def textures(self) -> list[Texture]:
+        surfaces = (self.wall, self.accent, self.floor, self.ceiling)
+        return [texture for texture in surfaces if texture is not None]
+
+
+def _draw_looks(random: np.random.RandomState, count: int, walls: list[Texture], flats: list[Texture]) -> list[_Look]:
+    looks: list[_Look] = []
+    for _ in range(count):
+        wall = _pick(random, walls, [look.wall for look in looks])
+        accent = _pick(random, walls, [wall])
+        floor = _pick(random, flats, [wall, *(look.floor for look in looks[-1:])])
+        ceiling = _pick(random, flats, [wall, floor]) if random.uniform() < 0.7 else None
+        light, height = random.randint(176, 232), 16 * random.randint(7, 11)
+        looks.append(_Look(wall, accent, floor, ceiling, light, height))
+    return looks
+
+
+def _map_text(random: np.random.RandomState, maze: Maze, looks: Sequence[_Look]) -> str:
+    """A maze in the Universal Doom Map Format: a sector for each region, lines where tiles close or regions meet."""
+    vertices: dict[tuple[int, int], int] = {}
+    lines, sides = [], []
+
+    def side(region: int, **textures: str) -> int:
+        sides.append(_block("sidedef", sector=region, **textures))
+        return len(sides) - 1
+
+    for row, column in np.argwhere(maze.open_tiles).tolist():
+        region = int(maze.regions[row, column])
+        for corner, next_corner, (dy, dx) in _SIDES:
+            neighbour = int(maze.regions[row + dy, column + dx])
+            ends = [
+                vertices.setdefault(((column + x) * TILE, (row + y) * TILE), len(vertices))
+                for x, y in (corner, next_corner)
+            ]
+            look = looks[region]
+            if neighbour < 0:
+                wall = (look.accent if random.uniform() < 0.15 else look.wall).name
+                lines.append(
+                    _block("linedef", v1=ends[0], v2=ends[1], sidefront=side(region, texturemiddle=wall), blocking=True)
+                )
+            elif region < neighbour:
+                # Where ceilings differ in height, the step between them shows the wall of the higher region.
+                front, back = (side(r, texturetop=looks[r].wall.name) for r in (region, neighbour))
+                lines.append(_block("linedef", v1=ends[0], v2=ends[1], sidefront=front, sideback=back, twosided=True))
+    row, column = maze.start
+    centre = {"x": (column + 0.5) * TILE, "y": (row + 0.5) * TILE}
+    player = _block("thing", **centre, angle=0, type=1, **{f"skill{i}": True for i in range(1, 6)}, single=True)
+    points = [_block("vertex", x=float(x), y=float(y)) for x, y in vertices]
+    sectors = [
+        _block(
+            "sector",
+            heightfloor=0,
+            heightceiling=look.height,
+            texturefloor=look.floor.name,
+            textureceiling=look.ceiling.name if look.ceiling else _SKY,
+            lightlevel=look.light,
+        )
+        for look in looks
+    ]
+    return "\n".join(['namespace = "zdoom";', player, *points, *lines, *sides, *sectors])
+
+
+def _block(kind: str, **fields: str | float | bool) -> str:
+    """One object of the map: JSON writes its strings, numbers and truth values as the format wants them."""
+    return f"{kind} {{ {' '.join(f'{key} = {json.dumps(value)};' for key, value in fields.items())} }}"

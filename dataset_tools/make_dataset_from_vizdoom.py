@@ -1,0 +1,269 @@
+"""Make LabDoom, a dataset of first-person walks through random textured mazes, rendered without a display.
+
+Example, a minute on a laptop:
+  python -m dataset_tools.make_dataset_from_vizdoom data/labdoom --clips 64 --frames 300 --sizes 36x64,144x256
+"""
+
+import concurrent.futures
+import contextlib
+import importlib.util
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from dataset_tools import archive
+from dataset_tools.frames import Size, SizesType, encode_stream
+from dataset_tools.labdoom_maze import SPLITS, build_maze, build_wad
+from dataset_tools.labdoom_walker import plan_walk
+from training.random import random_state
+
+CLIPS_PER_SHARD = 32
+NOMINAL_FPS = 30  # one frame for each tick of the engine, shown at video rate
+_FROZEN_TICKS = 10  # for which the engine holds a new player still
+_WARMUP_FRAMES = 30  # walked before a clip begins, so that no clip starts from a standstill
+_THRUST = 32  # button value for a change of velocity of one map unit a tick; the engine rounds it to a whole number
+_SUPERSAMPLING = 1.5  # rendered pixels for each pixel kept, along each edge
+
+# What the engine can render; it takes nothing else.
+_RESOLUTIONS = (
+    *((160, 120), (256, 144), (320, 180), (320, 240), (400, 225), (400, 300), (512, 288), (512, 384), (640, 360)),
+    *((640, 480), (800, 450), (800, 600), (1024, 576), (1024, 768), (1280, 720), (1280, 960), (1600, 900)),
+    *((1600, 1200), (1920, 1080)),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides the content of a dataset."""
+
+    sizes: tuple[Size, ...]
+    num_clips: int
+    num_frames: int
+    split: str
+    seed: int
+    walker: str
+
+
+@contextlib.contextmanager
+def _engine(wad: bytes, resolution: tuple[int, int]) -> Iterator[Any]:
+    """A running engine with the WAD's map loaded and the player ready to move, in a folder of its own."""
+    import vizdoom
+
+    with tempfile.TemporaryDirectory() as folder:
+        wad_path = Path(folder, "maze.wad")
+        wad_path.write_bytes(wad)
+        game = vizdoom.DoomGame()
+        game.set_doom_game_path(str(Path(vizdoom.__file__).with_name("freedoom2.wad")))
+        game.set_doom_scenario_path(str(wad_path))
+        game.set_doom_config_path(str(Path(folder, "vizdoom.ini")))
+        game.set_doom_map("MAP01")
+        game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+        game.set_screen_resolution(getattr(vizdoom.ScreenResolution, f"RES_{resolution[0]}X{resolution[1]}"))
+        game.set_window_visible(False)
+        game.set_sound_enabled(False)
+        overlays = (
+            "hud",
+            "weapon",
+            "crosshair",
+            "messages",
+            "decals",
+            "particles",
+            "effects_sprites",
+            "screen_flashes",
+        )
+        for overlay in overlays:
+            getattr(game, f"set_render_{overlay}")(False)
+        game.set_available_buttons(
+            [
+                vizdoom.Button.MOVE_FORWARD_BACKWARD_DELTA,
+                vizdoom.Button.MOVE_LEFT_RIGHT_DELTA,
+                vizdoom.Button.TURN_LEFT_RIGHT_DELTA,
+            ]
+        )
+        variables = ("POSITION_X", "POSITION_Y", "ANGLE", "VELOCITY_X", "VELOCITY_Y")
+        game.set_available_game_variables([getattr(vizdoom.GameVariable, name) for name in variables])
+        game.set_episode_start_time(_FROZEN_TICKS)
+        game.set_episode_timeout(0)
+        game.set_mode(vizdoom.Mode.PLAYER)
+        game.set_seed(0)  # nothing random is left in the map, but the engine would take the time of day
+        game.add_game_args("+movebob 0")
+        game.init()
+        try:
+            yield game
+        finally:
+            game.close()
+
+
+def _follow(game: Any, start: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Push the player from its pose to the next one and return the pose that it really has: x, y, degrees."""
+    x, y, angle, velocity_x, velocity_y = start
+    push = (target[0] - x - velocity_x, target[1] - y - velocity_y)
+    cos, sin = np.cos(np.radians(target[2])), np.sin(np.radians(target[2]))
+    forward, right = push[0] * cos + push[1] * sin, push[0] * sin - push[1] * cos
+    left_turn = (target[2] - angle + 180) % 360 - 180
+    game.make_action([round(_THRUST * forward), round(_THRUST * right), -left_turn])
+    return game.get_state().game_variables
+
+
+def _frames(game: Any, warmup: np.ndarray, planned: np.ndarray, poses: list[list[float]]) -> Iterator[np.ndarray]:
+    """Walk the planned poses; yields the view from each, uint8 (H, W, 3), and appends to `poses` where it was seen."""
+    state = game.get_state().game_variables
+    for target in warmup[1:]:
+        state = _follow(game, state, target)
+    for target in planned:
+        state = _follow(game, state, target)
+        poses.append([round(float(value), 3) for value in state[:3]])
+        yield game.get_state().screen_buffer.copy()
+
+
+def make_clip(writer: archive.ShardWriter, plan: Plan, index: int) -> None:
+    """Render clip number `index`, whose content depends on it and on the plan's seed, split and walker alone."""
+    random = random_state(f"labdoom-{plan.split}", plan.seed, index)
+    maze = build_maze(random, plan.split)
+    warmup, walk = plan_walk(maze, random, plan.num_frames, _WARMUP_FRAMES, plan.walker == "discrete")
+    wad = build_wad(random, maze)
+    poses: list[list[float]] = []
+    with _engine(wad, _resolution(plan.sizes)) as game:
+        with writer.clip(f"{plan.split}/{index:06d}", actions=walk.actions, poses=poses) as add:
+            for files in encode_stream(_frames(game, warmup, walk.poses, poses), plan.sizes, num_threads=1):
+                add(files)
+
+
+def make_shard(root: Path, plan: Plan, shard: int, report: Any) -> dict[str, str]:
+    """Render the clips of one shard, calling `report.put(1)` after each; returns the hashes of the files written."""
+    first = shard * CLIPS_PER_SHARD
+    with archive.ShardWriter(root, plan.sizes, shard) as writer:
+        for index in range(first, min(first + CLIPS_PER_SHARD, plan.num_clips)):
+            make_clip(writer, plan, index)
+            report.put(1)
+    return writer.hashes
+
+
+def _resolution(sizes: tuple[Size, ...]) -> tuple[int, int]:
+    """The smallest picture, width and height, whose crops have the rendered pixels wanted; else the largest there is."""
+    enough = [
+        (width, height)
+        for width, height in _RESOLUTIONS
+        if all(min(width / w, height / h) >= _SUPERSAMPLING for h, w in sizes)
+    ]
+    return min(enough or _RESOLUTIONS[-1:], key=lambda resolution: resolution[0] * resolution[1])
+
+
+def _require_extras() -> None:
+    missing = [name for name in ("vizdoom", "labmaze") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise click.ClickException(
+            f"{' and '.join(missing)} not installed; LabDoom needs the demo extra: pip install -e '.[demo]'"
+        )
+
+
+def _enter_scratch_folder(folder: str) -> None:
+    # The engine leaves a folder for screenshots wherever it runs.
+    os.chdir(folder)
+
+
+@click.command()
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+# fmt: off
+@click.option(
+    "--clips",
+    "num_clips",
+    help="Number of clips, each in a maze of its own",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+)
+@click.option(
+    "--frames", "num_frames", help="Frames in each clip", type=click.IntRange(min=2), default=300, show_default=True
+)
+@click.option(
+    "--sizes", help="Frame sizes to store, height x width", type=SizesType(), default="36x64,144x256", show_default=True
+)
+@click.option(
+    "--split",
+    help="Which of three sets to make; no maze is in two of them",
+    type=click.Choice(SPLITS),
+    default="train",
+    show_default=True,
+)
+@click.option(
+    "--seed", help="Decides mazes, textures and walks", type=click.IntRange(min=0), default=0, show_default=True
+)
+@click.option(
+    "--walker",
+    help="Smooth turns, or the three actions forward, left and right",
+    type=click.Choice(["smooth", "discrete"]),
+    default="smooth",
+    show_default=True,
+)
+@click.option(
+    "--workers", help="Processes to render with  [default: one for each core]", type=click.IntRange(min=1), default=None
+)
+# fmt: on
+def main(
+    out: Path,
+    num_clips: int,
+    num_frames: int,
+    sizes: tuple[Size, ...],
+    split: str,
+    seed: int,
+    walker: str,
+    workers: int | None,
+) -> None:
+    """Render first-person walks through random textured mazes into the dataset folder OUT.
+
+    The walks are smooth, like a rider's. Beside the frames each zip holds actions.json and poses.json: for each clip
+    the action that led into each frame ("none" for the first), and x, y (map units) and angle (degrees) of each frame.
+    """
+    _require_extras()
+    plan = Plan(sizes, num_clips, num_frames, split, seed, walker)
+    facts = {
+        "fps": NOMINAL_FPS,
+        "source": "LabDoom",
+        "split": split,
+        "seed": seed,
+        "clips": num_clips,
+        "frames": num_frames,
+        "walker": walker,
+    }
+    try:
+        archive.refuse_mixture(out, sizes, **facts)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    num_shards = -(-num_clips // CLIPS_PER_SHARD)
+    workers = min(workers or len(os.sched_getaffinity(0)), num_shards)
+    hashes: dict[str, str] = {}
+    for done in _make_shards(out.resolve(), plan, num_shards, workers):
+        hashes.update(done)
+    packages = ("vizdoom", "labmaze", "pillow", "numpy")
+    archive.describe_dataset(out, hashes, num_shards, packages, **facts)
+    click.echo(f"{num_clips} clips of {num_frames} frames are in {out}. Next: python train_lres.py --dataset={out}")
+
+
+def _make_shards(root: Path, plan: Plan, num_shards: int, workers: int) -> Iterator[dict[str, str]]:
+    """Render all shards in processes of their own under a progress bar; yields each one's hashes."""
+    context = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+        report = stack.enter_context(context.Manager()).Queue()
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
+        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _enter_scratch_folder, (scratch,))
+        stack.callback(pool.shutdown, cancel_futures=True)
+        bar = stack.enter_context(click.progressbar(length=plan.num_clips, label="Rendering clips"))
+        pending = {pool.submit(make_shard, root, plan, shard, report) for shard in range(num_shards)}
+        while pending:
+            done, pending = concurrent.futures.wait(pending, 0.2, concurrent.futures.FIRST_COMPLETED)
+            while not report.empty():
+                bar.update(report.get())
+            for future in done:
+                yield future.result()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,383 @@
+"""Small helpers without torch: attribute dictionaries, safe file writing, cached downloads, names to objects."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import os
+import re
+import secrets
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, TextIO
+
+import requests
+
+CHUNK_BYTES = 1 << 20
+CONNECT_TIMEOUT_SEC = 10.0
+READ_TIMEOUT_SEC = 60.0
+FIRST_DELAY_SEC = 0.25
+LONGEST_DELAY_SEC = 4.0
+
+# Client errors that a second try can cure: request timeout, too early, too many requests.
+TRANSIENT_CLIENT_ERRORS = (408, 425, 429)
+
+_cache_dir: str | None = None
+
+
+class EasyDict(dict[str, Any]):
+    """A dict whose keys are attributes too: `options.steps` is `options["steps"]`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        try:
+            del self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Logger:
+    """Copies everything printed to stdout and stderr into a file, until closed; usable in a `with` statement."""
+
+    def __init__(self, file_name: str | os.PathLike[str] | None = None, file_mode: str = "w", should_flush=True):
+        self.file = open(file_name, file_mode) if file_name is not None else None
+        self.should_flush = should_flush
+        self.stdout, self.stderr = sys.stdout, sys.stderr
+        sys.stdout = _Tee(self, self.stdout)
+        sys.stderr = _Tee(self, self.stderr)
+
+    def __enter__(self) -> Logger:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def write(self, text: str | bytes) -> None:
+        """Prints `text` on the screen and writes it into the file."""
+        sys.stdout.write(text.decode() if isinstance(text, bytes) else text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """Gives stdout and stderr back, if they are still ours, and closes the file."""
+        self.flush()
+        if isinstance(sys.stdout, _Tee) and sys.stdout.logger is self:
+            sys.stdout = self.stdout
+        if isinstance(sys.stderr, _Tee) and sys.stderr.logger is self:
+            sys.stderr = self.stderr
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+
+class _Tee:
+    """The stream that stands in for stdout or stderr while a Logger is open."""
+
+    def __init__(self, logger: Logger, stream: TextIO):
+        self.logger = logger
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        if self.logger.file is not None:
+            self.logger.file.write(text)
+        count = self.stream.write(text)
+        if self.logger.should_flush:
+            self.flush()
+        return count
+
+    def flush(self) -> None:
+        if self.logger.file is not None:
+            self.logger.file.flush()
+        self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+# ----------------------------------------------------------------------------
+# Words and questions.
+
+
+def format_time(seconds: float) -> str:
+    """Formats a duration exactly to the second below a day: 7s, 2m 05s, 3h 00m 09s, 1d 02h 03m."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s}s"
+    if s < 60 * 60:
+        return f"{s // 60}m {s % 60:02}s"
+    if s < 24 * 60 * 60:
+        return f"{s // 3600}h {s // 60 % 60:02}m {s % 60:02}s"
+    return f"{s // 86400}d {s // 3600 % 24:02}h {s // 60 % 60:02}m"
+
+
+def format_time_brief(seconds: float) -> str:
+    """Formats a duration with its two largest units: 7s, 2m 05s, 3h 00m, 1d 02h."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s}s"
+    if s < 60 * 60:
+        return f"{s // 60}m {s % 60:02}s"
+    if s < 24 * 60 * 60:
+        return f"{s // 3600}h {s // 60 % 60:02}m"
+    return f"{s // 86400}d {s // 3600 % 24:02}h"
+
+
+def ask_yes_no(question: str) -> bool:
+    """Asks on the terminal until the answer is yes or no."""
+    while True:
+        answer = input(f"{question} [y/n] ").strip().lower()
+        if answer in ("y", "yes"):
+            return True
+        if answer in ("n", "no"):
+            return False
+
+
+# ----------------------------------------------------------------------------
+# Names to objects.
+
+
+def get_obj_by_name(name: str) -> Any:
+    """Finds the object that a dotted name means, importing the longest part of the name that is a module."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        module_name = ".".join(parts[:count])
+        try:
+            obj: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            # A module that exists but misses one of its own imports must be heard, not taken for a wrong name.
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise
+            continue
+        for part in parts[count:]:
+            if not hasattr(obj, part):
+                raise ValueError(f"{name!r} names nothing: {module_name} was imported, but it has no {part!r}")
+            obj = getattr(obj, part)
+        return obj
+    raise ValueError(f"{name!r} names nothing: there is no module {parts[0]!r}")
+
+
+def call_func_by_name(*args: Any, func_name: str, **kwargs: Any) -> Any:
+    """Calls the function with this dotted name."""
+    func = get_obj_by_name(func_name)
+    assert callable(func), f"{func_name} is not callable"
+    return func(*args, **kwargs)
+
+
+def construct_class_by_name(*args: Any, class_name: str, **kwargs: Any) -> Any:
+    """Constructs an object of the class with this dotted name."""
+    return call_func_by_name(*args, func_name=class_name, **kwargs)
+
+
+# ----------------------------------------------------------------------------
+# Files and the cache folder.
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary path beside `path`, with the same suffix, and renames it onto `path` when the block succeeds.
+
+    Readers see the old file or the whole new one, never a part. If the block raises, the temporary file is removed
+    and `path` stays as it was. The temporary name starts with a dot and contains ".tmp".
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def set_cache_dir(path: str | os.PathLike[str]) -> None:
+    """Sets the cache root for this process; it wins over DNNLIB_CACHE_DIR."""
+    global _cache_dir
+    _cache_dir = os.fspath(path)
+
+
+def make_cache_dir_path(*paths: str) -> str:
+    """Joins `paths` to the cache root: set_cache_dir's, else $DNNLIB_CACHE_DIR, else ~/.cache/dnnlib."""
+    if _cache_dir is not None:
+        return os.path.join(_cache_dir, *paths)
+    if "DNNLIB_CACHE_DIR" in os.environ:
+        return os.path.join(os.environ["DNNLIB_CACHE_DIR"], *paths)
+    for home in ("HOME", "USERPROFILE"):
+        if home in os.environ:
+            return os.path.join(os.environ[home], ".cache", "dnnlib", *paths)
+    return os.path.join(tempfile.gettempdir(), ".cache", "dnnlib", *paths)
+
+
+# ----------------------------------------------------------------------------
+# Downloads.
+
+
+def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
+    """Tells whether `obj` is an http or https address of a host, or, if allowed, a file:// address."""
+    if not isinstance(obj, str) or "://" not in obj:
+        return False
+    parts = urllib.parse.urlparse(obj)
+    if parts.scheme == "file":
+        return allow_file_urls
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def open_url(
+    url: str,
+    cache_dir: str | None = None,
+    num_attempts: int = 10,
+    verbose: bool = True,
+    return_filename: bool = False,
+    cache: bool = True,
+    sha256: str | None = None,
+) -> Any:
+    """Opens a local file or a download for reading bytes, or gives its file name with `return_filename`.
+
+    Local paths and file:// addresses are opened where they are. Downloads are kept in <cache>/downloads and come from
+    there the next time; with cache=False they go to an unnamed temporary file. A damaged or interrupted download is
+    tried again, `num_attempts` times in all, with growing pauses. With `sha256` (hex digits) the bytes are checked.
+
+    Raises ValueError if the address is wrong, cannot be reached, or what came does not match `sha256`.
+    """
+    assert num_attempts >= 1
+    if not re.match(r"^[a-z][a-z0-9+.-]*://", url):
+        return _open_local(url, sha256, return_filename)
+    if url.startswith("file://"):
+        name = urllib.request.url2pathname(urllib.parse.urlparse(url).path)
+        return _open_local(name, sha256, return_filename)
+    if not is_url(url):
+        raise ValueError(f"cannot open {url}: expected a local path or an https://, http:// or file:// address")
+    if not cache:
+        assert not return_filename, "a download that is not cached has no file name"
+        file = tempfile.TemporaryFile()
+        _download(url, file, num_attempts, verbose, sha256)
+        file.seek(0)
+        return file
+    folder = Path(cache_dir if cache_dir is not None else make_cache_dir_path("downloads"))
+    path = _find_cached(url, folder, sha256)
+    if path is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = _download_into(url, folder, num_attempts, verbose, sha256)
+    return str(path) if return_filename else open(path, "rb")
+
+
+def _open_local(name: str, sha256: str | None, return_filename: bool) -> Any:
+    if sha256 is not None:
+        found = _file_sha256(name)
+        if found != sha256.lower():
+            raise ValueError(f"{name} has SHA-256 {found}, expected {sha256.lower()}: it is damaged or another file")
+    return name if return_filename else open(name, "rb")
+
+
+def _file_sha256(path: str | os.PathLike[str]) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cache_prefix(url: str) -> str:
+    return hashlib.md5(url.encode("utf-8"), usedforsecurity=False).hexdigest()
+
+
+def _find_cached(url: str, folder: Path, sha256: str | None) -> Path | None:
+    # The server may have renamed the file between two downloads, so more than one can match: the newest counts.
+    paths = sorted(folder.glob(f"{_cache_prefix(url)}_*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    if not paths or (sha256 is not None and _file_sha256(paths[0]) != sha256.lower()):
+        return None
+    return paths[0]
+
+
+def _download_into(url: str, folder: Path, num_attempts: int, verbose: bool, sha256: str | None) -> Path:
+    # The final name is known only once the server has answered, so the bytes first go to a name of our own. The name
+    # is unlike any other process's, and the renaming at the end is atomic: two downloads at once both end well.
+    prefix = _cache_prefix(url)
+    temporary = folder / f"tmp_{os.getpid()}_{secrets.token_hex(8)}_{prefix}"
+    try:
+        with open(temporary, "wb") as file:
+            name = _download(url, file, num_attempts, verbose, sha256)
+        safe_name = re.sub(r"[^0-9a-zA-Z\-._]", "_", name)[-128:]
+        path = folder / f"{prefix}_{safe_name}"
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _download(url: str, file: IO[bytes], num_attempts: int, verbose: bool, sha256: str | None) -> str:
+    """Downloads into `file` and returns the name that the server or the address gives the content."""
+    if verbose:
+        print(f"Downloading {url} ...", flush=True)
+    problem = ""
+    for attempt in range(num_attempts):
+        if attempt > 0:
+            delay_sec = min(FIRST_DELAY_SEC * 2 ** (attempt - 1), LONGEST_DELAY_SEC)
+            if verbose:
+                print(f"    {problem}; trying again in {delay_sec:g} s", flush=True)
+            time.sleep(delay_sec)
+        file.seek(0)
+        file.truncate()
+        try:
+            return _download_once(url, file, sha256)
+        except _RefusedError as error:
+            problem, status = str(error), error.status
+            if 400 <= status < 500 and status not in TRANSIENT_CLIENT_ERRORS:
+                break
+        except requests.Timeout:
+            problem = "the server did not answer in time"
+        except requests.ConnectionError:
+            problem = "no connection to the server (offline, or the host does not exist)"
+        except (requests.RequestException, _IncompleteDownloadError) as error:
+            problem = str(error)
+    remedy = "check the address and the connection, or fetch the file by other means and give its path"
+    raise ValueError(f"cannot download {url}: {problem}; {remedy}")
+
+
+class _IncompleteDownloadError(Exception):
+    """What came is not what was announced or asked for; another try may cure it."""
+
+
+class _RefusedError(Exception):
+    """The server answered with an error of its own."""
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(f"the server answered {status} {reason}")
+        self.status = status
+
+
+def _download_once(url: str, file: IO[bytes], sha256: str | None) -> str:
+    digest = hashlib.sha256()
+    num_bytes = 0
+    # Without compression on the way, Content-Length counts the very bytes that are written.
+    headers = {"Accept-Encoding": "identity"}
+    with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT_SEC, READ_TIMEOUT_SEC)) as response:
+        if response.status_code != 200:
+            raise _RefusedError(response.status_code, response.reason)
+        try:
+            for chunk in response.iter_content(CHUNK_BYTES):
+                file.write(chunk)
+                digest.update(chunk)
+                num_bytes += len(chunk)
+        except requests.RequestException:
+            raise _IncompleteDownloadError(f"the connection broke after {num_bytes} bytes") from None
+        expected = response.headers.get("Content-Length")
+        if expected is not None and "Content-Encoding" not in response.headers and num_bytes != int(expected):
+            raise _IncompleteDownloadError(f"only {num_bytes} of {expected} bytes came")
+        if num_bytes == 0:
+            raise _IncompleteDownloadError("the server sent an empty file")
+        if sha256 is not None and digest.hexdigest() != sha256.lower():
+            raise _IncompleteDownloadError(f"SHA-256 is {digest.hexdigest()}, expected {sha256.lower()}")
+        match = re.search(r'filename="?([^";]+)"?', response.headers.get("Content-Disposition", ""))
+        return match[1] if match else url

@@ -1,0 +1,97 @@
+"""The command: each combination of networks gives a line of JSON that says what was measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import calc_metrics
+from training.checkpoint import save_network
+from training.longvideogan.lres.generator import LowResGenerator
+from training.longvideogan.sres.generator import SuperResGenerator
+
+METRIC = "fvd2_9f"
+
+
+@pytest.fixture(scope="module")
+def lres_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An 18x32 network as small as they get."""
+    path = tmp_path_factory.mktemp("lres") / "lres.pkl"
+    torch.manual_seed(0)
+    lres = LowResGenerator(18, 32, 16, 4, 10, 60, 8, 8, temporal_channels=(8, 8, 6, 6), spatial_channels=(4, 4, 4, 4))
+    save_network(lres, path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def sres_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An 18x32 -> 36x64 network as small as they get."""
+    path = tmp_path_factory.mktemp("sres") / "sres.pkl"
+    torch.manual_seed(1)
+    widths = {"z_channels": 8, "w_channels": 8, "num_layers": 8, "channel_base": 256, "channel_max": 4}
+    save_network(SuperResGenerator(36, 64, 18, 32, **widths), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def dataset(make_dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("pairs"), [(36, 64), (18, 32)])
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(calc_metrics.main, list(arguments))
+    return result.exit_code, result.output
+
+
+def test_each_combination_of_networks_is_measured(
+    lres_path: str, sres_path: str, dataset: Path, own_cache: Path, tmp_path: Path
+):
+    path = tmp_path / "new" / "metrics.jsonl"
+    common = [f"--dataset={dataset}", "-m", METRIC, "--device=cpu", f"--path={path}"]
+    lres, sres = f"--lres={lres_path}", f"--sres={sres_path}"
+    for networks in ([lres], [sres], [lres, sres]):
+        code, output = run(*common, *networks)
+        assert code == 0, output
+        assert "Next: python " in output.splitlines()[-1]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["lres_path"], line["sres_path"]) for line in lines] == [
+        (lres_path, None),
+        (None, sres_path),
+        (lres_path, sres_path),
+    ]
+    assert [line["protocol"]["height"] for line in lines] == [18, 36, 36]
+    assert [line["protocol"]["policy_fake"].split()[0] for line in lines] == ["random", "conditioned", "random"]
+    values = [line["results"][METRIC] for line in lines]
+    assert len(set(values)) == 3 and min(values) > 0
+
+
+def test_several_runs_give_each_value_mean_and_deviation(lres_path: str, dataset: Path, own_cache: Path):
+    code, output = run(f"--dataset={dataset}", f"--lres={lres_path}", "-m", METRIC, "--num-runs=2")
+    assert code == 0, output
+    result = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
+    values = [result["results"][f"{METRIC}_run0{number}"] for number in (1, 2)]
+    assert values[0] != values[1]
+    assert result["results"][f"{METRIC}_mean"] == pytest.approx(sum(values) / 2)
+    assert result["results"][f"{METRIC}_std"] == pytest.approx(abs(values[0] - values[1]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset=x"], "give --lres, --sres or both"),
+        (["--dataset=x", "--lres=y", "-m", "fdv2048_16f"], "did you mean fvd2048_16f"),
+        (["--dataset=x", "--lres=y.pkl"], "there is no file y.pkl"),
+    ],
+)
+def test_mistakes_are_answered_in_a_line(arguments: list[str], message: str):
+    code, output = run(*arguments)
+    assert code != 0
+    assert message in output and "Traceback" not in output
+
+
+def test_a_network_of_the_other_kind_is_refused(lres_path: str, dataset: Path):
+    code, output = run(f"--dataset={dataset}", f"--sres={lres_path}", "--device=cpu")
+    assert code == 1
+    assert "holds a LowResGenerator, expected a super-resolution generator" in output

@@ -1,0 +1,124 @@
+"""Frechet distance against closed forms and scipy; accumulated statistics against numpy, on one and two ranks."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metrics.frechet import FeatureStats, frechet_distance, frechet_distance_from_features
+
+ROOT = Path(__file__).parents[2]
+
+
+def random_features(seed: int, num: int, dim: int, scale: float = 1.0, offset: float = 0.0) -> np.ndarray:
+    """Correlated Gaussian vectors."""
+    rng = np.random.RandomState(seed)
+    return rng.standard_normal((num, dim)) @ rng.standard_normal((dim, dim)) * scale + offset
+
+
+def numpy_frechet(a: np.ndarray, b: np.ndarray) -> float:
+    cov_a, cov_b = np.cov(a.T, bias=True), np.cov(b.T, bias=True)
+    root = scipy.linalg.sqrtm(cov_a @ cov_b)
+    return np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b - 2 * np.real(root))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 12))
+def test_diagonal_gaussians_have_a_closed_form(seed: int, dim: int):
+    rng = np.random.RandomState(seed)
+    mu, sigma = rng.standard_normal((2, dim)), rng.random_sample((2, dim)) * 3
+    expected = np.square(mu[0] - mu[1]).sum() + np.square(sigma[0] - sigma[1]).sum()
+    found = frechet_distance(mu[0], np.diag(sigma[0] ** 2), mu[1], np.diag(sigma[1] ** 2))
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("num", [6, 40])
+def test_distance_to_itself_is_zero_and_translation_is_the_squared_length(num: int):
+    x = random_features(0, num, 10)
+    shift = np.arange(10.0)
+    assert frechet_distance_from_features(x, x) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance_from_features(x, x + shift) == pytest.approx((shift**2).sum(), rel=1e-9)
+
+
+def test_rotation_changes_nothing_and_scale_squares():
+    a, b = random_features(1, 50, 8), random_features(2, 60, 8, offset=1)
+    rotation = scipy.linalg.qr(np.random.RandomState(3).standard_normal((8, 8)))[0]
+    plain = frechet_distance_from_features(a, b)
+    assert frechet_distance_from_features(a @ rotation, b @ rotation) == pytest.approx(plain, rel=1e-9)
+    assert frechet_distance_from_features(3 * a, 3 * b) == pytest.approx(9 * plain, rel=1e-9)
+
+
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+def test_equals_scipy_sqrtm(offset: float):
+    a, b = random_features(4, 200, 30, offset=offset), random_features(5, 150, 30, 1.2, offset)
+    assert frechet_distance_from_features(a, b) == pytest.approx(numpy_frechet(a, b), rel=1e-9)
+
+
+@pytest.mark.parametrize(("num_a", "num_b"), [(20, 12), (12, 100), (100, 12), (40, 39)])
+def test_low_rank_path_equals_the_covariance_path(num_a: int, num_b: int):
+    a, b = random_features(6, num_a, 40), random_features(7, num_b, 40, offset=0.5)
+    moments = [x for f in (a, b) for x in (f.mean(0), np.cov(f.T, bias=True))]
+    assert frechet_distance_from_features(a, b) == pytest.approx(frechet_distance(*moments), rel=1e-6)
+
+
+def test_a_feature_that_is_not_a_number_is_not_hidden():
+    mu, sigma = np.array([np.nan, 0.0]), np.eye(2)
+    assert np.isnan(frechet_distance(mu, sigma, np.zeros(2), sigma))
+
+
+def test_accumulation_equals_numpy_however_far_from_zero():
+    x = random_features(8, 37, 6, offset=1e4)
+    stats = FeatureStats(6, num_items=37)
+    order = np.random.RandomState(9).permutation(37)
+    for items in np.array_split(order, 7):
+        stats.append(torch.from_numpy(x[items]), items.tolist())
+    np.testing.assert_allclose(stats.mean, x.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(stats.covariance, np.cov(x.T, bias=True), rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(stats.features, x)
+
+
+RANKS = """
+import sys, numpy as np, torch
+from metrics.frechet import FeatureStats
+from torch_utils import distributed
+distributed.init("cpu")
+rank, world = distributed.get_rank(), distributed.get_world_size()
+x = np.load(sys.argv[1])
+stats = FeatureStats(x.shape[1], num_items=len(x))
+items = list(range(rank, len(x), world))
+for part in (items[:3], items[3:]):
+    stats.append(x[part], part)
+stats.reduce()
+np.savez(sys.argv[2] + str(rank), mean=stats.mean, covariance=stats.covariance, features=stats.features)
+distributed.shutdown()
+"""
+
+
+def test_two_ranks_equal_one(tmp_path: Path):
+    x = random_features(10, 11, 5, offset=100)
+    np.save(tmp_path / "x.npy", x)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANKS, str(tmp_path / "x.npy"), str(tmp_path / "rank")],
+            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [rank.wait(timeout=60) for rank in ranks] == [0, 0]
+    for rank in range(2):
+        with np.load(tmp_path / f"rank{rank}.npz") as found:
+            np.testing.assert_allclose(found["mean"], x.mean(0), rtol=1e-13)
+            np.testing.assert_allclose(found["covariance"], np.cov(x.T, bias=True), rtol=1e-10, atol=1e-10)
+            np.testing.assert_array_equal(found["features"], x)

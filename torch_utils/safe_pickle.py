@@ -1,0 +1,379 @@
+"""Reads persistent pickles as data: nothing that the file brings along is imported, called or executed.
+
+A pickle is a program for a small stack machine, and its power lies in the functions that it may name. Here it may name
+only those below, each replaced by a stand-in of ours that stores its arguments or checks them before it acts. The
+source text inside a persistent record is kept as text. The tensors inside come from `torch.load(weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import pickle
+import pickletools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+PERSISTENT_VERSION = 6
+
+# Far above any network's; a small file whose parts refer to each other could otherwise unfold without end.
+MAX_PARTS = 200_000
+
+# A network has some five for each tensor. Python's hash of a tuple within a tuple within ... has no guard of its own
+# against overflowing the stack, which would end the process.
+MAX_TUPLES = 20_000
+
+# Above it, torch's own arithmetic with shapes could overflow.
+MAX_TENSOR_VALUES = 1 << 48
+
+# Bookkeeping of torch.nn.Module, in this and in earlier versions of torch.
+MODULE_INTERNALS = r"training|_parameters|_buffers|_modules|_non_persistent_buffers_set|_.*_hooks?(_.*)?"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a pickle says about one object.
+
+    `class_name` is the name of its class ("dict" for a plain dict, as in train pickles) and `module_src` the source
+    text that came with it. `attributes` holds its plain values (numbers, text, NumPy arrays, containers of such; a
+    compiled regular expression is its text), without the bookkeeping of `torch.nn.Module`. `children` holds its
+    sub-modules, `tensors` its own parameters and persistent buffers, on the CPU, in the order of registration.
+    """
+
+    class_name: str
+    module_src: str = ""
+    attributes: dict[str, Any] = field(default_factory=dict)
+    children: dict[str, Record] = field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Returns all tensors below, with the names and in the order of `torch.nn.Module.state_dict`."""
+        return dict(self._named_tensors(""))
+
+    def _named_tensors(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in self.tensors.items():
+            yield prefix + name, tensor
+        for name, child in self.children.items():
+            yield from child._named_tensors(f"{prefix}{name}.")
+
+
+def load(file: str | os.PathLike[str] | IO[bytes]) -> Record:
+    """Reads a pickled network, or a dict of networks, from a path or an open file, executing nothing.
+
+    The root of the result is the network's record. For a train pickle, which is a dict, it is a record of class "dict"
+    whose children are the networks and other objects in it by their keys, for example `load(path).children["G"]`.
+
+    Raises ValueError naming the file if it is damaged, is no such pickle, or names anything that is not allowed.
+    """
+    if isinstance(file, str | os.PathLike):
+        with open(file, "rb") as opened:
+            return load(opened)
+    name = getattr(file, "name", "the pickle")
+    try:
+        _refuse_overload(file)
+        root = _Unpickler(file).load()
+        return _Converter().root(root)
+    except _RefusedError as error:
+        raise ValueError(
+            f"{name} was not opened: it asks for {error}, which a network's file has no need of. Nothing in it was "
+            "run. If you know its author and trust the file, open it as trusted (--trust)"
+        ) from None
+    except _ForeignError as error:
+        raise ValueError(f"{name} is a pickle, but not one of a network: {error}") from None
+    except Exception as error:
+        # A damaged pickle makes the unpickler fail in almost any way: EOFError, KeyError, UnicodeDecodeError, ...
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{name} is damaged, or is not a pickled network ({reason})") from error
+
+
+def _refuse_overload(file: IO[bytes]) -> None:
+    """Reads the words of the pickle without acting on them, and refuses what could bring the unpickler down."""
+    start = file.tell()
+    num_tuples = 0
+    for opcode, argument, _ in pickletools.genops(file):
+        num_tuples += opcode.name.startswith("TUPLE")
+        # The unpickler's memo is an array: a single large index would fill the memory.
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > MAX_PARTS:
+            raise _ForeignError(f"it numbers an object {argument}, expected at most {MAX_PARTS}")
+    if num_tuples > MAX_TUPLES:
+        raise _ForeignError(f"it makes {num_tuples} tuples, expected at most {MAX_TUPLES}")
+    file.seek(start)
+
+
+class _RefusedError(Exception):
+    """The pickle names something that is not on the list."""
+
+
+class _ForeignError(Exception):
+    """The pickle was read, but is not what we look for."""
+
+
+# ----------------------------------------------------------------------------
+# Stand-ins. A pickle can call what it names, make instances of it, and set the state of both. None of this may change
+# anything that outlives the reading: therefore no stand-in has a __dict__ of its own, and all have a __setstate__,
+# without which the unpickler would set attributes by itself.
+
+
+class _Function:
+    """Stands for a function of the list; calls ours."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _ForeignError("it sets the state of a function")
+
+
+class _Sealed:
+    """Holds a storage, a tensor or a pattern, whose own state a pickle may not set."""
+
+    __slots__ = ("content",)
+
+    def __init__(self, content: Any):
+        self.content = content
+
+    def __setstate__(self, state: Any) -> None:
+        raise _ForeignError(f"it sets the state of a {type(self.content).__name__}")
+
+
+class _Mapping(dict):
+    """Stands for OrderedDict and EasyDict."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        """Leaves out attributes of the dict itself, for example the `_metadata` of a state dict."""
+
+
+class _Object:
+    """Stands for an object of any class whose state is a dict."""
+
+    __slots__ = ("class_name", "module_src", "state")
+    stands_for = ""
+
+    def __new__(cls) -> _Object:
+        self = object.__new__(cls)
+        self.class_name, self.module_src, self.state = cls.stands_for, "", {}
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise _ForeignError(f"the state of {self.class_name} is a {type(state).__name__}, expected a dict")
+        self.state = state
+
+
+class _ModuleList(_Object):
+    __slots__ = ()
+    stands_for = "ModuleList"
+
+
+class _Identity(_Object):
+    __slots__ = ()
+    stands_for = "Identity"
+
+
+class _Collector(_Object):
+    __slots__ = ()
+    stands_for = "Collector"
+
+
+class _Dtype:
+    """Stands for a NumPy dtype: numbers, bools and text, never objects or records."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, code: Any, *args: Any):
+        if not isinstance(code, str) or not re.fullmatch("[biufcSU][0-9]{1,9}", code):
+            raise _ForeignError(f"it holds NumPy values of type {code!r}, expected numbers, bools or text")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+    def decode(self, shape: Any, data: Any, fortran: bool = False) -> np.ndarray:
+        """Returns the array of this dtype that the bytes hold."""
+        if not isinstance(data, bytes) or len(data) != math.prod(shape) * self.dtype.itemsize:
+            raise _ForeignError("a NumPy array's bytes do not fit its shape")
+        array = np.frombuffer(data, self.dtype) if data else np.empty(0, self.dtype)
+        return array.reshape(shape, order="F" if fortran else "C").copy()
+
+
+class _Array:
+    """Stands for a NumPy array; it is named alone as a class, and made empty before its state comes."""
+
+    __slots__ = ("array",)
+
+    def __init__(self) -> None:
+        self.array = np.empty(0)
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        self.array = dtype.decode(shape, data, fortran)
+
+
+def _reconstruct_persistent_obj(meta: Any) -> _Object:
+    if not isinstance(meta, dict) or meta.get("type") != "class" or not isinstance(meta.get("class_name"), str):
+        raise _ForeignError("a persistent object in it lacks its type or its class name")
+    if meta.get("version") != PERSISTENT_VERSION:
+        raise _ForeignError(f"persistent format version {meta.get('version')!r}, expected {PERSISTENT_VERSION}")
+    obj = _Object()
+    obj.class_name = meta["class_name"]
+    obj.module_src = meta["module_src"]
+    obj.__setstate__(meta["state"])
+    return obj
+
+
+def _load_from_bytes(data: Any) -> _Sealed:
+    try:
+        storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise _RefusedError(named[1] if named else "something within the bytes of a tensor") from None
+    if not isinstance(storage, torch.TypedStorage):
+        raise _ForeignError(f"the bytes of a tensor in it hold a {type(storage).__name__}")
+    return _Sealed(storage)
+
+
+def _rebuild_tensor_v2(sealed: Any, offset: Any, shape: Any, stride: Any, *args: Any) -> _Sealed:
+    if not isinstance(sealed, _Sealed) or not isinstance(sealed.content, torch.TypedStorage):
+        raise _ForeignError("a tensor in it has no storage")
+    storage, dtype = sealed.content._untyped_storage, sealed.content.dtype
+    num_stored = storage.nbytes() // dtype.itemsize
+    if any(type(number) is not int or number < 0 for number in (offset, *shape, *stride)):
+        raise _ForeignError("a tensor in it has a shape or strides that are not whole numbers")
+    # torch would enlarge a storage that is too small, with whatever the memory held before.
+    num_needed = 0 if 0 in shape else offset + 1 + sum((s - 1) * d for s, d in zip(shape, stride, strict=True))
+    if num_needed > num_stored or math.prod(shape) > MAX_TENSOR_VALUES:
+        raise _ForeignError(f"a tensor of shape {tuple(shape)} is larger than its storage of {num_stored} values")
+    return _Sealed(torch.empty(0, dtype=dtype).set_(storage, offset, tuple(shape), tuple(stride)))
+
+
+def _rebuild_parameter(sealed: Any, *args: Any) -> _Sealed:
+    return sealed
+
+
+def _compile(pattern: Any, flags: Any) -> _Sealed:
+    return _Sealed(str(pattern))
+
+
+def _scalar(dtype: _Dtype, data: Any) -> Any:
+    return dtype.decode((), data)[()]
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Function(_reconstruct_persistent_obj),
+    ("torch_utils.training_stats", "Collector"): _Collector,
+    ("dnnlib.util", "EasyDict"): _Mapping,
+    ("collections", "OrderedDict"): _Mapping,
+    ("re", "_compile"): _Function(_compile),
+    ("torch._utils", "_rebuild_parameter"): _Function(_rebuild_parameter),
+    ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor_v2),
+    ("torch.storage", "_load_from_bytes"): _Function(_load_from_bytes),
+    ("torch.nn.modules.container", "ModuleList"): _ModuleList,
+    ("torch.nn.modules.linear", "Identity"): _Identity,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): _Array,
+    # The first spelling is that of NumPy 1.
+    ("numpy.core.multiarray", "scalar"): _Function(_scalar),
+    ("numpy._core.multiarray", "scalar"): _Function(_scalar),
+    ("numpy.core.multiarray", "_reconstruct"): _Function(lambda *args: _Array()),
+    ("numpy._core.multiarray", "_reconstruct"): _Function(lambda *args: _Array()),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Resolves names in the list above only; persistent ids are refused by the base class."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        try:
+            return _ALLOWED[module_name, global_name]
+        except KeyError:
+            raise _RefusedError(f"{module_name}.{global_name}") from None
+
+
+# ----------------------------------------------------------------------------
+# From stand-ins to records.
+
+
+class _NotPlainError(Exception):
+    """A value holds tensors or objects."""
+
+
+class _Converter:
+    """Turns stand-ins into records, and counts the parts, so that an endless structure ends in an error."""
+
+    def __init__(self) -> None:
+        self.num_parts = 0
+
+    def root(self, value: Any) -> Record:
+        if isinstance(value, _Object):
+            return self.record(value)
+        if not isinstance(value, dict):
+            raise _ForeignError(f"it holds a {type(value).__name__}, expected a network or a dict of networks")
+        objects = {key: item for key, item in value.items() if isinstance(item, _Object)}
+        if not objects:
+            raise _ForeignError(f"it holds a dict without networks, with the keys {', '.join(map(repr, value))}")
+        children = {str(key): self.record(item) for key, item in objects.items()}
+        return Record("dict", attributes=self.plain_items(value), children=children)
+
+    def record(self, obj: _Object) -> Record:
+        self.count()
+        state = obj.state
+        tensors = {}
+        for kind in ("_parameters", "_buffers"):
+            for name, tensor in state.get(kind, {}).items():
+                if tensor is not None and name not in state.get("_non_persistent_buffers_set", ()):
+                    tensors[str(name)] = self.tensor(tensor, name)
+        modules = {name: module for name, module in state.get("_modules", {}).items() if module is not None}
+        strangers = [name for name, module in modules.items() if not isinstance(module, _Object)]
+        if strangers:
+            raise _ForeignError(f"the sub-module {strangers[0]!r} of {obj.class_name} is not a module")
+        children = {str(name): self.record(module) for name, module in modules.items()}
+        own = {name: item for name, item in state.items() if not re.fullmatch(MODULE_INTERNALS, name)}
+        return Record(obj.class_name, str(obj.module_src), self.plain_items(own), children, tensors)
+
+    def tensor(self, sealed: Any, name: Any) -> torch.Tensor:
+        self.count()
+        if not isinstance(sealed, _Sealed) or not isinstance(sealed.content, torch.Tensor):
+            raise _ForeignError(f"the parameter or buffer {name!r} in it is not a tensor")
+        return sealed.content
+
+    def plain_items(self, items: dict[Any, Any]) -> dict[str, Any]:
+        plain = {}
+        for name, item in items.items():
+            try:
+                plain[str(name)] = self.plain(item)
+            except _NotPlainError:
+                continue
+        return plain
+
+    def plain(self, value: Any) -> Any:
+        self.count()
+        if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic):
+            return value
+        if isinstance(value, _Array):
+            return value.array
+        if isinstance(value, _Sealed) and isinstance(value.content, str):
+            return value.content
+        if isinstance(value, list | tuple | set | frozenset):
+            return type(value)(self.plain(item) for item in value)
+        if isinstance(value, dict):
+            return {self.plain(key): self.plain(item) for key, item in value.items()}
+        raise _NotPlainError
+
+    def count(self) -> None:
+        self.num_parts += 1
+        if self.num_parts > MAX_PARTS:
+            raise _ForeignError(f"its parts unfold to more than {MAX_PARTS}")

@@ -1,0 +1,34 @@
+"""Train the low-resolution stage: a generator of long clips (LongVideoGAN, section 3.1).
+
+# Smallest command (a CPU, minutes)
+python train_lres.py --dataset=datasets/labdoom --preset=toy
+
+# The published recipe on 8 GPUs
+torchrun --standalone --nproc_per_node=8 train_lres.py --dataset=datasets/horseback --batch=64 --grad-accum=2
+
+Run the same command again and training goes on where it stopped. --dry-run prints every option of a run.
+"""
+
+from typing import Any
+
+import click
+
+from training.longvideogan import command
+
+STAGE = "longvideogan-lres"
+NEXT = (
+    "python train_sres.py --dataset={dataset}, and then python generate.py --outdir=outputs --seed=0 --lres={network}"
+)
+
+
+@click.command(help=str(__doc__).replace("# ", "\b\n"))
+@command.common_options(STAGE)
+@click.option("--size", help="Frame size, such as 36x64", type=command.Size())
+def main(size: tuple[int, int] | None, **options: Any) -> None:
+    """See the module's docstring."""
+    options["height"], options["width"] = size or (None, None)
+    command.run(STAGE, next_command=NEXT, **options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Pictures of how training goes: real clips once, and the same seeds again and again, as a grid video and a sheet."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dnnlib.util import atomic_path
+from dnnlib.video import VideoWriter
+from training.dataset import ClipDataset, Size
+from training.random import random_state
+
+CHUNK_FRAMES = 16  # frames of real clips read at once
+SHEET_COLUMNS = 8
+
+
+class RealClips:
+    """A few fixed clips of a dataset, for comparison and as the condition of super-resolution.
+
+    Frame 0 of the preview is frame `context` of the clip, so that `context` real frames lie on either side of the
+    preview. `num_frames` is less than asked for where no clip of the dataset is long enough.
+    """
+
+    def __init__(self, dataset: ClipDataset, num_videos: int, num_frames: int, context: int, seed: int):
+        longest = max(clip.num_frames for clip in dataset.clips)
+        self.dataset = dataset
+        self.context = context
+        self.num_frames = min(num_frames, longest - 2 * context)
+        assert self.num_frames > 0, f"no clip has more than {2 * context} frames"
+        eligible = dataset.eligible(self.num_frames + 2 * context)
+        self.clips = np.resize(random_state("preview", seed, 0).permutation(eligible), num_videos).tolist()
+
+    def read(self, size: Size, start: int | Sequence[int], num_frames: int) -> np.ndarray:
+        """Frames [start, start + num_frames) of each clip at (height, width): uint8 (N, T, H, W, 3)."""
+        starts = [start] * len(self.clips) if isinstance(start, int) else start
+        return np.stack(
+            [
+                self.dataset.read(clip, size, range(first + self.context, first + self.context + num_frames))
+                for clip, first in zip(self.clips, starts, strict=True)
+            ]
+        )
+
+    def chunks(self, size: Size) -> Iterator[np.ndarray]:
+        """All frames of the preview at (height, width), in pieces: uint8 (N, T, H, W, 3)."""
+        for start in range(0, self.num_frames, CHUNK_FRAMES):
+            yield self.read(size, start, min(CHUNK_FRAMES, self.num_frames - start))
+
+    def condition(self, size: Size, device: torch.device):
+        """The function that a super-resolution system asks for low-resolution frames (N, 3, T, h, w) in [-1, 1]."""
+
+        def condition(start: int | Sequence[int], num_frames: int) -> torch.Tensor:
+            return to_float(torch.from_numpy(self.read(size, start, num_frames)), device)
+
+        return condition
+
+
+def to_float(frames: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 (N, T, H, W, 3) anywhere -> float32 (N, 3, T, H, W) in [-1, 1] on `device`."""
+    frames = frames.to(device, non_blocking=True).permute(0, 4, 1, 2, 3)
+    return frames.to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1
+
+
+def write_preview(stem: Path, chunks: Iterable[np.ndarray | torch.Tensor], num_frames: int, fps: float) -> None:
+    """Write `<stem>.mp4`, all videos in a grid, and `<stem>.png`, a row of evenly spaced frames for each video.
+
+    `chunks` are successive uint8 (N, T, H, W, 3) of `num_frames` frames in all; one chunk is held at a time.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    arrays = (chunk.cpu().numpy() if isinstance(chunk, torch.Tensor) else chunk for chunk in chunks)
+    head = next(arrays)
+    num_videos, _, height, width, _ = head.shape
+    rows = max(row for row in range(1, math.isqrt(num_videos) + 1) if num_videos % row == 0)
+    picks = np.unique(np.linspace(0, num_frames - 1, SHEET_COLUMNS).round().astype(int))
+    columns = []
+    done = 0
+    with VideoWriter(stem.with_suffix(".mp4"), height * rows, width * num_videos // rows, fps, enlarge=True) as writer:
+        for chunk in itertools.chain([head], arrays):
+            writer.write(_tile(chunk, rows))
+            columns += [chunk[:, pick - done] for pick in picks if done <= pick < done + chunk.shape[1]]
+            done += chunk.shape[1]
+        assert done == num_frames, f"expected {num_frames} frames, got {done}"
+    sheet = np.stack(columns, axis=2).reshape(num_videos * height, len(columns) * width, 3)
+    sheet = sheet.repeat(writer.factor, axis=0).repeat(writer.factor, axis=1)
+    with atomic_path(stem.with_suffix(".png")) as path:
+        Image.fromarray(sheet).save(path)
+
+
+def contact_sheet(frames: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Pictures uint8 (H, W, 3) side by side, row after row -> uint8 (rows * H, columns * W, 3); gaps are black."""
+    height, width, _ = frames[0].shape
+    rows = -(-len(frames) // columns)
+    sheet = np.zeros((rows * height, columns * width, 3), np.uint8)
+    for index, frame in enumerate(frames):
+        row, column = divmod(index, columns)
+        sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = frame
+    return sheet
+
+
+def _tile(videos: np.ndarray, rows: int) -> np.ndarray:
+    """(N, T, H, W, 3) -> (T, rows * H, N / rows * W, 3), laid out column by column."""
+    num_videos, num_frames, height, width, channels = videos.shape
+    grid = videos.reshape(num_videos // rows, rows, num_frames, height, width, channels)
+    grid = grid.transpose(2, 1, 3, 0, 4, 5)  # (T, rows, H, columns, W, 3)
+    return grid.reshape(num_frames, rows * height, num_videos // rows * width, channels)
