@@ -1,0 +1,1 @@
+"""Make datasets: footage of any kind becomes sharded zips of JPEG frames that training reads."""

@@ -201,10 +201,11 @@ def _pick(random: np.random.RandomState, textures: Sequence[Texture], unlike: Se
 # Maps.
 
 
-def build_wad(random: np.random.RandomState, maze: Maze) -> bytes:
+def build_wad(random: np.random.RandomState, maze: Maze, strength: int) -> bytes:
     """A WAD with one map, MAP01: the maze, textures drawn for it, and a palette made for these textures.
 
-    The engine paints with 256 colours; with its own ones, other colours than a dungeon's turn to specks.
+    The player pushes `strength` times as hard as usual. The engine paints with 256 colours; with its own ones, other
+    colours than a dungeon's turn to specks.
     """
     walls = [_recolor(random, load_patterns("wall"), f"WALL{i:02d}") for i in range(_NUM_CHOICES)]
     flats = [_recolor(random, load_patterns("floor"), f"FLAT{i:02d}") for i in range(_NUM_CHOICES)]
@@ -214,10 +215,12 @@ def build_wad(random: np.random.RandomState, maze: Maze) -> bytes:
     open_air = any(look.ceiling is None for look in looks)
     textures = [*used.values(), *([sky] if open_air else [])]
     palette = _palette(textures)
+    player = f"actor Walker : DoomPlayer {{ Player.ForwardMove {strength} Player.SideMove {strength} }}"
     lumps = [
         ("PLAYPAL", palette.tobytes() * 14),
         ("COLORMAP", _shades(palette).tobytes()),
-        ("MAPINFO", b'map MAP01 "maze" { sky1 = "SKYVIEW", 0.0 }'),
+        ("MAPINFO", b'map MAP01 "maze" { sky1 = "SKYVIEW", 0.0 } gameinfo { playerclasses = "Walker" }'),
+        ("DECORATE", player.encode()),
         ("MAP01", b""),
         ("TEXTMAP", _map_text(random, maze, looks).encode()),
         ("ENDMAP", b""),

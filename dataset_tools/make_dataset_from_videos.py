@@ -166,7 +166,7 @@ def main(
         with click.progressbar(mine, label="Storing videos") as bar:
             for name, path in bar:
                 try:
-                    num_threads = workers or len(os.sched_getaffinity(0))
+                    num_threads = workers or os.cpu_count() or 1
                     rates[add_video(writer, name, path, fps, trim_start, trim_end, num_threads)] += 1
                 except ValueError as error:
                     broken.append(str(error))

@@ -30,13 +30,12 @@ _FROZEN_TICKS = 10  # for which the engine holds a new player still
 _WARMUP_FRAMES = 30  # walked before a clip begins, so that no clip starts from a standstill
 _THRUST = 32  # button value for a change of velocity of one map unit a tick; the engine rounds it to a whole number
 _SUPERSAMPLING = 1.5  # rendered pixels for each pixel kept, along each edge
+# How much harder than usual the player can push: enough to start and stop within a frame, at the cost of precision.
+_STRENGTH = {"smooth": 1, "discrete": 6}
 
-# What the engine can render; it takes nothing else.
-_RESOLUTIONS = (
-    *((160, 120), (256, 144), (320, 180), (320, 240), (400, 225), (400, 300), (512, 288), (512, 384), (640, 360)),
-    *((640, 480), (800, 450), (800, 600), (1024, 576), (1024, 768), (1280, 720), (1280, 960), (1600, 900)),
-    *((1600, 1200), (1920, 1080)),
-)
+# What the engine can render, width x height, and takes nothing else: wide pictures see more to the sides.
+_WIDE = ((256, 144), (320, 180), (400, 225), (512, 288), (640, 360), (800, 450), (1024, 576), (1280, 720), (1920, 1080))
+_HIGH = ((160, 120), (320, 240), (400, 300), (512, 384), (640, 480), (800, 600), (1024, 768), (1280, 960), (1600, 1200))
 
 
 @dataclass(frozen=True)
@@ -101,38 +100,42 @@ def _engine(wad: bytes, resolution: tuple[int, int]) -> Iterator[Any]:
             game.close()
 
 
-def _follow(game: Any, start: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _follow(game: Any, start: np.ndarray, target: np.ndarray, strength: int) -> np.ndarray:
     """Push the player from its pose to the next one and return the pose that it really has: x, y, degrees."""
     x, y, angle, velocity_x, velocity_y = start
     push = (target[0] - x - velocity_x, target[1] - y - velocity_y)
     cos, sin = np.cos(np.radians(target[2])), np.sin(np.radians(target[2]))
     forward, right = push[0] * cos + push[1] * sin, push[0] * sin - push[1] * cos
     left_turn = (target[2] - angle + 180) % 360 - 180
-    game.make_action([round(_THRUST * forward), round(_THRUST * right), -left_turn])
+    thrust = _THRUST / strength
+    game.make_action([round(thrust * forward), round(thrust * right), -left_turn])
     return game.get_state().game_variables
 
 
-def _frames(game: Any, warmup: np.ndarray, planned: np.ndarray, poses: list[list[float]]) -> Iterator[np.ndarray]:
+def _frames(
+    game: Any, warmup: np.ndarray, planned: np.ndarray, strength: int, poses: list[list[float]]
+) -> Iterator[np.ndarray]:
     """Walk the planned poses; yields the view from each, uint8 (H, W, 3), and appends to `poses` where it was seen."""
     state = game.get_state().game_variables
     for target in warmup[1:]:
-        state = _follow(game, state, target)
+        state = _follow(game, state, target, strength)
     for target in planned:
-        state = _follow(game, state, target)
+        state = _follow(game, state, target, strength)
         poses.append([round(float(value), 3) for value in state[:3]])
         yield game.get_state().screen_buffer.copy()
 
 
 def make_clip(writer: archive.ShardWriter, plan: Plan, index: int) -> None:
-    """Render clip number `index`, whose content depends on it and on the plan's seed, split and walker alone."""
+    """Render clip number `index`, which depends on all of the plan but the number of clips."""
     random = random_state(f"labdoom-{plan.split}", plan.seed, index)
     maze = build_maze(random, plan.split)
     warmup, walk = plan_walk(maze, random, plan.num_frames, _WARMUP_FRAMES, plan.walker == "discrete")
-    wad = build_wad(random, maze)
+    strength = _STRENGTH[plan.walker]
+    wad = build_wad(random, maze, strength)
     poses: list[list[float]] = []
     with _engine(wad, _resolution(plan.sizes)) as game:
         with writer.clip(f"{plan.split}/{index:06d}", actions=walk.actions, poses=poses) as add:
-            for files in encode_stream(_frames(game, warmup, walk.poses, poses), plan.sizes, num_threads=1):
+            for files in encode_stream(_frames(game, warmup, walk.poses, strength, poses), plan.sizes, num_threads=1):
                 add(files)
 
 
@@ -147,13 +150,12 @@ def make_shard(root: Path, plan: Plan, shard: int, report: Any) -> dict[str, str
 
 
 def _resolution(sizes: tuple[Size, ...]) -> tuple[int, int]:
-    """The smallest picture, width and height, whose crops have the rendered pixels wanted; else the largest there is."""
-    enough = [
-        (width, height)
-        for width, height in _RESOLUTIONS
-        if all(min(width / w, height / h) >= _SUPERSAMPLING for h, w in sizes)
-    ]
-    return min(enough or _RESOLUTIONS[-1:], key=lambda resolution: resolution[0] * resolution[1])
+    """The smallest picture, width and height, with enough pixels for crops of all sizes; else the largest there is."""
+    choices = _WIDE if all(width > 1.5 * height for height, width in sizes) else _HIGH
+    for width, height in choices:
+        if all(min(width / w, height / h) >= _SUPERSAMPLING for h, w in sizes):
+            return width, height
+    return choices[-1]
 
 
 def _require_extras() -> None:
@@ -232,13 +234,14 @@ def main(
         "clips": num_clips,
         "frames": num_frames,
         "walker": walker,
+        "rendered": "{}x{}".format(*reversed(_resolution(sizes))),
     }
     try:
         archive.refuse_mixture(out, sizes, **facts)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     num_shards = -(-num_clips // CLIPS_PER_SHARD)
-    workers = min(workers or len(os.sched_getaffinity(0)), num_shards)
+    workers = min(workers or os.cpu_count() or 1, num_shards)
     hashes: dict[str, str] = {}
     for done in _make_shards(out.resolve(), plan, num_shards, workers):
         hashes.update(done)

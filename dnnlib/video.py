@@ -133,7 +133,7 @@ class VideoWriter:
                 self._ffmpeg.process.stdin.write(np.ascontiguousarray(frame).data)
         except BrokenPipeError:
             self._ffmpeg.wait()
-            raise RuntimeError(f"cannot encode {self.path}: {self._ffmpeg.last_line()}") from None
+            raise ValueError(f"cannot encode {self.path}: {self._ffmpeg.last_line()}") from None
         self.num_frames += len(frames)
 
     def __exit__(self, *exception: Any) -> None:
@@ -148,7 +148,7 @@ class VideoWriter:
             with contextlib.suppress(BrokenPipeError):
                 self._ffmpeg.process.stdin.close()
             if self._ffmpeg.wait() != 0:
-                raise RuntimeError(f"cannot encode {self.path}: {self._ffmpeg.last_line()}")
+                raise ValueError(f"cannot encode {self.path}: {self._ffmpeg.last_line()}")
 
 
 def iter_video_frames(

@@ -19,7 +19,7 @@ import threading
 import weakref
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,8 +169,9 @@ def _missing_size_message(root: Path, size: Size) -> str:
     if not found and re.fullmatch(r"\d{4,}x\d{4,}", root.resolve().name):
         return f"{root} is the folder of one frame size; give the dataset's root, {root.resolve().parent}"
     return (
-        f"{root} has no frames of {size[0]}x{size[1]}; sizes found: {', '.join(found) or 'none'}; make them from the "
-        f"same source with: python -m dataset_tools.make_dataset_from_videos VIDEOS {root} --sizes {size[0]}x{size[1]}"
+        f"{root} has no frames of {size[0]}x{size[1]}; sizes found: {', '.join(found) or 'none'}; make them as the "
+        f"others were made, such as by: python -m dataset_tools.make_dataset_from_videos VIDEOS {root} --sizes "
+        f"{size[0]}x{size[1]}"
     )
 
 
@@ -224,7 +225,7 @@ def _decode_rgb(data: bytes, size: Size) -> np.ndarray:
     if simplejpeg is not None and data[:2] == b"\xff\xd8":
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if (height, width) == size and colours == "YCbCr":
-            return simplejpeg.decode_jpeg(data)
+            return simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False)
     with Image.open(io.BytesIO(data)) as image:
         if image.mode != "RGB":
             raise ValueError(f"its colour mode is {image.mode}")
@@ -422,7 +423,7 @@ class BatchStream:
             job()
         return batch
 
-    def prefetch(self, requests: Iterable[tuple[int, BatchSpec]]) -> Iterator[dict[str, torch.Tensor]]:
+    def prefetch(self, requests: Iterable[tuple[int, BatchSpec]]) -> Generator[dict[str, torch.Tensor], None, None]:
         """`batch(n, spec)` for each request in order, decoded up to two batches ahead by `num_workers` threads.
 
         Reading and JPEG decoding run outside Python's lock, so threads scale and nothing is copied between processes.

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.dataset import BatchSpec, BatchStream, ClipDataset, ClipPart, VideoDataset
+from training.dataset import BatchSpec, BatchStream, ClipDataset, ClipPart, VideoDataset, _decode_rgb
 
 SMALL, LARGE = (8, 16), (16, 32)
 
@@ -54,8 +54,8 @@ def make(root, shards, sizes=(SMALL,), kind="JPEG", compression=zipfile.ZIP_STOR
     return root
 
 
-def spec(num_frames, size=SMALL):
-    return BatchSpec(num_frames, (ClipPart("video", *size, 0, num_frames),))
+def spec(num_frames):
+    return BatchSpec(num_frames, (ClipPart("video", *SMALL, 0, num_frames),))
 
 
 # ----------------------------------------------------------------------------
@@ -93,6 +93,13 @@ def test_compressed_members_and_long_local_heads_read_like_stored_ones(tmp_path)
     expected = stored.read(0, SMALL, range(3))
     assert np.array_equal(packed.read(0, SMALL, range(3)), expected)
     assert np.array_equal(ClipDataset(tmp_path / "head", [SMALL]).read(0, SMALL, range(3)), expected)
+
+
+def test_the_faster_decoder_gives_the_same_pixels():
+    pytest.importorskip("simplejpeg")
+    noise = np.random.RandomState(0).randint(0, 256, (*SMALL, 3)).astype(np.uint8)
+    data = encode(noise, "JPEG")
+    assert np.array_equal(_decode_rgb(data, SMALL), np.asarray(Image.open(io.BytesIO(data))))
 
 
 def test_reading_from_threads_and_from_a_pickled_copy(tmp_path):

@@ -36,7 +36,7 @@ LRES: dict[str, Preset] = {
                 "temporal_channels": (48, 48, 48, 32),
                 "spatial_channels": (32, 24, 24, 24),
             },
-            "discriminator": {"channels": (16, 24, 32, 48, 64), "epilogue_channels": 96},
+            "discriminator": {"channels": (16, 16, 32, 48, 64), "epilogue_channels": 96},
         },
     },
 }

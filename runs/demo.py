@@ -1,0 +1,193 @@
+"""The whole road at toy size, on a CPU, with the commands a user would type: record, train, resume, generate, measure.
+
+# make demo, or
+python -m runs.demo --outdir outputs/demo
+
+Everything is the real thing but small: LabDoom footage at 18x32 and 72x128, networks of less than a million
+parameters, minutes of training. The page it writes, outputs/demo/index.html, shows what came out and what it is worth.
+"""
+
+import html
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from PIL import Image
+
+from dnnlib.util import atomic_path, format_time
+from dnnlib.video import iter_video_frames
+from metrics import metric_main
+from metrics.samplers import ClipShape, real_clips
+from training.dataset import ClipDataset
+from training.preview import contact_sheet
+
+LRES_SIZE, SRES_SIZE = (18, 32), (72, 128)
+SIZES = ",".join(f"{height}x{width}" for height, width in (LRES_SIZE, SRES_SIZE))
+METRIC, NUM_CLIPS, CLIP_FRAMES = "fvd32_16f", 32, 16
+NUM_FRAMES = 300  # ten seconds
+MIN_PREVIEW_CHANGE = 10  # grey levels by which training must have changed the previews of the same seeds
+
+
+def run(title: str, *command: str) -> None:
+    """Print a command and run it; the demo ends with it if it fails."""
+    click.secho(f"\n== {title}", bold=True)
+    click.echo(f"$ {shlex.join(['python', *command])}")
+    subprocess.run([sys.executable, *command], check=True)
+
+
+def record(data: Path, split: str, num_clips: int) -> None:
+    """Record one split of LabDoom, unless it is there already."""
+    if not (data / split / "dataset.json").is_file():
+        options = [f"--clips={num_clips}", "--frames=300", f"--sizes={SIZES}", f"--split={split}"]
+        run(
+            f"Record {num_clips} clips for the {split} split",
+            *["-m", "dataset_tools.make_dataset_from_vizdoom", str(data / split), *options],
+        )
+
+
+def train(stage: str, data: Path, outdir: Path, num_steps: int, title: str) -> Path:
+    """Train a stage up to `num_steps` and return its run directory."""
+    every = max(num_steps // 4, 1)
+    run(
+        title,
+        *[f"train_{stage}.py", f"--outdir={outdir}", f"--dataset={data / 'train'}", "--preset=toy"],
+        *[f"--steps={num_steps}", f"--sample-steps={every}", f"--checkpoint-steps={every}"],
+    )
+    return sorted(outdir.glob("0*"))[-1]
+
+
+def network(run_dir: Path) -> Path:
+    """The newest averaged generator of a run."""
+    return sorted((run_dir / "checkpoints").glob("ckpt-*-G-ema.pkl"))[-1]
+
+
+def preview_change(run_dir: Path) -> float:
+    """Mean difference, in grey levels, between the first and the last preview of the same seeds."""
+    first, *_, last = sorted((run_dir / "samples").glob("fake-*.png"))
+    images = [np.asarray(Image.open(path), dtype=np.float64) for path in (first, last)]
+    return float(np.abs(images[0] - images[1]).mean())
+
+
+def measure(outdir: Path, data: Path, lres: Path, sres: Path) -> dict[str, Any]:
+    """FVD of the pair against held-out footage and, for scale, of noise and of other real footage."""
+    path = outdir / "metrics.jsonl"
+    path.unlink(missing_ok=True)
+    run(
+        "Measure the pair against footage it has not seen",
+        *["calc_metrics.py", f"--dataset={data / 'val'}", f"--lres={lres}", f"--sres={sres}"],
+        *[f"--metric={METRIC}", f"--path={path}", "--verbose=True"],
+    )
+    click.secho("\n== For scale: the same distance for noise, and for footage of other mazes", bold=True)
+    shape = ClipShape(CLIP_FRAMES, 1)
+
+    def clips(split: str) -> np.ndarray:
+        dataset = ClipDataset(data / split, [SRES_SIZE])
+        batches = real_clips(dataset, SRES_SIZE, shape, range(NUM_CLIPS), seed=0, batch=8)
+        return np.concatenate([batch.permute(0, 2, 3, 4, 1).numpy() for _, batch in batches])
+
+    held_out = clips("val")
+    noise = np.random.RandomState(0).randint(0, 256, held_out.shape).astype(np.uint8)
+    values = {
+        "generated": json.loads(path.read_text().splitlines()[-1])["results"][METRIC],
+        "noise": metric_main.fvd_between(held_out, noise)["fvd"],
+        "training footage": metric_main.fvd_between(held_out, clips("train"))["fvd"],
+    }
+    for name, value in values.items():
+        click.echo(f"{METRIC} of {name:16s} {value:9.1f}")
+    return values
+
+
+def dataset_sheet(data: Path, path: Path) -> None:
+    """Eight frames of each of three clips as the dataset holds them."""
+    dataset = ClipDataset(data / "train", [SRES_SIZE])
+    frames = [frame for clip in range(3) for frame in dataset.read(clip, SRES_SIZE, range(0, 240, 30))]
+    with atomic_path(path) as temporary:
+        Image.fromarray(contact_sheet(frames, 8)).save(temporary)
+
+
+def overview(outdir: Path, video: Path) -> None:
+    """One picture for the README: real frames above generated ones, equally spaced in time."""
+    real = np.asarray(Image.open(outdir / "dataset.png"))
+    frames = list(iter_video_frames(video))[:: NUM_FRAMES // 24][:24]
+    frames = [np.asarray(Image.fromarray(frame).resize(SRES_SIZE[::-1], Image.Resampling.BOX)) for frame in frames]
+    bar = np.full((8, real.shape[1], 3), 255, np.uint8)
+    with atomic_path(outdir / "overview.png") as temporary:
+        Image.fromarray(np.concatenate([real, bar, contact_sheet(frames, 8)])).save(temporary)
+
+
+def write_page(outdir: Path, runs: dict[str, Path], numbers: dict[str, float], stem: str) -> None:
+    """index.html: dataset, previews over training, the video and the numbers."""
+    parts = ["<h2>Recorded footage</h2>", '<img src="dataset.png">', "<h2>Generated: ten seconds, frame by frame</h2>"]
+    for kind in ("sres", "lres"):
+        parts.append(f'<video src="{stem}_{kind}.mp4" controls loop autoplay muted></video>')
+    parts.append(f'<br><img src="{stem}_sheet.png">')
+    parts.append("<h2>Numbers</h2><table>")
+    parts += [f"<tr><td>{html.escape(name)}</td><td>{value:.1f}</td></tr>" for name, value in numbers.items()]
+    parts.append("</table>")
+    for stage, run_dir in runs.items():
+        parts.append(f"<h2>The same seeds while the {stage} stage trains</h2>")
+        for path in sorted((run_dir / "samples").glob("fake-*.png")):
+            step = int(path.stem.split("-")[1])
+            parts.append(f'<p>step {step}</p><img src="{path.relative_to(outdir)}">')
+    style = "body{font:16px sans-serif;max-width:1100px;margin:2em auto}img,video{max-width:100%}td{padding:0 1em}"
+    page = f"<!doctype html><meta charset=utf-8><title>Longtake demo</title><style>{style}</style>"
+    page += "<h1>Longtake demo</h1>" + "\n".join(parts) + "\n"
+    with atomic_path(outdir / "index.html") as temporary:
+        temporary.write_text(page)
+
+
+@click.command(help=str(__doc__).replace("# ", "\b\n"))
+@click.option("--outdir", help="Where everything goes", default="outputs/demo", show_default=True, type=Path)
+@click.option("--lres-steps", help="Steps of the low-resolution stage", default=240, show_default=True)
+@click.option("--sres-steps", help="Steps of the super-resolution stage", default=160, show_default=True)
+@click.option("--clips", help="Clips to train on", default=32, show_default=True, type=click.IntRange(min=1))
+@click.option("--fresh", help="Remove what an earlier demo left and begin anew", is_flag=True)
+def main(outdir: Path, lres_steps: int, sres_steps: int, clips: int, fresh: bool) -> None:
+    """See the module's docstring."""
+    begin = time.monotonic()
+    if fresh:
+        shutil.rmtree(outdir, ignore_errors=True)
+    data = outdir / "data"
+    record(data, "train", clips)
+    record(data, "val", NUM_CLIPS)
+    dataset_sheet(data, outdir / "dataset.png")
+
+    train("lres", data, outdir / "lres", lres_steps // 2, "Train the low-resolution stage, half of it")
+    lres = train("lres", data, outdir / "lres", lres_steps, "The same command again goes on where it stopped")
+    sres = train("sres", data, outdir / "sres", sres_steps, "Train the super-resolution stage")
+    networks = {"lres": network(lres), "sres": network(sres)}
+
+    run(
+        "Generate ten seconds",
+        *["generate.py", f"--outdir={outdir}", "--seed=0", f"--len={NUM_FRAMES}", "--save-lres=True"],
+        *[f"--{stage}={path}" for stage, path in networks.items()],
+    )
+    values = measure(outdir, data, networks["lres"], networks["sres"])
+    numbers = {f"{METRIC}: {name}": value for name, value in values.items()}
+    changes = {stage: preview_change(run_dir) for stage, run_dir in (("lres", lres), ("sres", sres))}
+    numbers |= {f"change of the {stage} previews, grey levels": value for stage, value in changes.items()}
+
+    stem = f"seed=0_len={NUM_FRAMES}"
+    overview(outdir, outdir / f"{stem}_sres.mp4")
+    write_page(outdir, {"low-resolution": lres, "super-resolution": sres}, numbers, stem)
+    click.secho(f"\n== Done in {format_time(time.monotonic() - begin)}", bold=True)
+    for name, value in numbers.items():
+        click.echo(f"{name:45s} {value:9.1f}")
+    click.echo(f"Look at {outdir / 'index.html'} (or {outdir / 'overview.png'}).")
+    click.echo("Next: record 36x64,144x256 footage and train without --preset=toy, on a GPU; see the README.")
+    failures = [f"the previews of {stage} hardly changed" for stage, x in changes.items() if x < MIN_PREVIEW_CHANGE]
+    if values["generated"] >= values["noise"]:
+        failures.append("generated video is no nearer to real footage than noise is")
+    if failures:
+        raise click.ClickException("; ".join(failures))
+
+
+if __name__ == "__main__":
+    main()

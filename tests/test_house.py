@@ -1,0 +1,117 @@
+"""The rules of the house: what may import what, what lists must agree, what the command line promises."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+PACKAGES = ["dnnlib", "torch_utils", "training", "dataset_tools", "metrics", "runs", "benchmarks"]
+SCRIPTS = ["train_lres", "train_sres", "generate", "calc_metrics"]
+COMMANDS = {
+    "train_lres": "main",
+    "train_sres": "main",
+    "generate": "main",
+    "calc_metrics": "main",
+    "dataset_tools.make_dataset_from_vizdoom": "main",
+    "dataset_tools.make_dataset_from_videos": "main",
+    "metrics.detectors.registry": "main",
+    "runs.demo": "main",
+}
+
+# Rank of a part: a module imports only parts of a lower rank, and its own.
+RANKS = {"dnnlib": 0, "torch_utils": 1, "training": 2, "metrics": 3, "system": 4, "scripts": 5}
+
+
+def part_of(module: str) -> str:
+    """The part a module belongs to; systems are rooms beside the core of training."""
+    names = module.split(".")
+    if names[0] == "training":
+        return "system" if len(names) > 1 and names[1] == "longvideogan" else "training"
+    return names[0] if names[0] in RANKS else "scripts"
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def sources(repo: Path) -> list[Path]:
+    return [path for package in PACKAGES for path in (repo / package).rglob("*.py")] + [
+        repo / f"{script}.py" for script in SCRIPTS
+    ]
+
+
+def test_imports_point_one_way(repo):
+    for path in sources(repo):
+        module = ".".join(path.relative_to(repo).with_suffix("").parts)
+        rank = RANKS[part_of(module)]
+        for name in imports_of(path):
+            if name.split(".")[0] in {*PACKAGES, *SCRIPTS}:
+                assert RANKS[part_of(name)] <= rank, f"{module} imports {name}"
+
+
+def test_dnnlib_knows_no_torch(repo):
+    for path in (repo / "dnnlib").rglob("*.py"):
+        assert not any(name.split(".")[0] == "torch" for name in imports_of(path))
+
+
+def test_dependencies_agree(repo):
+    project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
+    conda = re.findall(r"^ {6}- (\S+)$", (repo / "environment.yml").read_text(), re.MULTILINE)
+    assert sorted(project["dependencies"]) == sorted(conda)
+    assert len(conda) == 10
+    names = [re.split(r"[>=]", line)[0] for line in conda]
+    assert sorted(names) == sorted("torch ninja numpy pillow click scipy imageio-ffmpeg psutil wandb requests".split())
+
+
+def test_everything_tested_is_pinned(repo):
+    project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
+    pinned = {line.split("==")[0].lower() for line in (repo / "constraints.txt").read_text().splitlines()}
+    wanted = (
+        project["dependencies"] + project["optional-dependencies"]["demo"] + project["optional-dependencies"]["dev"]
+    )
+    assert {re.split(r"[>=]", line)[0].lower() for line in wanted} <= pinned
+
+
+def test_importing_does_no_work(repo):
+    modules = [".".join(path.relative_to(repo).with_suffix("").parts) for path in sources(repo)]
+    modules = [module.removesuffix(".__init__") for module in modules]
+    script = f"""
+import importlib, os, sys, threading
+before = set(os.listdir("."))
+for name in {modules!r}:
+    importlib.import_module(name)
+import torch
+assert not torch.cuda.is_initialized()
+assert "wandb" not in sys.modules and "vizdoom" not in sys.modules
+assert threading.active_count() == 1
+assert set(os.listdir(".")) - before <= {{"__pycache__"}}
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=repo, check=True)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_help(name):
+    command = getattr(importlib.import_module(name), COMMANDS[name])
+    commands = list(command.commands.values()) if isinstance(command, click.Group) else [command]
+    for entry in commands:
+        assert entry.help or entry.callback.__doc__
+        for parameter in entry.params:
+            assert not isinstance(parameter, click.Option) or parameter.help, f"{name}: {parameter.name}"
+
+
+def test_files_are_of_readable_size(repo):
+    for path in sources(repo):
+        assert len(path.read_text().splitlines()) <= 600, f"{path} is more than one idea"
