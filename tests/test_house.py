@@ -25,7 +25,7 @@ COMMANDS = {
 }
 
 # Rank of a part: a module imports only parts of a lower rank, and its own.
-RANKS = {"dnnlib": 0, "torch_utils": 1, "training": 2, "metrics": 3, "system": 4, "scripts": 5}
+RANKS = {"dnnlib": 0, "torch_utils": 1, "training": 2, "metrics": 3, "dataset_tools": 3, "system": 4, "scripts": 5}
 
 
 def part_of(module: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 import torch
 
+from dataset_tools.frames import parse_sizes
 from metrics import metric_main
 from torch_utils import distributed
 from training import loop, registry
@@ -28,10 +29,10 @@ class Size(click.ParamType):
         if isinstance(value, tuple):
             return value
         try:
-            height, width = (int(edge) for edge in value.lower().split("x"))
+            (size,) = parse_sizes(value)
         except ValueError:
             self.fail(f"{value!r} is not a size; give height x width, such as 36x64", param, ctx)
-        return height, width
+        return size
 
 
 def common_options(stage: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
