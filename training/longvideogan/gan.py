@@ -101,15 +101,93 @@ class GAN:
         values = np.stack([rng.standard_normal(shape).astype(np.float32) for rng in rngs])
         return torch.from_numpy(values).to(self.device, self.dtype)
 
+    # What a stage defines ----------------------------------------------------------------------------------------
+
     def batch_spec(self, step: int) -> list[BatchSpec]:
-        """The batches that `step` takes, in order."""
+        """The batches that `step` takes, in order: G's if it needs a condition, D's, and R1's when due."""
         raise AssertionError("a stage defines its batches")
+
+    def fakes(self, batch: Batch, rngs: Rngs, update_emas: bool = False) -> Batch:
+        """Generated clips as "video" (N, 3, num_frames, H, W), and what else the discriminator sees of them."""
+        raise AssertionError("a stage defines its fakes")
+
+    def reals(self, batch: Batch, rngs: Rngs) -> Batch:
+        """Real clips in the form of `fakes`."""
+        raise AssertionError("a stage defines its reals")
+
+    def logits(self, clips: Batch, rngs: Rngs) -> Tensor:
+        """What D says of augmented `clips`: (N, 1)."""
+        raise AssertionError("a stage defines what its discriminator sees")
+
+    def source(self) -> Source:
+        """Videos of the averaged generator."""
+        raise AssertionError("a stage defines its source")
+
+    # A step ------------------------------------------------------------------------------------------------------
 
     def r1_due(self, step: int) -> bool:
         """True if this step ends with an R1 update."""
         return step % self.options.r1_interval == 0
 
-    # Phases of a step --------------------------------------------------------------------------------------------
+    def step(self, batches: Iterator[Batch], step: int) -> dict[str, Tensor]:
+        """One update of G, of D, of D by R1 when due, and of G_ema; returns the values to report."""
+        stats: dict[str, list[Tensor]] = {}
+
+        def note(**values: Tensor) -> None:
+            for name, value in values.items():
+                stats.setdefault(f"loss/{name}", []).append(value.detach().flatten())
+
+        def take() -> Batch:
+            return {name: part.to(self.dtype) for name, part in next(batches).items()}
+
+        g_rngs = self.rngs("G", step)
+        g_batch = take() if self.needs_condition else {}
+
+        def g_loss(piece: slice) -> Tensor:
+            logits = self.logits(self.fakes(cut(g_batch, piece), g_rngs[piece]), g_rngs[piece])
+            loss = gan_loss(logits, real=True)
+            note(G_score=logits, G_sign=logits.sign(), G_loss=loss)
+            return loss
+
+        num_nonfinite = self.update(self.G, self.G_opt, g_loss)
+
+        fake_rngs, real_rngs = self.rngs("D-fake", step), self.rngs("D-real", step)
+        d_batch = take()
+        with torch.no_grad():
+            fakes = self.fakes(d_batch, fake_rngs, update_emas=True)
+            reals = self.reals(d_batch, real_rngs)
+
+        def d_loss(piece: slice) -> Tensor:
+            fake_logits = self.logits(cut(fakes, piece), fake_rngs[piece])
+            real_logits = self.logits(cut(reals, piece), real_rngs[piece])
+            loss = gan_loss(fake_logits, real=False) + gan_loss(real_logits, real=True)
+            note(D_score_fake=fake_logits, D_sign_fake=fake_logits.sign(), D_loss=loss)
+            note(D_score_real=real_logits, D_sign_real=real_logits.sign())
+            return loss
+
+        num_nonfinite += self.update(self.D, self.D_opt, d_loss)
+
+        if self.r1_due(step):
+            r1_rngs = self.rngs("R1", step)
+            r1_batch = take()
+
+            def r1_loss(piece: slice) -> Tensor:
+                clips = self.reals(cut(r1_batch, piece), r1_rngs[piece])
+                video = clips["video"].detach().requires_grad_(True)
+                penalty = r1_penalty(self.logits({**clips, "video": video}, r1_rngs[piece]), video)
+                loss = self.options.gamma / 2 * penalty.mean()
+                note(r1_penalty=penalty, r1_loss=loss)
+                return loss
+
+            num_nonfinite += self.update(self.D, self.D_opt, r1_loss, gain=self.options.r1_interval)
+
+        values = {name: torch.cat(values) for name, values in stats.items()}
+        return values | {
+            "progress/G_lrate": torch.tensor(self.options.g_lr),
+            "progress/D_lrate": torch.tensor(self.d_lr),
+            "progress/G_ema_beta": torch.tensor(self.update_ema(step)),
+            "progress/nonfinite_gradients": torch.tensor(float(num_nonfinite)),
+        }
 
     def update(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[slice], Tensor], gain: float = 1.0
@@ -141,15 +219,6 @@ class GAN:
         torch._foreach_lerp_(averages, currents, 1 - beta)  # pyright: ignore[reportPrivateImportUsage]
         return beta
 
-    def progress(self, step: int, num_nonfinite: int) -> dict[str, Tensor]:
-        """The statistics that both stages report besides their losses."""
-        return {
-            "progress/G_lrate": torch.tensor(self.options.g_lr),
-            "progress/D_lrate": torch.tensor(self.d_lr),
-            "progress/G_ema_beta": torch.tensor(self.update_ema(step)),
-            "progress/nonfinite_gradients": torch.tensor(float(num_nonfinite)),
-        }
-
     # The rest of the contract ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -159,10 +228,6 @@ class GAN:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         assert not state, f"unexpected state {list(state)}"
-
-    def source(self) -> Source:
-        """Videos of the averaged generator."""
-        raise AssertionError("a stage defines its source")
 
     def frames(
         self, seeds: Sequence[int], start: Start, num_frames: int, condition: Condition | None = None
@@ -183,6 +248,11 @@ class GAN:
     def export(self) -> nn.Module:
         """The network that generation needs: the averaged generator."""
         return self.G_ema
+
+
+def cut(batch: Batch, piece: slice) -> Batch:
+    """The clips of one round of accumulation."""
+    return {name: part[piece] for name, part in batch.items()}
 
 
 def seeded_networks(seed: int, build: Callable[[], tuple[nn.Module, nn.Module]]) -> tuple[nn.Module, nn.Module]:

@@ -245,7 +245,7 @@ def test_low_resolution_fakes_start_at_any_phase():
     whole = system.G.synthesize(
         system.normal(system.rngs("G", 0), system.G.noise_channels, system.G.num_noise_frames(24)), 24
     )
-    fakes = system.fakes(system.rngs("G", 0))
+    fakes = system.fakes({}, system.rngs("G", 0))["video"]
     phases = [
         next(phase for phase in range(8) if torch.equal(clip, video[:, phase : phase + 16]))
         for clip, video in zip(fakes, whole, strict=True)
@@ -260,7 +260,7 @@ def test_super_resolution_discriminator_is_rarely_shown_its_condition():
     system.D.register_forward_pre_hook(lambda _module, args: seen.append(bool(args[0].any())))
     for step in range(300):
         with torch.no_grad():
-            system.logits(lres, sres, system.rngs("G", step))
+            system.logits({"lres": lres, "video": sres}, system.rngs("G", step))
     assert 15 <= sum(seen) <= 47  # 300 throws of probability 0.1: mean 30, standard deviation 5.2
 
 

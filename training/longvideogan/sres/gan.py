@@ -15,7 +15,7 @@ from torch_utils import distributed
 from training.augment.ada import BGC, CONDITION, AdaController, AugmentPipe
 from training.config import resolve
 from training.dataset import BatchSpec, ClipPart
-from training.longvideogan.gan import GAN, Batch, GANOptions, Rngs, gan_loss, r1_penalty, seeded_networks
+from training.longvideogan.gan import GAN, Batch, GANOptions, Rngs, seeded_networks
 from training.longvideogan.layers import center_crop
 from training.longvideogan.sampling import Source, SuperResSource
 from training.longvideogan.sres.discriminator import SuperResDiscriminator
@@ -84,79 +84,33 @@ class SuperResGAN(GAN):
         """Videos of the averaged generator."""
         return SuperResSource(self.G_ema)
 
-    def fakes(self, condition: Tensor, rngs: Rngs, update_emas: bool = False) -> Tensor:
-        """Sharp frames (N, 3, num_frames, H, W) of corrupted conditions (N, 3, num_frames + 2 context, h, w)."""
-        return self.G(condition, self.normal(rngs, self.G.z_channels), update_emas=update_emas)
+    def fakes(self, batch: Batch, rngs: Rngs, update_emas: bool = False) -> Batch:
+        """Sharp frames of corrupted conditions, and those conditions."""
+        condition = self.corrupt(batch["lres"], rngs)
+        video = self.G(condition, self.normal(rngs, self.G.z_channels), update_emas=update_emas)
+        return {"video": video, "lres": condition}
 
-    def logits(self, lres: Tensor, sres: Tensor, rngs: Rngs) -> Tensor:
+    def reals(self, batch: Batch, rngs: Rngs) -> Batch:
+        """Real sharp frames, and their conditions corrupted like those of the fakes."""
+        return {"video": batch["sres"], "lres": self.corrupt(batch["lres"], rngs)}
+
+    def logits(self, clips: Batch, rngs: Rngs) -> Tensor:
         """What D says of frames at both resolutions, after one augmentation of both: (N, 1).
 
-        `lres` may have its context, which is cut. D is shown it for one clip in ten only, so that it must judge the
-        sharp frames by themselves too.
+        The context of the condition is cut. D is shown it for one clip in ten only, so that it must judge the sharp
+        frames by themselves too.
         """
-        lres = self.D.upsample(center_crop(lres, 2, self.options.num_frames))
-        both = self.augment(torch.cat([lres, sres], dim=2), rngs)
-        lres, sres = both.chunk(2, dim=2)
-        shown = torch.tensor([float(rng.uniform() < KEEP_CONDITION) for rng in rngs]).to(sres)
-        return self.D(lres * shown[:, None, None, None, None], sres)
+        lres = self.D.upsample(center_crop(clips["lres"], 2, self.options.num_frames))
+        both = self.augment(torch.cat([lres, clips["video"]], dim=2), rngs)
+        lres, video = both.chunk(2, dim=2)
+        shown = torch.tensor([float(rng.uniform() < KEEP_CONDITION) for rng in rngs]).to(video)
+        return self.D(lres * shown[:, None, None, None, None], video)
 
     def step(self, batches: Iterator[Batch], step: int) -> dict[str, Tensor]:
-        """One update of G, of D, of D by R1 when due, of the augmentation and of G_ema; returns values to report."""
-        stats: dict[str, list[Tensor]] = {}
-
-        def note(**values: Tensor) -> None:
-            for name, value in values.items():
-                stats.setdefault(f"loss/{name}", []).append(value.detach().flatten())
-
-        def take() -> dict[str, Tensor]:
-            return {name: part.to(self.dtype) for name, part in next(batches).items()}
-
-        rngs, batch = self.rngs("G", step), take()
-
-        def g_loss(piece: slice) -> Tensor:
-            condition = self.corrupt(batch["lres"][piece], rngs[piece])
-            logits = self.logits(condition, self.fakes(condition, rngs[piece]), rngs[piece])
-            loss = gan_loss(logits, real=True)
-            note(G_score=logits, G_sign=logits.sign(), G_loss=loss)
-            return loss
-
-        num_nonfinite = self.update(self.G, self.G_opt, g_loss)
-
-        fake_rngs, real_rngs, batch = self.rngs("D-fake", step), self.rngs("D-real", step), take()
-        with torch.no_grad():
-            fake_lres = self.corrupt(batch["lres"], fake_rngs)
-            real_lres = self.corrupt(batch["lres"], real_rngs)
-            fakes = self.fakes(fake_lres, fake_rngs, update_emas=True)
-
-        def d_loss(piece: slice) -> Tensor:
-            fake_logits = self.logits(fake_lres[piece], fakes[piece], fake_rngs[piece])
-            real_logits = self.logits(real_lres[piece], batch["sres"][piece], real_rngs[piece])
-            loss = gan_loss(fake_logits, real=False) + gan_loss(real_logits, real=True)
-            note(D_score_fake=fake_logits, D_sign_fake=fake_logits.sign(), D_loss=loss)
-            note(D_score_real=real_logits, D_sign_real=real_logits.sign())
-            return loss
-
-        num_nonfinite += self.update(self.D, self.D_opt, d_loss)
-
-        if self.r1_due(step):
-            num_nonfinite += self.update_r1(take(), step, note)
-        self.update_ada(torch.cat(stats["loss/D_sign_real"]))
-        values = {name: torch.cat(values) for name, values in stats.items()}
-        return values | {"progress/augment_p": self.augment.p.clone()} | self.progress(step, num_nonfinite)
-
-    def update_r1(self, batch: Batch, step: int, note: Any) -> int:
-        """The R1 update, on the gradient with respect to the sharp frames alone."""
-        rngs = self.rngs("R1", step)
-
-        def r1_loss(piece: slice) -> Tensor:
-            video = batch["sres"][piece].detach().requires_grad_(True)
-            logits = self.logits(self.corrupt(batch["lres"][piece], rngs[piece]), video, rngs[piece])
-            penalty = r1_penalty(logits, video)
-            loss = self.options.gamma / 2 * penalty.mean()
-            note(r1_penalty=penalty, r1_loss=loss)
-            return loss
-
-        return self.update(self.D, self.D_opt, r1_loss, gain=self.options.r1_interval)
+        """See `GAN.step`; ends with a change of the augmentation."""
+        values = super().step(batches, step)
+        self.update_ada(values["loss/D_sign_real"])
+        return values | {"progress/augment_p": self.augment.p.clone()}
 
     def update_ada(self, real_signs: Tensor) -> None:
         """Count how D judged the reals of all ranks, and let the controller move the strength of the augmentation."""
