@@ -89,9 +89,11 @@ def golden_run(fill, seeded, golden):
     return generator, lres, features, video
 
 
-def test_conditions_features_and_video_match_the_published_network(golden_run, golden):
+def test_conditions_features_and_video_match_the_published_network(golden_run, golden, seeded):
     generator, lres, features, video = golden_run
     expected = golden("longvideogan_sres")
+    w = generator.SG3.mapping(seeded(12, 1, 512))
+    assert_samples_match(w.unsqueeze(1).expand(-1, 15, -1), expected["w"])  # published once for each of 15 layers
     for index, condition in enumerate(generator.SG3.conditions(lres, 4)):
         assert_samples_match(condition, expected[f"cond{index}"])
     for name, feature in features.items():
