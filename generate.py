@@ -110,7 +110,7 @@ def generate(
             done += count
             bar.update(count)
     files.append(outdir / f"{stem}_sheet.png")
-    write_picture(files[-1], contact_sheet(sheet, columns=math.ceil(len(sheet) ** 0.5)))
+    write_picture(files[-1], contact_sheet(sheet, columns=math.ceil((1.5 * len(sheet)) ** 0.5)))
     return files
 
 

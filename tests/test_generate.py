@@ -57,7 +57,7 @@ def test_pair_writes_exactly_what_was_asked(networks, tmp_path):
         picture = np.asarray(Image.open(tmp_path / f"seed=7_len=21_frame={index:04d}.png"))
         assert np.array_equal(picture, frames[index])
     sheet = np.asarray(Image.open(tmp_path / "seed=7_len=21_sheet.png"))
-    assert sheet.shape == (5 * 36, 5 * 64, 3)
+    assert sheet.shape == (4 * 36, 6 * 64, 3)
     assert np.array_equal(sheet[:36, 64:128], frames[1])
 
 
