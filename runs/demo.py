@@ -19,11 +19,14 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from dnnlib.util import atomic_path, format_time
 from dnnlib.video import iter_video_frames
-from metrics import metric_main
+from metrics.detectors import i3d
+from metrics.frechet import frechet_distance_from_features
 from metrics.samplers import ClipShape, real_clips
 from training.dataset import ClipDataset
 from training.preview import contact_sheet
@@ -31,6 +34,7 @@ from training.preview import contact_sheet
 LRES_SIZE, SRES_SIZE = (18, 32), (72, 128)
 SIZES = ",".join(f"{height}x{width}" for height, width in (LRES_SIZE, SRES_SIZE))
 METRIC, NUM_CLIPS, CLIP_FRAMES = "fvd32_16f", 32, 16
+VAL_CLIPS = 16  # each gives two of the clips that are measured
 NUM_FRAMES = 300  # ten seconds
 MIN_PREVIEW_CHANGE = 10  # grey levels by which training must have changed the previews of the same seeds
 
@@ -87,17 +91,22 @@ def measure(outdir: Path, data: Path, lres: Path, sres: Path) -> dict[str, Any]:
     click.secho("\n== For scale: the same distance for noise, and for footage of other mazes", bold=True)
     shape = ClipShape(CLIP_FRAMES, 1)
 
-    def clips(split: str) -> np.ndarray:
+    def clips(split: str) -> Tensor:
         dataset = ClipDataset(data / split, [SRES_SIZE])
-        batches = real_clips(dataset, SRES_SIZE, shape, range(NUM_CLIPS), seed=0, batch=8)
-        return np.concatenate([batch.permute(0, 2, 3, 4, 1).numpy() for _, batch in batches])
+        return torch.cat([batch for _, batch in real_clips(dataset, SRES_SIZE, shape, range(NUM_CLIPS), 0, batch=8)])
+
+    detector = i3d.load()
+
+    def features(clips: Tensor) -> Tensor:
+        return torch.cat([detector.features(batch) for batch in clips.split(4)])
 
     held_out = clips("val")
-    noise = np.random.RandomState(0).randint(0, 256, held_out.shape).astype(np.uint8)
+    noise = torch.from_numpy(np.random.RandomState(0).randint(0, 256, held_out.shape).astype(np.uint8))
+    real = features(held_out)
     values = {
         "generated": json.loads(path.read_text().splitlines()[-1])["results"][METRIC],
-        "noise": metric_main.fvd_between(held_out, noise)["fvd"],
-        "training footage": metric_main.fvd_between(held_out, clips("train"))["fvd"],
+        "noise": frechet_distance_from_features(real, features(noise)),
+        "training footage": frechet_distance_from_features(real, features(clips("train"))),
     }
     for name, value in values.items():
         click.echo(f"{METRIC} of {name:16s} {value:9.1f}")
@@ -145,7 +154,7 @@ def write_page(outdir: Path, runs: dict[str, Path], numbers: dict[str, float], s
 
 @click.command(help=str(__doc__).replace("# ", "\b\n"))
 @click.option("--outdir", help="Where everything goes", default="outputs/demo", show_default=True, type=Path)
-@click.option("--lres-steps", help="Steps of the low-resolution stage", default=520, show_default=True)
+@click.option("--lres-steps", help="Steps of the low-resolution stage", default=280, show_default=True)
 @click.option("--sres-steps", help="Steps of the super-resolution stage", default=160, show_default=True)
 @click.option("--clips", help="Clips to train on", default=32, show_default=True, type=click.IntRange(min=1))
 @click.option("--fresh", help="Remove what an earlier demo left and begin anew", is_flag=True)
@@ -156,7 +165,7 @@ def main(outdir: Path, lres_steps: int, sres_steps: int, clips: int, fresh: bool
         shutil.rmtree(outdir, ignore_errors=True)
     data = outdir / "data"
     record(data, "train", clips)
-    record(data, "val", NUM_CLIPS)
+    record(data, "val", VAL_CLIPS)
     dataset_sheet(data, outdir / "dataset.png")
 
     train("lres", data, outdir / "lres", lres_steps // 2, "Train the low-resolution stage, half of it")
