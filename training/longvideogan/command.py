@@ -125,10 +125,10 @@ def run(stage: str, preset: str, dry_run: bool, next_command: str, **given: Any)
             click.echo(json.dumps(to_dict(options), indent=2))
             return
         result = loop.train(stage, options, metric_function(options))
+        if result.finished:
+            network = sorted((result.run_dir / "checkpoints").glob("ckpt-*-G-ema.pkl"))[-1]
+            distributed.print0(f"Next: {next_command.format(network=network, dataset=given['dataset'])}")
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     finally:
         distributed.shutdown()
-    if result.finished and distributed.is_main():
-        network = sorted((result.run_dir / "checkpoints").glob("ckpt-*-G-ema.pkl"))[-1]
-        click.echo(f"Next: {next_command.format(network=network, dataset=given['dataset'])}")
