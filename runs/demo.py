@@ -156,7 +156,7 @@ def write_page(outdir: Path, runs: dict[str, Path], numbers: dict[str, float], s
 @click.option("--outdir", help="Where everything goes", default="outputs/demo", show_default=True, type=Path)
 @click.option("--lres-steps", help="Steps of the low-resolution stage", default=280, show_default=True)
 @click.option("--sres-steps", help="Steps of the super-resolution stage", default=160, show_default=True)
-@click.option("--clips", help="Clips to train on", default=32, show_default=True, type=click.IntRange(min=1))
+@click.option("--clips", help="Clips to train on", default=32, show_default=True, type=click.IntRange(min=3))
 @click.option("--fresh", help="Remove what an earlier demo left and begin anew", is_flag=True)
 def main(outdir: Path, lres_steps: int, sres_steps: int, clips: int, fresh: bool) -> None:
     """See the module's docstring."""

@@ -14,7 +14,7 @@ def test_demo_walks_the_road_and_judges_itself(repo, tmp_path):
     outdir = tmp_path / "demo"
     command = [sys.executable, "-m", "runs.demo", f"--outdir={outdir}"]
     result = subprocess.run(
-        [*command, "--lres-steps=4", "--sres-steps=4", "--clips=2"], cwd=repo, capture_output=True, text=True
+        [*command, "--lres-steps=4", "--sres-steps=4", "--clips=3"], cwd=repo, capture_output=True, text=True
     )
     assert result.returncode == 1 and "hardly changed" in result.stderr, result.stdout + result.stderr
     assert "goes on at step 2 of 4" in result.stdout
