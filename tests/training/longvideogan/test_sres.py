@@ -166,6 +166,8 @@ def test_other_sizes_put_out_what_was_asked(height, width, lres, seeded):
 def test_impossible_sizes_are_refused_with_possible_ones():
     with pytest.raises(ValueError, match="power of two from 64; the nearest is 128, such as 72x128"):
         SuperResGenerator(72, 120, 18, 30)
+    with pytest.raises(ValueError, match="super-resolution frames of 71x128.*even number of pixels"):
+        SuperResGenerator(71, 128, 18, 32)
     with pytest.raises(ValueError, match="possible are 72x128, 36x64, 18x32"):
         SuperResGenerator(144, 256, 30, 50)
     with pytest.raises(ValueError, match=r"more than twofold; use num_layers=\d+ or more"):

@@ -7,6 +7,8 @@ from 2 to R / 2.
 import math
 from dataclasses import dataclass
 
+from training.longvideogan.layers import check_square_padding
+
 FIRST_CUTOFF = 2.0
 FIRST_STOPBAND = 2**2.1
 LAST_STOPBAND_REL = 2**0.3
@@ -90,11 +92,7 @@ def check_size(height: int, width: int) -> None:
             f"super-resolution frames of {height}x{width}: the longer edge must be a power of two from 64; "
             f"the nearest is {nearest}, such as {nearest * 9 // 16}x{nearest}"
         )
-    if (height - width) % 2:
-        raise ValueError(
-            f"super-resolution frames of {height}x{width}: height and width must differ by an even number of pixels; "
-            f"use {height + 1}x{width} or {height - 1}x{width}"
-        )
+    check_square_padding("super-resolution frames", height, width)
 
 
 def check_pair(height: int, width: int, lres_height: int, lres_width: int) -> None:
