@@ -21,11 +21,8 @@ import torch
 from dnnlib.util import format_time
 from metrics import metric_main
 from torch_utils import distributed
-from training.checkpoint import load_network
 from training.dataset import ClipDataset
-from training.longvideogan.lres.generator import LowResGenerator
-from training.longvideogan.sampling import Source, make_source
-from training.longvideogan.sres.generator import SuperResGenerator
+from training.longvideogan.sampling import Source, SuperResSource, open_source
 
 DEFAULT_METRICS = ("fvd2048_128f", "fvd2048_16f")
 
@@ -117,15 +114,11 @@ def _open(
     dataset_path: str, lres_path: str | None, sres_path: str | None, device: torch.device
 ) -> tuple[Source, dict[str, Any]]:
     """The source of generated video, and what `calc_metric` needs to know of the real ones."""
-    lres = load_network(lres_path, device) if lres_path else None
-    sres = load_network(sres_path, device) if sres_path else None
-    if lres is not None and not isinstance(lres, LowResGenerator):
-        raise ValueError(f"--lres: {lres_path} holds a {type(lres).__name__}, expected a low-resolution generator")
-    if sres is not None and not isinstance(sres, SuperResGenerator):
-        raise ValueError(f"--sres: {sres_path} holds a {type(sres).__name__}, expected a super-resolution generator")
-    source = make_source(lres=lres, sres=sres)
+    source = open_source(lres_path, sres_path, device)
     size = (source.height, source.width)
-    condition_size = (sres.lres_height, sres.lres_width) if sres is not None and lres is None else None
+    condition_size = None
+    if isinstance(source, SuperResSource):
+        condition_size = (source.network.lres_height, source.network.lres_width)
     real = ClipDataset(dataset_path, [size, condition_size] if condition_size else [size])
     return source, {"real": real, "size": size, "condition_size": condition_size}
 

@@ -23,26 +23,10 @@ from PIL import Image
 
 from dnnlib.util import atomic_path
 from dnnlib.video import VideoWriter
-from training.checkpoint import load_network
-from training.longvideogan.lres.generator import LowResGenerator
-from training.longvideogan.sampling import LowResSource, Pair, Source, make_source, quantize
-from training.longvideogan.sres.generator import SuperResGenerator
+from training.longvideogan.sampling import LowResSource, Pair, Source, open_source, quantize
 from training.preview import contact_sheet
 
 SHEET_FRAMES = 24
-
-
-def open_networks(lres_path: str, sres_path: str | None, device: str, trust: bool) -> LowResSource | Pair:
-    """The source of a video; a network of the wrong kind is a `ValueError` that says which option it came by."""
-    lres = load_network(lres_path, device, trust)
-    if not isinstance(lres, LowResGenerator):
-        raise ValueError(f"--lres: {lres_path} holds a {type(lres).__name__}; expected a low-resolution generator")
-    sres = load_network(sres_path, device, trust) if sres_path else None
-    if sres is not None and not isinstance(sres, SuperResGenerator):
-        raise ValueError(f"--sres: {sres_path} holds a {type(sres).__name__}; expected a super-resolution generator")
-    source = make_source(lres=lres, sres=sres)
-    assert isinstance(source, LowResSource | Pair)
-    return source
 
 
 def stream(source: LowResSource | Pair, seed: int, num_frames: int) -> Iterator[dict[str, np.ndarray]]:
@@ -147,9 +131,10 @@ def main(
         )
     kinds = (["lres"] if save_lres or not sres_path else []) + (["sres"] if sres_path else [])
     try:
-        source = open_networks(lres_path, sres_path, device or ("cuda" if torch.cuda.is_available() else "cpu"), trust)
+        source = open_source(lres_path, sres_path, device or ("cuda" if torch.cuda.is_available() else "cpu"), trust)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
+    assert isinstance(source, LowResSource | Pair), "--lres is required"
     files = generate(source, outdir, seed, num_frames, kinds, save_index, fps)
     for path in files:
         click.echo(f"{os.fspath(path)}  {path.stat().st_size / 2**20:.2f} MiB")

@@ -94,4 +94,4 @@ def test_mistakes_are_answered_in_a_line(arguments: list[str], message: str):
 def test_a_network_of_the_other_kind_is_refused(lres_path: str, dataset: Path):
     code, output = run(f"--dataset={dataset}", f"--sres={lres_path}", "--device=cpu")
     assert code == 1
-    assert "holds a LowResGenerator, expected a super-resolution generator" in output
+    assert "holds a LowResGenerator; expected a super-resolution generator" in output

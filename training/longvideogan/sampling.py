@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.checkpoint import load_network
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.sres.generator import SuperResGenerator
 from training.random import noise_blocks, random_state
@@ -191,7 +192,9 @@ class Pair(Source):
             waiting[:] = [held[:, :, count:]]
 
 
-def make_source(lres: LowResGenerator | None = None, sres: SuperResGenerator | None = None) -> Source:
+def make_source(
+    lres: LowResGenerator | None = None, sres: SuperResGenerator | None = None
+) -> LowResSource | SuperResSource | Pair:
     """The source of videos for whichever networks there are."""
     if lres is not None and sres is not None:
         return Pair(lres, sres)
@@ -199,3 +202,16 @@ def make_source(lres: LowResGenerator | None = None, sres: SuperResGenerator | N
         return LowResSource(lres)
     assert sres is not None, "make_source needs a network"
     return SuperResSource(sres)
+
+
+def open_source(
+    lres_path: str | None, sres_path: str | None, device: str | torch.device, trust: bool = False
+) -> LowResSource | SuperResSource | Pair:
+    """The source of videos for the networks at paths or URLs; one of the wrong kind is a `ValueError`."""
+    lres = load_network(lres_path, device, trust) if lres_path else None
+    if lres is not None and not isinstance(lres, LowResGenerator):
+        raise ValueError(f"--lres: {lres_path} holds a {type(lres).__name__}; expected a low-resolution generator")
+    sres = load_network(sres_path, device, trust) if sres_path else None
+    if sres is not None and not isinstance(sres, SuperResGenerator):
+        raise ValueError(f"--sres: {sres_path} holds a {type(sres).__name__}; expected a super-resolution generator")
+    return make_source(lres, sres)
