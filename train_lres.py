@@ -17,13 +17,16 @@ from training.longvideogan import command
 
 STAGE = "longvideogan-lres"
 NEXT = (
-    "python train_sres.py --dataset={dataset}, and then python generate.py --outdir=outputs --seed=0 --lres={network}"
+    "python train_sres.py --dataset={dataset}{preset}, and then "
+    "python generate.py --outdir=outputs --seed=0 --lres={network}"
 )
 
 
 @click.command(help=str(__doc__).replace("# ", "\b\n"))
 @command.common_options(STAGE)
 @click.option("--size", help="Frame size, such as 36x64", type=command.Size())
+@click.option("--diffaug", help="Augmentations for both networks: any of color,translation,cutout, comma-separated")
+@click.option("--temporal-stretch", help="Largest change of speed, in octaves", type=command.WEIGHT)
 def main(size: tuple[int, int] | None, **options: Any) -> None:
     """See the module's docstring."""
     options["height"], options["width"] = size or (None, None)

@@ -24,7 +24,9 @@ NEXT = "python generate.py --outdir=outputs --seed=0 --lres=<low-resolution netw
 @command.common_options(STAGE)
 @click.option("--size", help="Frame size put out, such as 144x256", type=command.Size())
 @click.option("--lres-size", help="Frame size taken in, such as 36x64", type=command.Size())
-@click.option("--ada-interval", help="Steps between changes of the augmentation", type=click.IntRange(min=1))
+@click.option("--augment", help="Adaptive augmentation of what the discriminator sees: bgc, or none")
+@click.option("--ada-target", help="How sure of the reals D may be before augmentation grows", type=float)
+@click.option("--ada-interval", help="Steps between changes of the augmentation", type=command.COUNT)
 def main(size: tuple[int, int] | None, lres_size: tuple[int, int] | None, **options: Any) -> None:
     """See the module's docstring."""
     options["height"], options["width"] = size or (None, None)

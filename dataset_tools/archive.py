@@ -1,29 +1,32 @@
-"""Write datasets: shards of stored JPEGs that appear whole or not at all, and the dataset.json that describes them."""
+"""Write datasets: shards of stored JPEGs that appear whole or not at all, and the files that describe them."""
 
+import collections
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
-import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from dataset_tools.frames import Size
-from dnnlib import util
+from dnnlib import locks, util
+from dnnlib.download import file_sha256
+from dnnlib.util import size_name
+
+DESCRIPTION = "dataset.json"
+MANIFEST = "manifest.json"
+
+DERIVED = ("fps", "sizes", "partitions", "num_clips", "num_frames", "versions", "hashes")  # not facts, but found
 
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold: the same frames make the same bytes whenever made
 
 T = TypeVar("T")
-
-
-def size_name(size: Size) -> str:
-    """The folder of one frame size: "0036x0064" for height 36, width 64."""
-    return f"{size[0]:04d}x{size[1]:04d}"
 
 
 def shard_name(index: int) -> str:
@@ -42,71 +45,154 @@ def partition(items: Sequence[T], index: int, num_partitions: int) -> Sequence[T
     return items[start : start + size + (index < longer)]
 
 
+@dataclass(frozen=True)
+class ShardReport:
+    """What one partition came to hold; plain values, so that it can cross processes.
+
+    `hashes` maps its files, relative to the root, to their SHA-256. `clips` maps each clip to "frames", the number, to
+    "sha256", which for each size is that of its stored frames one after another, and to further facts of the clip.
+    `rates` counts clips by frames a second; `skipped` says in words what was left out.
+    """
+
+    index: int
+    size_names: tuple[str, ...]
+    hashes: dict[str, str]
+    clips: dict[str, dict[str, Any]]
+    rates: dict[float, int]
+    skipped: list[str]
+
+    def summary(self) -> dict[str, Any]:
+        """The entry of dataset.json."""
+        return {
+            "clips": len(self.clips),
+            "frames": sum(clip["frames"] for clip in self.clips.values()),
+            "rates": {f"{rate:g}": count for rate, count in sorted(self.rates.items())},
+            "skipped": self.skipped,
+        }
+
+
+class ClipWriter:
+    """Takes the frames of a clip, called with the files of one frame, one for each size.
+
+    `cuts` may be set to the numbers of the frames that begin a new shot; the clip is then stored shot by shot.
+    """
+
+    def __init__(self, spools: Sequence[IO[bytes]]) -> None:
+        self.cuts: Sequence[int] | None = None
+        self.lengths: list[list[int]] = []
+        self._spools = spools
+
+    def __call__(self, files: Sequence[bytes]) -> None:
+        for spool, data in zip(self._spools, files, strict=True):
+            spool.write(data)
+        self.lengths.append([len(data) for data in files])
+
+    def pieces(self, name: str) -> Iterator[tuple[str, range]]:
+        """The clips that this becomes, with their frames: itself, or its shots."""
+        num_frames = len(self.lengths)
+        if self.cuts is None:
+            yield name, range(num_frames)
+            return
+        for index, (first, stop) in enumerate(itertools.pairwise([0, *self.cuts, num_frames])):
+            yield f"{name}/shot_{index:04d}", range(first, stop)
+
+
 class ShardWriter:
     """One shard at several sizes: a zip in each size's folder, renamed to its final name when all is written.
 
     Use it as a context manager: on an exception nothing is left behind, and an earlier shard of the name stays as is.
-    `hashes` maps each written file, relative to the root, to its SHA-256 once the context is left.
+    A shard without clips leaves no zip, and removes an earlier one. `report` tells afterwards what was written.
     """
 
     def __init__(self, root: str | os.PathLike[str], sizes: Sequence[Size], index: int) -> None:
         self.root = Path(root)
         self.sizes = list(sizes)
+        self.index = index
         self.paths = [self.root / size_name(size) / shard_name(index) for size in self.sizes]
-        self.hashes: dict[str, str] = {}
         self.frame_paths: dict[str, list[str]] = {}
+        self.dropped: list[tuple[str, int]] = []  # clips that were too short, with their number of frames
+        self._clips: dict[str, dict[str, Any]] = {}
         self._notes: dict[str, dict[str, Any]] = {}
+        self._hashes: dict[str, str] = {}
 
     def __enter__(self) -> "ShardWriter":
         with contextlib.ExitStack() as stack:
             self._zips: list[zipfile.ZipFile] = []
+            self._temporaries: list[Path] = []
             for path in self.paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = stack.enter_context(util.atomic_path(path))
-                self._zips.append(stack.enter_context(zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED)))
+                remove_leftovers(path)
+                self._temporaries.append(stack.enter_context(util.atomic_path(path)))
+                self._zips.append(stack.enter_context(zipfile.ZipFile(self._temporaries[-1], "w", zipfile.ZIP_STORED)))
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        if exception[0] is None:
-            with contextlib.ExitStack() as stack:
-                stack.push(self._stack)
-                for archive in self._zips:
-                    for name, content in {"frame_paths": self.frame_paths, **self._notes}.items():
-                        _store(archive, f"{name}.json", json.dumps(content, indent=2, sort_keys=True).encode())
-            self.hashes = {path.relative_to(self.root).as_posix(): _sha256(path) for path in self.paths}
-        else:
+        if exception[0] is not None:
             self._stack.__exit__(*exception)
+            return
+        with contextlib.ExitStack() as stack:
+            stack.push(self._stack)
+            for archive in self._zips:
+                for name, content in {"frame_paths": self.frame_paths, **self._notes}.items():
+                    _store(archive, f"{name}.json", json.dumps(content, indent=2, sort_keys=True).encode())
+        for path in self.paths:
+            if self.frame_paths:
+                self._hashes[path.relative_to(self.root).as_posix()] = file_sha256(path)
+            else:
+                path.unlink()
+
+    def report(self, rates: Mapping[float, int] | None = None, skipped: Sequence[str] = ()) -> ShardReport:
+        """What the shard came to hold; to be asked for after the context was left."""
+        names = tuple(size_name(size) for size in self.sizes)
+        return ShardReport(self.index, names, self._hashes, self._clips, dict(rates or {}), list(skipped))
 
     @contextlib.contextmanager
-    def clip(self, name: str, **notes: Any) -> Iterator[Callable[[Sequence[bytes]], None]]:
-        """Write one clip: yields a function that takes the next frame's files, one for each size.
+    def clip(
+        self, name: str, min_frames: int = 1, facts: Mapping[str, Any] | None = None, **notes: Any
+    ) -> Iterator[ClipWriter]:
+        """Write one clip: yields what takes its frames, as files, one for each size.
 
-        Frames are named frame_000000.jpg and so on. A clip that ends in an exception, or without a frame, leaves no
-        trace in the shard. Each entry of `notes`, such as `actions=[...]`, goes to `<note>.json` under the clip's name
-        and has one element for each frame.
+        Frames are named frame_000000.jpg and so on. A clip that ends in an exception leaves no trace in the shard, nor
+        does one of fewer than `min_frames` frames, other than in `dropped`. `facts` go to the manifest. Each entry of
+        `notes`, such as `actions=[...]`, goes to `<note>.json` under the clip's name and has one element a frame.
         """
-        assert name not in self.frame_paths, f"clip {name} is written twice"
         with contextlib.ExitStack() as stack:
             spools = [stack.enter_context(tempfile.TemporaryFile(dir=path.parent)) for path in self.paths]
-            lengths: list[list[int]] = []
-
-            def add(files: Sequence[bytes]) -> None:
-                for spool, data in zip(spools, files, strict=True):
-                    spool.write(data)
-                lengths.append([len(data) for data in files])
-
-            yield add
-            names = [f"frame_{index:06d}.jpg" for index in range(len(lengths))]
-            for archive, spool, sizes in zip(self._zips, spools, zip(*lengths, strict=True), strict=bool(lengths)):
+            clip = ClipWriter(spools)
+            yield clip
+            for spool in spools:
                 spool.seek(0)
-                for frame_name, length in zip(names, sizes, strict=True):
-                    _store(archive, f"{name}/{frame_name}", spool.read(length))
-        if names:
-            self.frame_paths[name] = names
-            for note, values in notes.items():
-                assert len(values) == len(names), f"{note} of {name}: {len(values)} values for {len(names)} frames"
-                self._notes.setdefault(note, {})[name] = list(values)
+            for piece, frames in clip.pieces(name):
+                lengths = clip.lengths[frames.start : frames.stop]
+                if len(frames) < max(min_frames, 1):
+                    for spool, length in zip(spools, zip(*lengths, strict=True), strict=bool(lengths)):
+                        spool.seek(sum(length), os.SEEK_CUR)
+                    self.dropped.append((piece, len(frames)))
+                    continue
+                self._add(piece, spools, lengths, facts or {})
+                for note, values in notes.items():
+                    assert len(values) == len(clip.lengths), f"{note} of {name}: {len(values)} values"
+                    self._notes.setdefault(note, {})[piece] = list(values[frames.start : frames.stop])
+
+    def _add(
+        self, name: str, spools: Sequence[IO[bytes]], lengths: Sequence[Sequence[int]], facts: Mapping[str, Any]
+    ) -> None:
+        """Move a clip's frames, whose files have the given lengths, from the spools into the zips."""
+        assert name not in self.frame_paths, f"clip {name} is written twice"
+        names = [f"frame_{index:06d}.jpg" for index in range(len(lengths))]
+        digests = {}
+        for size, archive, spool, column in zip(
+            self.sizes, self._zips, spools, zip(*lengths, strict=True), strict=True
+        ):
+            digest = hashlib.sha256()
+            for frame_name, length in zip(names, column, strict=True):
+                data = spool.read(length)
+                digest.update(data)
+                _store(archive, f"{name}/{frame_name}", data)
+            digests[size_name(size)] = digest.hexdigest()
+        self.frame_paths[name] = names
+        self._clips[name] = {**facts, "frames": len(names), "sha256": digests}
 
 
 def _store(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
@@ -116,73 +202,142 @@ def _store(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(info, data)
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def remove_leftovers(path: Path) -> None:
+    """Remove what a killed writer of this file left beside it."""
+    for leftover in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
+        leftover.unlink(missing_ok=True)
 
 
-def refuse_mixture(root: str | os.PathLike[str], sizes: Sequence[Size], **facts: Any) -> None:
-    """ValueError if making `sizes` would leave frames of other sizes at `root` that were made with other `facts`."""
-    path = Path(root) / "dataset.json"
-    if not path.exists():
+def refuse_mixture(
+    root: str | os.PathLike[str], sizes: Sequence[Size], replaced: Iterable[int], num_partitions: int, **facts: Any
+) -> None:
+    """ValueError if making partitions `replaced` at `sizes` would leave others that were made with other facts."""
+    known = read_description(root)
+    if known is None:
         return
-    known = json.loads(path.read_text())
-    others = sorted(set(known["sizes"]) - {size_name(size) for size in sizes})
-    changed = [
-        f"{name} is {known.get(name)!r}, not {value!r}" for name, value in facts.items() if known.get(name) != value
-    ]
-    if others and changed:
+    made = {f"{size_name(size)}/{shard_name(index)}" for index in replaced for size in sizes}
+    beyond = {
+        path for path in known["hashes"] if index_of(path) >= num_partitions and size_of(path) in map(size_name, sizes)
+    }
+    left = sorted(set(known["hashes"]) - made - beyond)
+    changed = _changes(known, {**facts, "num_partitions": num_partitions})
+    if left and changed:
         raise ValueError(
-            f"{root} holds frames of size {', '.join(others)} that were made otherwise ({'; '.join(changed)}), so the "
-            "sizes would not match; give another output folder, or all its sizes"
+            f"{root} holds {left[0]}{f' and {len(left) - 1} more' if left[1:] else ''} that would stay and was made "
+            f"otherwise ({'; '.join(changed)}); give another output folder, or delete this one"
         )
+
+
+def read_description(root: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The content of `<root>/dataset.json`, None if there is none."""
+    path = Path(root) / DESCRIPTION
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def describe_dataset(
     root: str | os.PathLike[str],
-    hashes: Mapping[str, str],
+    reports: Sequence[ShardReport],
     num_partitions: int,
     packages: Sequence[str],
     **facts: Any,
 ) -> None:
-    """Write or extend `<root>/dataset.json` after some shards were written, and delete shards of an earlier making.
+    """Write or extend `<root>/dataset.json` and `<root>/manifest.json` after some partitions were written.
 
-    `facts` are fps, source, split, seed and whatever else holds for all shards. Partitions may finish in any order and
-    at the same time: what others wrote about their shards, or about other sizes, is kept.
+    `facts` are source, split, seed and whatever else holds for all shards; the frame rate is that of most clips.
+    Partitions may finish in any order and at the same time: what others wrote, also about other sizes, is kept, unless
+    it was made with other facts; shards of such an earlier making are deleted.
     """
+    assert not facts.keys() & set(DERIVED), facts
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
-    with _locked(root / "dataset.json.lock"):
-        path = root / "dataset.json"
-        known = json.loads(path.read_text())["hashes"] if path.exists() else {}
-        for directory in {(root / name).parent for name in hashes}:
-            for shard in directory.glob("partition_*.zip"):
-                match = re.fullmatch(r"partition_(\d+)\.zip", shard.name)
-                if match is not None and int(match[1]) >= num_partitions:
-                    shard.unlink()
-        merged = {name: digest for name, digest in {**known, **hashes}.items() if (root / name).exists()}
-        description = {
-            **facts,
-            "sizes": sorted({Path(name).parent.name for name in merged}),
-            "versions": {name: importlib.metadata.version(name) for name in packages},
-            "hashes": merged,
-        }
-        with util.atomic_path(path) as temporary:
-            Path(temporary).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+    facts = json.loads(json.dumps({**facts, "num_partitions": num_partitions}))
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    with locked(root):
+        known = read_description(root)
+        clips = read_manifest(root) if known is not None else {}
+        hashes, partitions = (known["hashes"], known.get("partitions", {})) if known else ({}, {})
+        if known is not None and _changes(known, facts):
+            mine = {path for report in reports for path in report.hashes}
+            for path in hashes.keys() - mine:
+                (root / path).unlink(missing_ok=True)
+            hashes, partitions, clips = {}, {}, {}
+        for report in reports:
+            hashes, clips = _without(report, hashes, clips)
+            hashes |= report.hashes
+            for name, clip in report.clips.items():
+                before = clips.get(name, {"sha256": {}})
+                clips[name] = {**clip, "shard": shard_name(report.index), "sha256": before["sha256"] | clip["sha256"]}
+            partitions[f"{report.index:04d}"] = report.summary()
+        write_description(root, facts, partitions, hashes, clips, versions)
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold `path` as a lock between processes; the file is gone when nobody holds it."""
-    while True:
-        file: IO[str] = open(path, "a")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        # Whoever held it before may have removed the file that was waited for; then another one is the lock now.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-            break
-        file.close()
-    with file:
-        try:
-            yield
-        finally:
-            path.unlink()
+def _without(
+    report: ShardReport, hashes: Mapping[str, str], clips: Mapping[str, dict[str, Any]]
+) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Hashes and clips as if the partition of the report had never been made at the report's sizes."""
+    stale = {f"{name}/{shard_name(report.index)}" for name in report.size_names}
+    kept = {}
+    for name, clip in clips.items():
+        if clip["shard"] == shard_name(report.index):
+            rest = {size: digest for size, digest in clip["sha256"].items() if size not in report.size_names}
+            if not rest:
+                continue
+            clip = {**clip, "sha256": rest}
+        kept[name] = clip
+    return {path: digest for path, digest in hashes.items() if path not in stale}, kept
+
+
+def write_description(
+    root: Path,
+    facts: Mapping[str, Any],
+    partitions: Mapping[str, Mapping[str, Any]],
+    hashes: Mapping[str, str],
+    clips: Mapping[str, Mapping[str, Any]],
+    versions: Mapping[str, str],
+) -> None:
+    """Write dataset.json and manifest.json from all that is known; the same knowledge makes the same bytes."""
+    rates: collections.Counter[str] = collections.Counter()
+    for entry in partitions.values():
+        rates.update(entry["rates"])
+    description = {
+        **facts,
+        "fps": max((count, float(rate)) for rate, count in rates.items())[1] if rates else None,
+        "sizes": sorted({size_of(path) for path in hashes}),
+        "partitions": partitions,
+        "num_clips": len(clips),
+        "num_frames": sum(clip["frames"] for clip in clips.values()),
+        "versions": versions,
+        "hashes": hashes,
+    }
+    for name, content in ((MANIFEST, {"clips": clips}), (DESCRIPTION, description)):
+        with util.atomic_path(root / name) as temporary:
+            Path(temporary).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def read_manifest(root: Path) -> dict[str, dict[str, Any]]:
+    """The clips in `<root>/manifest.json`, none if there is no such file."""
+    path = root / MANIFEST
+    return json.loads(path.read_text())["clips"] if path.exists() else {}
+
+
+def _changes(known: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """One phrase for each fact that differs from what dataset.json says."""
+    facts = json.loads(json.dumps(facts))
+    return [
+        f"{name} is {known.get(name)!r}, not {value!r}" for name, value in facts.items() if known.get(name) != value
+    ]
+
+
+def size_of(shard: str) -> str:
+    """The folder of a shard given by its path inside the root."""
+    return shard.partition("/")[0]
+
+
+def index_of(shard: str) -> int:
+    """The number of a shard named as `shard_name` does."""
+    return int(Path(shard).stem.rpartition("_")[2])
+
+
+def locked(root: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold what describes a dataset, against other processes."""
+    return locks.locked(root / f"{DESCRIPTION}.lock")

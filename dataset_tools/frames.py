@@ -11,7 +11,8 @@ import click
 import numpy as np
 from PIL import Image
 
-JPEG_QUALITY = 100
+# Colour resolutions, as Pillow numbers them.
+CHROMAS = {"4:4:4": 0, "4:2:0": 2}
 
 Size = tuple[int, int]  # height, width
 
@@ -61,16 +62,16 @@ def center_crop_and_resize(frame: np.ndarray, height: int, width: int) -> np.nda
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
 
 
-def encode_jpeg(frame: np.ndarray) -> bytes:
-    """The JPEG of a frame (uint8 H W 3) as datasets store it: quality 100, colour at full resolution (4:4:4)."""
+def encode_jpeg(frame: np.ndarray, quality: int = 100, chroma: str = "4:4:4") -> bytes:
+    """The JPEG of a frame (uint8 H W 3); datasets store it like this unless told otherwise: little is lost."""
     buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+    Image.fromarray(frame).save(buffer, format="JPEG", quality=quality, subsampling=CHROMAS[chroma])
     return buffer.getvalue()
 
 
-def encode_at_sizes(frame: np.ndarray, sizes: Sequence[Size]) -> list[bytes]:
-    """One JPEG of `frame` (uint8 H W 3) for each size."""
-    return [encode_jpeg(center_crop_and_resize(frame, height, width)) for height, width in sizes]
+def encode_at_sizes(frame: np.ndarray, sizes: Sequence[Size], quality: int = 100, chroma: str = "4:4:4") -> list[bytes]:
+    """One JPEG of `frame` (uint8 H W 3) for each size, each resized from the whole frame."""
+    return [encode_jpeg(center_crop_and_resize(frame, height, width), quality, chroma) for height, width in sizes]
 
 
 def encode_stream(frames: Iterable[np.ndarray], sizes: Sequence[Size], num_threads: int) -> Iterator[list[bytes]]:

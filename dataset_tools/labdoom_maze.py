@@ -10,6 +10,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,31 @@ from PIL import Image
 TILE = 128  # map units along the edge of a tile, the width of a corridor; the player is 32 wide
 SPLITS = ("train", "val", "test")
 _SPLIT_OF_TENTH = ("train",) * 8 + ("val", "test")
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How hard a walk is to foresee: the ranges that mazes, their looks and smooth walks are drawn from.
+
+    All ranges include both ends. Lengths are in map units, angles in degrees, times in frames.
+    """
+
+    cells: tuple[int, int]  # along each edge of the maze
+    loops: tuple[float, float]  # share of the inner walls that is opened
+    rooms: tuple[int, int]  # fewest, and the number of cells for each further one that there may be
+    room_edge: tuple[int, int]  # cells
+    regions: tuple[int, int]  # with looks of their own
+    accents: float  # share of wall panels with another texture than their region's
+    speeds: tuple[float, float]  # strolling and brisk
+    max_turn: float
+    turn_change: float  # from frame to frame, at most
+
+
+DIFFICULTIES = {
+    "easy": Difficulty((5, 7), (0.4, 0.7), (2, 8), (2, 4), (1, 2), 0.0, (5.0, 7.0), 4.0, 0.6),
+    "normal": Difficulty((3, 7), (0.15, 0.2), (1, 12), (2, 3), (3, 5), 0.15, (6.5, 10.0), 5.0, 0.8),
+    "hard": Difficulty((7, 10), (0.02, 0.05), (0, 50), (2, 2), (6, 9), 0.3, (8.0, 12.0), 8.0, 1.5),
+}
 
 _TEXTURE_EDGE = 128  # pixels, one for each map unit
 _NUM_CHOICES = 14  # textures of a kind to choose from for one maze
@@ -50,25 +76,41 @@ class Maze:
         dy = np.abs(np.asarray(y)[..., None] - (rows + 0.5) * TILE) - TILE / 2
         return np.hypot(dx.clip(min=0), dy.clip(min=0)).min(axis=-1)
 
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of it; "maze" is the same for its rotations and mirror images."""
+        rows, columns = ((edge - 1) // 2 for edge in self.open_tiles.shape)
+        passages = (self.open_tiles[1:] & self.open_tiles[:-1]).sum()
+        passages += (self.open_tiles[:, 1:] & self.open_tiles[:, :-1]).sum()
+        return {
+            "cells": f"{rows}x{columns}",
+            "loops": int(passages - self.open_tiles.sum() + 1),
+            "regions": int(self.regions.max() + 1),
+            "maze": _digest(self.open_tiles).hex(),
+        }
+
 
 def split_of(open_tiles: np.ndarray) -> str:
     """The split that a maze of this shape belongs to, the same for its rotations and mirror images.
 
     The shape alone decides, so two splits never share a maze whatever the seeds are.
     """
+    return _SPLIT_OF_TENTH[_digest(open_tiles)[0] % len(_SPLIT_OF_TENTH)]
+
+
+def _digest(open_tiles: np.ndarray) -> bytes:
+    """A SHA-256 of the shape of a maze, the same for its rotations and mirror images."""
     turned = [np.rot90(grid, k) for grid in (open_tiles, open_tiles.T) for k in range(4)]
-    canonical = min(bytes(grid.shape) + grid.astype(np.uint8).tobytes() for grid in turned)
-    return _SPLIT_OF_TENTH[hashlib.sha256(canonical).digest()[0] % len(_SPLIT_OF_TENTH)]
+    return hashlib.sha256(min(bytes(grid.shape) + grid.astype(np.uint8).tobytes() for grid in turned)).digest()
 
 
-def build_maze(random: np.random.RandomState, split: str) -> Maze:
-    """Draw mazes until one belongs to `split`, then divide it into 3 to 5 regions of their own looks."""
+def build_maze(random: np.random.RandomState, split: str, difficulty: Difficulty = DIFFICULTIES["normal"]) -> Maze:
+    """Draw mazes until one belongs to `split`, then divide it into regions of their own looks."""
     while True:
-        open_tiles = _draw_tiles(random)
+        open_tiles = _draw_tiles(random, difficulty)
         if split_of(open_tiles) == split:
             break
     rows, columns = np.nonzero(open_tiles)
-    seeds = random.choice(len(rows), size=random.randint(3, 6), replace=False)
+    seeds = random.choice(len(rows), size=_draw_int(random, difficulty.regions), replace=False)
     distance = (rows[:, None] - rows[seeds]) ** 2 + (columns[:, None] - columns[seeds]) ** 2
     regions = np.full(open_tiles.shape, -1)
     regions[rows, columns] = distance.argmin(axis=1)
@@ -76,9 +118,13 @@ def build_maze(random: np.random.RandomState, split: str) -> Maze:
     return Maze(open_tiles, regions, (int(rows[start]), int(columns[start])))
 
 
-def _draw_tiles(random: np.random.RandomState) -> np.ndarray:
+def _draw_int(random: np.random.RandomState, bounds: tuple[int, int]) -> int:
+    return random.randint(bounds[0], bounds[1] + 1)
+
+
+def _draw_tiles(random: np.random.RandomState, difficulty: Difficulty) -> np.ndarray:
     """Depth-first search over the cells of a grid, then loops and rooms: bool (2 n + 1, 2 m + 1)."""
-    rows, columns = random.randint(3, 8, size=2)
+    rows, columns = (_draw_int(random, difficulty.cells) for _ in range(2))
     tiles = np.zeros((2 * rows + 1, 2 * columns + 1), bool)
     stack = [(random.randint(rows), random.randint(columns))]
     tiles[2 * stack[0][0] + 1, 2 * stack[0][1] + 1] = True
@@ -102,11 +148,12 @@ def _draw_tiles(random: np.random.RandomState) -> np.ndarray:
         for r, c in itertools.product(range(1, 2 * rows), range(1, 2 * columns))
         if (r + c) % 2 and not tiles[r, c]
     ]
-    loops = random.choice(len(inner), size=round(random.uniform(0.15, 0.2) * len(inner)), replace=False)
+    loops = random.choice(len(inner), size=round(random.uniform(*difficulty.loops) * len(inner)), replace=False)
     for index in loops:
         tiles[inner[index]] = True
-    for _ in range(random.randint(1, 2 + rows * columns // 12)):
-        height, width = random.randint(2, 4, size=2)
+    fewest, cells_per_room = difficulty.rooms
+    for _ in range(_draw_int(random, (fewest, fewest + rows * columns // cells_per_room))):
+        height, width = (_draw_int(random, difficulty.room_edge) for _ in range(2))
         top, left = random.randint(rows - height + 1), random.randint(columns - width + 1)
         tiles[2 * top + 1 : 2 * (top + height), 2 * left + 1 : 2 * (left + width)] = True
     return tiles
@@ -201,7 +248,9 @@ def _pick(random: np.random.RandomState, textures: Sequence[Texture], unlike: Se
 # Maps.
 
 
-def build_wad(random: np.random.RandomState, maze: Maze, strength: int) -> bytes:
+def build_wad(
+    random: np.random.RandomState, maze: Maze, strength: int, difficulty: Difficulty = DIFFICULTIES["normal"]
+) -> bytes:
     """A WAD with one map, MAP01: the maze, textures drawn for it, and a palette made for these textures.
 
     The player pushes `strength` times as hard as usual. The engine paints with 256 colours; with its own ones, other
@@ -222,7 +271,7 @@ def build_wad(random: np.random.RandomState, maze: Maze, strength: int) -> bytes
         ("MAPINFO", b'map MAP01 "maze" { sky1 = "SKYVIEW", 0.0 } gameinfo { playerclasses = "Walker" }'),
         ("DECORATE", player.encode()),
         ("MAP01", b""),
-        ("TEXTMAP", _map_text(random, maze, looks).encode()),
+        ("TEXTMAP", _map_text(random, maze, looks, difficulty.accents).encode()),
         ("ENDMAP", b""),
         ("TX_START", b""),
         *((texture.name, _png(texture.pixels)) for texture in textures),
@@ -291,7 +340,7 @@ def _draw_looks(random: np.random.RandomState, count: int, walls: list[Texture],
     return looks
 
 
-def _map_text(random: np.random.RandomState, maze: Maze, looks: Sequence[_Look]) -> str:
+def _map_text(random: np.random.RandomState, maze: Maze, looks: Sequence[_Look], accents: float) -> str:
     """A maze in the Universal Doom Map Format: a sector for each region, lines where tiles close or regions meet."""
     vertices: dict[tuple[int, int], int] = {}
     lines, sides = [], []
@@ -310,7 +359,7 @@ def _map_text(random: np.random.RandomState, maze: Maze, looks: Sequence[_Look])
             ]
             look = looks[region]
             if neighbour < 0:
-                wall = (look.accent if random.uniform() < 0.15 else look.wall).name
+                wall = (look.accent if random.uniform() < accents else look.wall).name
                 lines.append(
                     _block("linedef", v1=ends[0], v2=ends[1], sidefront=side(region, texturemiddle=wall), blocking=True)
                 )

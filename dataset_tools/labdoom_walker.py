@@ -7,16 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from dataset_tools.labdoom_maze import TILE, Maze
+from dataset_tools.labdoom_maze import DIFFICULTIES, TILE, Difficulty, Maze
 
 CLEARANCE = 28.0  # map units that a walk keeps between the camera and any wall
 
 _STEP = 8.0  # map units between the points of a path
 _LOOK_AHEAD = 80.0  # map units ahead of the walker at which it aims
-_SPEEDS = (6.5, 10.0)  # map units a frame, strolling and brisk, drawn anew for each destination
 _ACCELERATION, _BRAKING = 0.5, 2.0  # change of speed from frame to frame, at most
-_MAX_TURN_DEG = 5.0  # a frame
-_TURN_CHANGE_DEG = 0.8
 _DISCRETE_SPEED = 8.0
 _DISCRETE_TURN_DEG = 10.0
 
@@ -35,22 +32,27 @@ class Walk:
 
 
 def plan_walk(
-    maze: Maze, random: np.random.RandomState, num_frames: int, num_warmup: int, discrete: bool = False
+    maze: Maze,
+    random: np.random.RandomState,
+    num_frames: int,
+    num_warmup: int,
+    discrete: bool = False,
+    difficulty: Difficulty = DIFFICULTIES["normal"],
 ) -> tuple[np.ndarray, Walk]:
     """The poses (num_warmup, 3) that lead from a standstill to a walk in full swing, and that walk.
 
     Few walks come near a wall, where a camera sees little; those are drawn again.
     """
     while True:
-        poses, actions = _draw_walk(maze, random, num_warmup + num_frames, discrete)
+        poses, actions = _draw_walk(maze, random, num_warmup + num_frames, discrete, difficulty)
         if maze.wall_distance(poses[:, 0], poses[:, 1]).min() >= CLEARANCE:
             return poses[:num_warmup], Walk(poses[num_warmup:], ["none", *actions[num_warmup + 1 :]])
 
 
 def _draw_walk(
-    maze: Maze, random: np.random.RandomState, num_frames: int, discrete: bool
+    maze: Maze, random: np.random.RandomState, num_frames: int, discrete: bool, difficulty: Difficulty
 ) -> tuple[np.ndarray, list[Any]]:
-    points = _wander(maze, random)
+    points = _wander(maze, random, difficulty.speeds)
     target = next(points)
     x, y = target[:2]
     angle, speed, turn = 0.0, 0.0, 0.0
@@ -67,8 +69,8 @@ def _draw_walk(
             speed = 0.0 if aside else _DISCRETE_SPEED
             action = ("left" if turn > 0 else "right") if aside else "forward"
         else:
-            wanted = np.clip(0.2 * error, -_MAX_TURN_DEG, _MAX_TURN_DEG)
-            turn += float(np.clip(wanted - turn, -_TURN_CHANGE_DEG, _TURN_CHANGE_DEG))
+            wanted = np.clip(0.2 * error, -difficulty.max_turn, difficulty.max_turn)
+            turn += float(np.clip(wanted - turn, -difficulty.turn_change, difficulty.turn_change))
             slow = max(0.1, float(np.cos(np.radians(min(1.2 * abs(error), 90)))))
             speed += float(np.clip(target[2] * slow - speed, -_BRAKING, _ACCELERATION))
             action = {"forward": round(speed, 4), "turn": round(turn, 4)}
@@ -80,14 +82,19 @@ def _draw_walk(
     return np.array(poses), actions
 
 
-def _wander(maze: Maze, random: np.random.RandomState) -> Iterator[tuple[float, float, float]]:
-    """Points x, y every 8 units along shortest paths from place to place, each with the speed to walk at."""
+def _wander(
+    maze: Maze, random: np.random.RandomState, speeds: tuple[float, float]
+) -> Iterator[tuple[float, float, float]]:
+    """Points x, y every 8 units along shortest paths from place to place, each with the speed to walk at.
+
+    The speed is one of the two, drawn anew for each destination.
+    """
     open_tiles = np.argwhere(maze.open_tiles)
     tile, heading = maze.start, (0, 0)
-    yield _centre(tile) + (_SPEEDS[0],)
+    yield _centre(tile) + (speeds[0],)
     while True:
         goal = tuple(open_tiles[random.randint(len(open_tiles))].tolist())
-        speed = _SPEEDS[random.randint(len(_SPEEDS))]
+        speed = speeds[random.randint(len(speeds))]
         distance = _distances(maze.open_tiles, goal)
         while tile != goal:
             # Straight on where the shortest path allows it, so that rooms are not crossed in zigzag.

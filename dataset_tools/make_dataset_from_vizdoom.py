@@ -4,12 +4,15 @@ Example, a minute on a laptop:
   python -m dataset_tools.make_dataset_from_vizdoom data/labdoom --clips 64 --frames 300 --sizes 36x64,144x256
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import importlib.util
 import multiprocessing
+import multiprocessing.managers
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +23,12 @@ import numpy as np
 
 from dataset_tools import archive
 from dataset_tools.frames import Size, SizesType, encode_stream
-from dataset_tools.labdoom_maze import SPLITS, build_maze, build_wad
+from dataset_tools.labdoom_maze import DIFFICULTIES, SPLITS, build_maze, build_wad
 from dataset_tools.labdoom_walker import plan_walk
 from training.random import random_state
 
 CLIPS_PER_SHARD = 32
+MIXED = "mixed"
 NOMINAL_FPS = 30  # one frame for each tick of the engine, shown at video rate
 _FROZEN_TICKS = 10  # for which the engine holds a new player still
 _WARMUP_FRAMES = 30  # walked before a clip begins, so that no clip starts from a standstill
@@ -48,6 +52,22 @@ class Plan:
     split: str
     seed: int
     walker: str
+    difficulty: str
+    looks: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """The entries of dataset.json."""
+        return {
+            **({} if self.looks is None else {"looks": self.looks}),
+            "source": "LabDoom",
+            "split": self.split,
+            "seed": self.seed,
+            "requested_clips": self.num_clips,
+            "frames_per_clip": self.num_frames,
+            "walker": self.walker,
+            "difficulty": self.difficulty,
+            "rendered": "{1}x{0}".format(*_resolution(self.sizes)),
+        }
 
 
 @contextlib.contextmanager
@@ -125,28 +145,43 @@ def _frames(
         yield game.get_state().screen_buffer.copy()
 
 
+def draw_look(plan: Plan, index: int) -> tuple[int, np.random.RandomState]:
+    """Which of the looks that all splits share clip number `index` has, and what its textures are drawn from."""
+    assert plan.looks is not None
+    look = random_state(f"labdoom-{plan.split}-look", plan.seed, index).randint(plan.looks)
+    return look, random_state("labdoom-look", plan.seed, look)
+
+
 def make_clip(writer: archive.ShardWriter, plan: Plan, index: int) -> None:
     """Render clip number `index`, which depends on all of the plan but the number of clips."""
+    name = plan.difficulty
+    if name == MIXED:
+        names = list(DIFFICULTIES)
+        name = names[random_state(f"labdoom-{plan.split}-difficulty", plan.seed, index).randint(len(names))]
+    difficulty = DIFFICULTIES[name]
     random = random_state(f"labdoom-{plan.split}", plan.seed, index)
-    maze = build_maze(random, plan.split)
-    warmup, walk = plan_walk(maze, random, plan.num_frames, _WARMUP_FRAMES, plan.walker == "discrete")
+    maze = build_maze(random, plan.split, difficulty)
+    warmup, walk = plan_walk(maze, random, plan.num_frames, _WARMUP_FRAMES, plan.walker == "discrete", difficulty)
     strength = _STRENGTH[plan.walker]
-    wad = build_wad(random, maze, strength)
+    facts = {"difficulty": name, **maze.facts()}
+    if plan.looks is not None:
+        facts["look"], random = draw_look(plan, index)
+    wad = build_wad(random, maze, strength, difficulty)
     poses: list[list[float]] = []
     with _engine(wad, _resolution(plan.sizes)) as game:
-        with writer.clip(f"{plan.split}/{index:06d}", actions=walk.actions, poses=poses) as add:
+        with writer.clip(f"{plan.split}/{index:06d}", facts=facts, actions=walk.actions, poses=poses) as add:
             for files in encode_stream(_frames(game, warmup, walk.poses, strength, poses), plan.sizes, num_threads=1):
                 add(files)
 
 
-def make_shard(root: Path, plan: Plan, shard: int, report: Any) -> dict[str, str]:
-    """Render the clips of one shard, calling `report.put(1)` after each; returns the hashes of the files written."""
+def make_shard(root: Path, plan: Plan, shard: int, progress: Any) -> archive.ShardReport:
+    """Render the clips of one shard, calling `progress.put(1)` after each; returns what it came to hold."""
     first = shard * CLIPS_PER_SHARD
     with archive.ShardWriter(root, plan.sizes, shard) as writer:
         for index in range(first, min(first + CLIPS_PER_SHARD, plan.num_clips)):
             make_clip(writer, plan, index)
-            report.put(1)
-    return writer.hashes
+            progress.put(1)
+    return writer.report(collections.Counter({NOMINAL_FPS: len(writer.frame_paths)}))
 
 
 def _resolution(sizes: tuple[Size, ...]) -> tuple[int, int]:
@@ -166,12 +201,21 @@ def _require_extras() -> None:
         )
 
 
-def _enter_scratch_folder(folder: str) -> None:
-    # The engine leaves a folder for screenshots wherever it runs.
-    os.chdir(folder)
+def _die_with_parent() -> None:
+    # Without this, a process that waits for work would wait for ever once its parent was killed.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-@click.command()
+def _start_worker(scratch: str) -> None:
+    _die_with_parent()
+    os.chdir(scratch)  # the engine leaves a folder for screenshots wherever it runs
+
+
+@click.command(
+    epilog="Example, a minute on a laptop: python -m dataset_tools.make_dataset_from_vizdoom data/labdoom --clips 64"
+)
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 # fmt: off
 @click.option(
@@ -186,7 +230,12 @@ def _enter_scratch_folder(folder: str) -> None:
     "--frames", "num_frames", help="Frames in each clip", type=click.IntRange(min=2), default=300, show_default=True
 )
 @click.option(
-    "--sizes", help="Frame sizes to store, height x width", type=SizesType(), default="36x64,144x256", show_default=True
+    "--sizes",
+    help="Frame sizes to store, height x width",
+    type=SizesType(),
+    metavar="HxW,...",
+    default="36x64,144x256",
+    show_default=True,
 )
 @click.option(
     "--split",
@@ -206,6 +255,18 @@ def _enter_scratch_folder(folder: str) -> None:
     show_default=True,
 )
 @click.option(
+    "--difficulty",
+    help="From slow walks in wide halls to fast ones on narrow, winding, colourful ways; mixed draws one for each clip",
+    type=click.Choice([*DIFFICULTIES, MIXED]),
+    default="normal",
+    show_default=True,
+)
+@click.option(
+    "--looks",
+    help="Draw textures and colours of mazes from so many sets, the same in all splits  [default: each maze its own]",
+    type=click.IntRange(min=1),
+)
+@click.option(
     "--workers", help="Processes to render with  [default: one for each core]", type=click.IntRange(min=1), default=None
 )
 # fmt: on
@@ -217,6 +278,8 @@ def main(
     split: str,
     seed: int,
     walker: str,
+    difficulty: str,
+    looks: int | None,
     workers: int | None,
 ) -> None:
     """Render first-person walks through random textured mazes into the dataset folder OUT.
@@ -225,45 +288,39 @@ def main(
     the action that led into each frame ("none" for the first), and x, y (map units) and angle (degrees) of each frame.
     """
     _require_extras()
-    plan = Plan(sizes, num_clips, num_frames, split, seed, walker)
-    facts = {
-        "fps": NOMINAL_FPS,
-        "source": "LabDoom",
-        "split": split,
-        "seed": seed,
-        "clips": num_clips,
-        "frames": num_frames,
-        "walker": walker,
-        "rendered": "{}x{}".format(*reversed(_resolution(sizes))),
-    }
+    plan = Plan(sizes, num_clips, num_frames, split, seed, walker, difficulty, looks)
+    num_shards = -(-num_clips // CLIPS_PER_SHARD)
+    packages = ("vizdoom", "labmaze", "pillow", "numpy")
     try:
-        archive.refuse_mixture(out, sizes, **facts)
+        archive.refuse_mixture(out, sizes, range(num_shards), num_shards, **plan.facts())
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    num_shards = -(-num_clips // CLIPS_PER_SHARD)
+    if archive.read_description(out) is not None:
+        # What is there was made otherwise, or will be made again: the first goes before anything new is there.
+        archive.describe_dataset(out, [], num_shards, packages, **plan.facts())
     workers = min(workers or os.cpu_count() or 1, num_shards)
-    hashes: dict[str, str] = {}
-    for done in _make_shards(out.resolve(), plan, num_shards, workers):
-        hashes.update(done)
-    packages = ("vizdoom", "labmaze", "pillow", "numpy")
-    archive.describe_dataset(out, hashes, num_shards, packages, **facts)
+    for report in _make_shards(out.resolve(), plan, num_shards, workers):
+        archive.describe_dataset(out, [report], num_shards, packages, **plan.facts())
     click.echo(f"{num_clips} clips of {num_frames} frames are in {out}. Next: python train_lres.py --dataset={out}")
 
 
-def _make_shards(root: Path, plan: Plan, num_shards: int, workers: int) -> Iterator[dict[str, str]]:
-    """Render all shards in processes of their own under a progress bar; yields each one's hashes."""
+def _make_shards(root: Path, plan: Plan, num_shards: int, workers: int) -> Iterator[archive.ShardReport]:
+    """Render all shards in processes of their own under a progress bar; yields reports as they are finished."""
     context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
-        report = stack.enter_context(context.Manager()).Queue()
+        manager = multiprocessing.managers.SyncManager(ctx=context)
+        manager.start(_die_with_parent)
+        stack.callback(manager.shutdown)
+        progress = manager.Queue()
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
-        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _enter_scratch_folder, (scratch,))
+        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (scratch,))
         stack.callback(pool.shutdown, cancel_futures=True)
         bar = stack.enter_context(click.progressbar(length=plan.num_clips, label="Rendering clips"))
-        pending = {pool.submit(make_shard, root, plan, shard, report) for shard in range(num_shards)}
+        pending = {pool.submit(make_shard, root, plan, shard, progress) for shard in range(num_shards)}
         while pending:
             done, pending = concurrent.futures.wait(pending, 0.2, concurrent.futures.FIRST_COMPLETED)
-            while not report.empty():
-                bar.update(report.get())
+            while not progress.empty():
+                bar.update(progress.get())
             for future in done:
                 yield future.result()
 

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import os
 import re
 import secrets
 import sys
 import tempfile
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TextIO
+from typing import Any, TextIO
 
-import requests
-
-CHUNK_BYTES = 1 << 20
-CONNECT_TIMEOUT_SEC = 10.0
-READ_TIMEOUT_SEC = 60.0
-FIRST_DELAY_SEC = 0.25
-LONGEST_DELAY_SEC = 4.0
-
-# Client errors that a second try can cure: request timeout, too early, too many requests.
-TRANSIENT_CLIENT_ERRORS = (408, 425, 429)
+from dnnlib import download
 
 _cache_dir: str | None = None
 
@@ -204,6 +193,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def size_name(size: tuple[int, int]) -> str:
+    """The folder of a dataset that holds frames of one size: "0036x0064" for height 36, width 64."""
+    return f"{size[0]:04d}x{size[1]:04d}"
+
+
 def set_cache_dir(path: str | os.PathLike[str]) -> None:
     """Sets the cache root for this process; it wins over DNNLIB_CACHE_DIR."""
     global _cache_dir
@@ -248,14 +242,17 @@ def open_url(
     """Opens a local file or a download for reading bytes, or gives its file name with `return_filename`.
 
     Local paths and file:// addresses are opened where they are. Downloads are kept in <cache>/downloads and come from
-    there the next time; with cache=False they go to an unnamed temporary file. A damaged or interrupted download is
-    tried again, `num_attempts` times in all, with growing pauses. With `sha256` (hex digits) the bytes are checked.
+    there the next time; with cache=False they go to an unnamed temporary file. An interrupted download goes on where
+    it broke, `num_attempts` times in all, with growing pauses. With `sha256` (hex digits), or an address that ends in
+    "#sha256=<hex digits>", the bytes are checked. With DNNLIB_OFFLINE=1 in the environment nothing is downloaded.
 
-    Raises ValueError if the address is wrong, cannot be reached, or what came does not match `sha256`.
+    Raises ValueError if the address is wrong, cannot be reached, what came does not match the hash or is a web page,
+    or the cache cannot be written.
     """
     assert num_attempts >= 1
     if not re.match(r"^[a-z][a-z0-9+.-]*://", url):
         return _open_local(url, sha256, return_filename)
+    url, sha256 = download.split_hash(url, sha256)
     if url.startswith("file://"):
         name = urllib.request.url2pathname(urllib.parse.urlparse(url).path)
         return _open_local(name, sha256, return_filename)
@@ -264,120 +261,17 @@ def open_url(
     if not cache:
         assert not return_filename, "a download that is not cached has no file name"
         file = tempfile.TemporaryFile()
-        _download(url, file, num_attempts, verbose, sha256)
+        download.fetch_into(url, file, num_attempts, verbose, sha256)
         file.seek(0)
         return file
     folder = Path(cache_dir if cache_dir is not None else make_cache_dir_path("downloads"))
-    path = _find_cached(url, folder, sha256)
-    if path is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = _download_into(url, folder, num_attempts, verbose, sha256)
+    path = download.fetch(url, folder, num_attempts, verbose, sha256)
     return str(path) if return_filename else open(path, "rb")
 
 
 def _open_local(name: str, sha256: str | None, return_filename: bool) -> Any:
     if sha256 is not None:
-        found = _file_sha256(name)
+        found = download.file_sha256(name)
         if found != sha256.lower():
             raise ValueError(f"{name} has SHA-256 {found}, expected {sha256.lower()}: it is damaged or another file")
     return name if return_filename else open(name, "rb")
-
-
-def _file_sha256(path: str | os.PathLike[str]) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _cache_prefix(url: str) -> str:
-    return hashlib.md5(url.encode("utf-8"), usedforsecurity=False).hexdigest()
-
-
-def _find_cached(url: str, folder: Path, sha256: str | None) -> Path | None:
-    # The server may have renamed the file between two downloads, so more than one can match: the newest counts.
-    paths = sorted(folder.glob(f"{_cache_prefix(url)}_*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    if not paths or (sha256 is not None and _file_sha256(paths[0]) != sha256.lower()):
-        return None
-    return paths[0]
-
-
-def _download_into(url: str, folder: Path, num_attempts: int, verbose: bool, sha256: str | None) -> Path:
-    # The final name is known only once the server has answered, so the bytes first go to a name of our own. The name
-    # is unlike any other process's, and the renaming at the end is atomic: two downloads at once both end well.
-    prefix = _cache_prefix(url)
-    temporary = folder / f"tmp_{os.getpid()}_{secrets.token_hex(8)}_{prefix}"
-    try:
-        with open(temporary, "wb") as file:
-            name = _download(url, file, num_attempts, verbose, sha256)
-        safe_name = re.sub(r"[^0-9a-zA-Z\-._]", "_", name)[-128:]
-        path = folder / f"{prefix}_{safe_name}"
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def _download(url: str, file: IO[bytes], num_attempts: int, verbose: bool, sha256: str | None) -> str:
-    """Downloads into `file` and returns the name that the server or the address gives the content."""
-    if verbose:
-        print(f"Downloading {url} ...", flush=True)
-    problem = ""
-    for attempt in range(num_attempts):
-        if attempt > 0:
-            delay_sec = min(FIRST_DELAY_SEC * 2 ** (attempt - 1), LONGEST_DELAY_SEC)
-            if verbose:
-                print(f"    {problem}; trying again in {delay_sec:g} s", flush=True)
-            time.sleep(delay_sec)
-        file.seek(0)
-        file.truncate()
-        try:
-            return _download_once(url, file, sha256)
-        except _RefusedError as error:
-            problem, status = str(error), error.status
-            if 400 <= status < 500 and status not in TRANSIENT_CLIENT_ERRORS:
-                break
-        except requests.Timeout:
-            problem = "the server did not answer in time"
-        except requests.ConnectionError:
-            problem = "no connection to the server (offline, or the host does not exist)"
-        except (requests.RequestException, _IncompleteDownloadError) as error:
-            problem = str(error)
-    remedy = "check the address and the connection, or fetch the file by other means and give its path"
-    raise ValueError(f"cannot download {url}: {problem}; {remedy}")
-
-
-class _IncompleteDownloadError(Exception):
-    """What came is not what was announced or asked for; another try may cure it."""
-
-
-class _RefusedError(Exception):
-    """The server answered with an error of its own."""
-
-    def __init__(self, status: int, reason: str):
-        super().__init__(f"the server answered {status} {reason}")
-        self.status = status
-
-
-def _download_once(url: str, file: IO[bytes], sha256: str | None) -> str:
-    digest = hashlib.sha256()
-    num_bytes = 0
-    # Without compression on the way, Content-Length counts the very bytes that are written.
-    headers = {"Accept-Encoding": "identity"}
-    with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT_SEC, READ_TIMEOUT_SEC)) as response:
-        if response.status_code != 200:
-            raise _RefusedError(response.status_code, response.reason)
-        try:
-            for chunk in response.iter_content(CHUNK_BYTES):
-                file.write(chunk)
-                digest.update(chunk)
-                num_bytes += len(chunk)
-        except requests.RequestException:
-            raise _IncompleteDownloadError(f"the connection broke after {num_bytes} bytes") from None
-        expected = response.headers.get("Content-Length")
-        if expected is not None and "Content-Encoding" not in response.headers and num_bytes != int(expected):
-            raise _IncompleteDownloadError(f"only {num_bytes} of {expected} bytes came")
-        if num_bytes == 0:
-            raise _IncompleteDownloadError("the server sent an empty file")
-        if sha256 is not None and digest.hexdigest() != sha256.lower():
-            raise _IncompleteDownloadError(f"SHA-256 is {digest.hexdigest()}, expected {sha256.lower()}")
-        match = re.search(r'filename="?([^";]+)"?', response.headers.get("Content-Disposition", ""))
-        return match[1] if match else url

@@ -1,6 +1,5 @@
 """Write and read videos through pipes to the ffmpeg program that comes with imageio-ffmpeg, a frame at a time."""
 
-import collections
 import contextlib
 import math
 import os
@@ -8,55 +7,66 @@ import re
 import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
 
 from dnnlib import util
+from dnnlib.video_probe import Timing, VideoInfo, probe, read_packets, scan
+
+__all__ = ["Timing", "VideoInfo", "VideoWriter", "iter_video_frames", "probe", "scan", "whole_factor"]
 
 # What makes a file of each kind; {crf} is the constant rate factor. Colours are converted by the matrix that the file
-# then names, so that players do not guess; a GIF has a palette of its own for the whole video.
+# then names, so that players do not guess; every GIF frame has its own palette, as one for all would have ffmpeg hold
+# the whole video in memory.
 _BT709 = "scale=out_color_matrix=bt709:out_range=tv,format=yuv420p"
 _BT709_TAGS = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
 _ENCODERS = {
     ".mp4": ["-vf", _BT709, "-c:v", "libx264", "-crf", "{crf}", *_BT709_TAGS, "-movflags", "+faststart"],
     ".webm": ["-vf", _BT709, "-c:v", "libvpx-vp9", "-crf", "{crf}", "-b:v", "0", "-row-mt", "1", *_BT709_TAGS],
-    ".gif": ["-vf", "split[frames][all];[all]palettegen[palette];[frames][palette]paletteuse"],
+    ".gif": [
+        "-vf",
+        "split[frames][same];[same]palettegen=stats_mode=single[palette];[frames][palette]paletteuse=new=1",
+    ],
 }
 
 # Frames leave square: footage with oblong pixels is widened to the shape at which it is meant to be seen.
-_SQUARE_PIXELS = "scale=w='if(gt(sar,0),round(iw*sar),iw)':h=ih:flags=bicubic+accurate_rnd+full_chroma_int,setsar=1"
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a file says about its first video stream; `height` and `width` are as seen, after any rotation."""
-
-    height: int
-    width: int
-    fps: float
-    duration_sec: float | None
-    codec: str
+_SQUARE_PIXELS = "scale=w='if(gt(sar,0),max(1,round(iw*sar)),iw)':h=ih:flags=bicubic+accurate_rnd+full_chroma_int"
+# PQ and HLG to what common screens show: white of 203 nits (ITU-R BT.2408) becomes 1, of which 0.3 and less stays as it
+# is and more is bent to leave room for highlights. By way of RGB, as zscale refuses odd sizes with less chroma.
+_TONE_MAP = (
+    "format=gbrp12,zscale=tin={transfer}:pin=bt2020:min=gbr:rin=full:t=linear:npl=203,format=gbrpf32,zscale=p=bt709,"
+    "tonemap=mobius:desat=0,zscale=t=bt709:m=gbr:r=full,scale"
+)
+# ffmpeg's decoder of Theora and its ancestors, when it works on several frames at once, now and then shows pictures of
+# the next key frame in place of those that are due, the more often the busier the machine.
+_ONE_THREAD = ("theora", "vp3", "vp4")
+# ffmpeg reports these but ends as if all were well: what was cut off or overwritten is missing from the frames.
+_DAMAGE = re.compile(r"partial file|ended prematurely|exceeds containing master element|packet_obj_size \d+ invalid")
 
 
 class _Ffmpeg:
-    """A running ffmpeg whose error output is drained, so that it never blocks, and whose last lines are kept."""
+    """A running ffmpeg whose error output is drained, so that it never blocks, and whose complaints are kept."""
 
     def __init__(self, arguments: list[str], **pipes: Any) -> None:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-v", "error", *arguments]
         # Its own session: Ctrl-C in a terminal is for us to handle, not for ffmpeg to finish a half-written file.
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, **pipes)
-        self._lines = collections.deque[str](maxlen=20)
+        self._first_line = self._last_line = ""
+        self.damage: str | None = None  # a complaint about missing data
         self._reader = threading.Thread(target=self._drain, daemon=True)
         self._reader.start()
 
     def _drain(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            if text := line.decode(errors="replace").strip():
-                self._lines.append(text)
+            if text := re.sub(r" @ 0x[0-9a-f]+", "", line.decode(errors="replace").strip()):
+                self._first_line = self._first_line or text
+                self._last_line = text
+                if _DAMAGE.search(text):
+                    self.damage = text
 
     def wait(self) -> int:
         """Wait for the end and return the exit code."""
@@ -64,9 +74,13 @@ class _Ffmpeg:
         self._reader.join()
         return code
 
+    def first_line(self) -> str:
+        """The first thing ffmpeg complained about, mostly the cause of the others; call after `wait`."""
+        return self._first_line or f"exit code {self.process.returncode}"
+
     def last_line(self) -> str:
         """The last thing ffmpeg complained about; call after `wait`."""
-        return self._lines[-1] if self._lines else f"exit code {self.process.returncode}"
+        return self._last_line or f"exit code {self.process.returncode}"
 
     def close(self) -> None:
         """End it at once if it still runs, and close its pipes."""
@@ -78,12 +92,17 @@ class _Ffmpeg:
                     pipe.close()
 
 
+def whole_factor(height: int, width: int) -> int:
+    """The smallest whole factor that makes both edges multiples of 16: 4 for 36x64, 1 for 144x256."""
+    return 16 // math.gcd(16, height, width)
+
+
 class VideoWriter:
     """Encode frames as they come: a context manager whose file appears, whole, when the context is left normally.
 
     The suffix of `path` decides the kind: .mp4 (H.264, 4:2:0), .webm (VP9) or .gif. `enlarge=True` repeats each pixel
-    by the smallest whole factor that makes both edges multiples of 16, so that small frames stay crisp in players
-    (36x64 becomes 144x256); otherwise an odd edge is made even by repeating its last line, as 4:2:0 needs.
+    `whole_factor` times along both edges, so that small frames stay crisp in players (36x64 becomes 144x256); otherwise
+    an odd edge is made even by repeating its last line, as 4:2:0 needs.
     After an exception nothing is left of the new file, and an older file of that name stays.
     """
 
@@ -101,7 +120,7 @@ class VideoWriter:
         self.width = width
         self.fps = fps
         self.crf = crf
-        self.factor = 16 // math.gcd(16, height, width) if enlarge else 1
+        self.factor = whole_factor(height, width) if enlarge else 1
         self.num_frames = 0
         suffix = os.path.splitext(self.path)[1].lower()
         if suffix not in _ENCODERS:
@@ -154,20 +173,26 @@ class VideoWriter:
 def iter_video_frames(
     path: str | os.PathLike[str], fps: float | None = None, start_sec: float = 0.0, end_sec: float | None = None
 ) -> Iterator[np.ndarray]:
-    """The frames of a video's first video stream between two times, each uint8 (H, W, 3), decoded when asked for.
+    """The frames of a video's first video stream between two times, each uint8 (H, W, 3) RGB, decoded when asked for.
 
-    Frames come upright, as the file's rotation says, with square pixels, and at `fps` frames a second if given: frames
-    are then repeated or dropped, else each coded frame comes once. ValueError if the file cannot be decoded.
+    Times count from the first frame; a frame due at `end_sec` is left out. Frames come upright, as the file's rotation
+    says, with square pixels, deinterlaced if the file says that it is interlaced, with brightness of a high dynamic
+    range mapped to the common one, and without alpha. With `fps` they come at that rate, being repeated or dropped;
+    else each coded frame comes once, but those of a variable frame rate evenly, `scan(path).fps` a second. If the frame
+    size changes midway, later frames are scaled to the first size. ValueError if the file cannot be decoded whole.
     """
-    if not os.path.isfile(path):
-        raise ValueError(f"{path} is not a file")
-    window = ["-ss", f"{start_sec:.6f}"] if start_sec else []
-    window += ["-t", f"{end_sec - start_sec:.6f}"] if end_sec is not None else []
-    rate, timing = ([f"fps={fps:.12g}"], []) if fps is not None else ([], ["-fps_mode", "passthrough"])
-    filters = ",".join([*rate, _SQUARE_PIXELS])
+    info = probe(path)
+    timing = scan(path)
+    rate = fps if fps is not None else timing.fps if timing.is_variable else None
+    window, times = _choose_frames(path, timing, rate, start_sec, end_sec)
+    deinterlace = ["bwdif=mode=send_frame:deint=interlaced"] if info.is_interlaced else []
+    filters = ",".join([*deinterlace, *times, *_choose_colors(info)])
     # PPM frames carry their own size, so nothing rests on what the file claims about itself.
-    output = ["-vf", filters, *timing, "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "pipe:1"]
-    ffmpeg = _Ffmpeg([*window, "-i", f"file:{os.fspath(path)}", "-map", "0:v:0", *output], stdout=subprocess.PIPE)
+    output = ["-vf", filters, "-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "pipe:1"]
+    # -xerror makes damaged frames an error; ffmpeg would paint something over the damage.
+    threads = ["-threads", "1"] if info.codec in _ONE_THREAD else []
+    source = ["-xerror", *threads, *window, "-i", f"file:{os.fspath(path)}", "-map", "0:V:0"]
+    ffmpeg = _Ffmpeg([*source, *output], stdout=subprocess.PIPE)
     try:
         stdout = ffmpeg.process.stdout
         assert stdout is not None
@@ -177,33 +202,46 @@ def iter_video_frames(
             data = stdout.read(height * width * 3)
             if len(data) == height * width * 3:
                 yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
-        if ffmpeg.wait() != 0:
-            raise ValueError(f"cannot decode {path}: {ffmpeg.last_line()}")
+        if ffmpeg.wait() != 0 or ffmpeg.damage:
+            raise ValueError(f"cannot decode {path}: {ffmpeg.damage or ffmpeg.first_line()}")
     finally:
         ffmpeg.close()
 
 
-def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Size, frame rate, length and codec of a file's first video stream; ValueError if it has none."""
-    if not os.path.isfile(path):
-        raise ValueError(f"{path} is not a file")
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-i", f"file:{os.fspath(path)}"]
-    text = subprocess.run(command, stderr=subprocess.PIPE, check=False).stderr.decode(errors="replace")
-    stream = re.search(r"Stream #.*?: Video: (\w+).*?, (\d+)x(\d+)(.*(?:\n\s{4,}(?!Stream).*)*)", text)
-    if stream is None:
-        last_line = text.strip().splitlines()[-1]
-        raise ValueError(f"{path} has no video that ffmpeg can read: {last_line}")
-    width, height, rest = int(stream[2]), int(stream[3]), stream[4]
-    if pixel_aspect := re.search(r"\[SAR (\d+):(\d+)", rest):
-        width = round(width * int(pixel_aspect[1]) / int(pixel_aspect[2]))
-    if rotation := re.search(r"rotation of (-?[\d.]+) degrees", rest):
-        height, width = (width, height) if round(float(rotation[1]) / 90) % 2 else (height, width)
-    rate = re.search(r"([\d.]+)(k?) (?:fps|tbr)", rest)
-    duration = re.search(r"Duration: (\d+):(\d+):([\d.]+)", text)
-    return VideoInfo(
-        height=height,
-        width=width,
-        fps=float(rate[1]) * (1000 if rate[2] else 1) if rate else 0.0,
-        duration_sec=int(duration[1]) * 3600 + int(duration[2]) * 60 + float(duration[3]) if duration else None,
-        codec=stream[1],
-    )
+def _choose_frames(
+    path: str | os.PathLike[str], timing: Timing, rate: float | None, start_sec: float, end_sec: float | None
+) -> tuple[list[str], list[str]]:
+    """Input options and filters that leave the frames between two times, at an even rate if one is given."""
+    packets = read_packets(path)
+    # MPEG streams are entered up to a key frame later than asked for, so enter one key frame early.
+    earlier = packets.keys[packets.keys <= start_sec][:-1]
+    seek_sec = 0.0
+    filters = ["settb=1/1000000"]
+    if packets.is_seekable:
+        seek_sec = round(packets.origin_sec + float(earlier[-1]), 6) if len(earlier) and earlier[-1] > 0 else 0.0
+        filters.append(f"setpts=PTS-{(packets.origin_sec + start_sec - seek_sec) * 1e6:.0f}")
+    else:
+        filters.append(f"setpts=PTS-STARTPTS-{start_sec * 1e6:.0f}")
+    if rate is not None:
+        exact = Fraction(rate).limit_denominator(100_000)
+        if timing.is_variable:  # the last frame may stay for long
+            filters.append("tpad=stop=-1:stop_mode=clone")
+            end_sec = min(timing.duration_sec, math.inf if end_sec is None else end_sec)
+        filters += [f"fps={exact.numerator}/{exact.denominator}", "settb=1/1000000"]
+        slack_sec = 0.25 / rate
+    else:
+        slack_sec = min(packets.tick_sec, 0.25 / timing.fps) + 2e-6  # times in the file are rounded to its ticks
+    if start_sec > 0 or end_sec is not None:
+        end = f":end={end_sec - start_sec - slack_sec:.6f}" if end_sec is not None else ""
+        filters.append(f"trim=start={-slack_sec:.6f}{end}")
+    return ["-ss", f"{seek_sec:.6f}", "-noaccurate_seek"] if seek_sec else [], filters
+
+
+def _choose_colors(info: VideoInfo) -> list[str]:
+    """Filters that make 8-bit RGB with square pixels of what a file holds."""
+    if info.matrix is not None:
+        matrix = "auto"  # as each frame says
+    else:
+        matrix = "bt2020" if info.is_hdr else "bt709" if info.is_high_definition else "bt601"
+    tone_map = [_TONE_MAP.format(transfer=info.transfer)] if info.is_hdr else []
+    return [f"{_SQUARE_PIXELS}:in_color_matrix={matrix}", *tone_map, "format=rgb24", "setsar=1"]

@@ -1,19 +1,23 @@
-"""Features of real clips, stored once: a `.npz` without pickles, and beside it a `.json` that says what it holds.
+"""Features of clips that exist, stored once: a `.npz` without pickles, and beside it a `.json` that says what it holds.
 
-The name is a hash of everything the numbers depend on: the dataset's content, not its path; the windows chosen, the
-frame size, the detector's weights. A copy of a dataset elsewhere finds the same file, a changed one does not.
+The name is a hash of everything the numbers depend on: the footage's content, not its path; the windows chosen, the
+frame size, the detector's weights. A copy of a dataset elsewhere finds the same file, a changed one does not. How many
+items there are is not part of it: those of a smaller number are the first ones of a larger.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from dnnlib.util import atomic_path, make_cache_dir_path
 
-SCHEMA = 1  # raised when the same key would mean other numbers
+SCHEMA = 2  # raised when the same key would mean other numbers
 
 
 def dataset_id(root: str | Path, size: tuple[int, int]) -> str:
@@ -31,27 +35,37 @@ def dataset_id(root: str | Path, size: tuple[int, int]) -> str:
     return digest.hexdigest()[:16]
 
 
-def load(description: dict) -> np.ndarray | None:
-    """The features stored for `description`, float32 (N, d), or None when there are none."""
+def load(description: Mapping[str, object]) -> dict[str, np.ndarray] | None:
+    """The arrays stored for `description`, or None when there are none."""
     file = _path(description)
     if not file.is_file():
         return None
     with np.load(file, allow_pickle=False) as arrays:
-        return arrays["features"]
+        return dict(arrays)
 
 
-def save(description: dict, features: np.ndarray) -> Path:
-    """Store the features of `description`, replacing what is there; readers see the old file or the whole new one."""
+def save(description: Mapping[str, object], arrays: Mapping[str, np.ndarray]) -> Path:
+    """Store arrays for `description`, replacing what is there; readers see the old file or the whole new one."""
     file = _path(description)
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(file.with_suffix(".json")) as temporary:
         Path(temporary).write_text(json.dumps({"schema": SCHEMA, **description}, indent=2, sort_keys=True) + "\n")
     with atomic_path(file) as temporary:
-        np.savez(temporary, features=features.astype(np.float32))
+        np.savez(temporary, allow_pickle=False, **dict(arrays))
     return file
 
 
-def _path(description: dict) -> Path:
+@contextlib.contextmanager
+def locked(description: Mapping[str, object]) -> Iterator[None]:
+    """Only one process at a time is in this block for the same `description`; others wait, and find its arrays."""
+    file = _path(description).with_suffix(".lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _path(description: Mapping[str, object]) -> Path:
     key = hashlib.sha256(_canonical({"schema": SCHEMA, **description})).hexdigest()[:32]
     return Path(make_cache_dir_path("metrics", f"{key}.npz"))
 

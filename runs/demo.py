@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dataset_tools.archive import read_description
 from dnnlib.util import atomic_path, format_time
 from dnnlib.video import iter_video_frames
 from metrics.detectors import i3d
@@ -47,8 +48,9 @@ def run(title: str, *command: str) -> None:
 
 
 def record(data: Path, split: str, num_clips: int) -> None:
-    """Record one split of LabDoom, unless it is there already."""
-    if not (data / split / "dataset.json").is_file():
+    """Record one split of LabDoom, unless it is there already, whole."""
+    known = read_description(data / split)
+    if known is None or len(known["partitions"]) < known["num_partitions"]:
         options = [f"--clips={num_clips}", "--frames=300", f"--sizes={SIZES}", f"--split={split}"]
         run(
             f"Record {num_clips} clips for the {split} split",
@@ -125,7 +127,10 @@ def overview(outdir: Path, video: Path) -> None:
     """One picture for the README: real frames above generated ones, equally spaced in time."""
     real = np.asarray(Image.open(outdir / "dataset.png"))
     frames = list(iter_video_frames(video))[:: NUM_FRAMES // 24][:24]
-    frames = [np.asarray(Image.fromarray(frame).resize(SRES_SIZE[::-1], Image.Resampling.BOX)) for frame in frames]
+    frames = [
+        np.asarray(Image.fromarray(frame).resize((SRES_SIZE[1], SRES_SIZE[0]), Image.Resampling.BOX))
+        for frame in frames
+    ]
     bar = np.full((8, real.shape[1], 3), 255, np.uint8)
     with atomic_path(outdir / "overview.png") as temporary:
         Image.fromarray(np.concatenate([real, bar, contact_sheet(frames, 8)])).save(temporary)

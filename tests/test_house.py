@@ -13,16 +13,29 @@ import click
 import pytest
 
 PACKAGES = ["dnnlib", "torch_utils", "training", "dataset_tools", "metrics", "runs", "benchmarks"]
-SCRIPTS = ["train_lres", "train_sres", "generate", "calc_metrics"]
+SCRIPTS = ["train_lres", "train_sres", "generate", "calc_metrics", "view"]
 COMMANDS = {
     "train_lres": "main",
     "train_sres": "main",
     "generate": "main",
     "calc_metrics": "main",
+    "view": "main",
     "dataset_tools.make_dataset_from_vizdoom": "main",
     "dataset_tools.make_dataset_from_videos": "main",
+    "dataset_tools.make_dataset_from_frames": "main",
+    "dataset_tools.make_dataset_from_youtube": "main",
+    "dataset_tools.inspect_dataset": "main",
+    "dataset_tools.merge": "main",
+    "metrics.report": "main",
+    "training.checkpoint": "main",
+    "training.preview": "main",
     "metrics.detectors.registry": "main",
     "runs.demo": "main",
+    **{
+        f"benchmarks.{name}": "main"
+        for name in ("all", "generate", "loader", "metrics", "networks", "ops", "startup", "train_step")
+    },
+    "torch_utils.custom_ops": "main",
 }
 
 # Rank of a part: a module imports only parts of a lower rank, and its own.
@@ -80,7 +93,8 @@ def test_dependencies_agree(repo):
 def test_everything_tested_is_pinned(repo):
     project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
     pinned = {line.split("==")[0].lower() for line in (repo / "constraints.txt").read_text().splitlines()}
-    extras = [project["optional-dependencies"][name] for name in ("demo", "dev", "fast", "safetensors")]
+    names = ("demo", "dev", "fast", "safetensors", "shots", "youtube")
+    extras = [project["optional-dependencies"][name] for name in names]
     wanted = itertools.chain(project["dependencies"], *extras)
     assert {re.split(r"[>=]", line)[0].lower() for line in wanted} <= pinned
 
@@ -91,6 +105,8 @@ def test_importing_does_no_work(repo):
     script = f"""
 import importlib, os, sys, threading
 before = set(os.listdir("."))
+import generate, train_lres, train_sres
+assert not {{"scipy", "torch._dynamo"}} & set(sys.modules), "either takes as long to import as all the rest"
 for name in {modules!r}:
     importlib.import_module(name)
 import torch

@@ -37,7 +37,8 @@ def test_every_command_parses(repo, tmp_path, monkeypatch):
     found = commands(repo)
     assert {module for module, _ in found} >= {"train_lres", "train_sres", "generate", "calc_metrics"}
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_videos").mkdir()
+    for folder in ("my_videos", "data/mine"):
+        (tmp_path / folder).mkdir(parents=True)
     for module, arguments in found:
         command = importlib.import_module(module).main
         command.make_context(module, list(arguments))

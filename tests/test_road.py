@@ -70,7 +70,7 @@ def test_footage_becomes_a_long_video_with_a_number(footage, tmp_path):
     run(calc_metrics.main, f"--dataset={footage}", *pair, "-m", "fvd2_9f", f"--path={lines}")
     result = json.loads(lines.read_text())
     assert result["results"]["fvd2_9f"] > 0 and "warning" in result
-    assert result["detector"]["weights"] == "verified"
+    assert result["detector"]["verified"] is True
 
 
 @pytest.mark.parametrize("script", [train_lres, train_sres])
@@ -84,7 +84,7 @@ def test_dry_run_prints_every_option_and_does_nothing(script, tmp_path):
 
 def test_training_options_that_cannot_be_are_one_sentence(tmp_path):
     for arguments, message in [
-        (["--preset=huge"], "'huge' is unknown; there are default, toy"),
+        (["--preset=huge"], "'huge' is unknown; there are default, horseback-lres"),
         (["--size=36by64"], "is not a size; give height x width, such as 36x64"),
         (["--metric=fvd", "--preset=toy"], "Unknown metric 'fvd'"),
         (["--preset=toy"], str(tmp_path / "absent")),

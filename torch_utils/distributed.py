@@ -5,9 +5,11 @@ so callers never ask how many ranks there are. Gradients are summed by one flat 
 hooks, which do not get along with several backward passes and a double backward in one step.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +21,16 @@ STEP_TIMEOUT = timedelta(minutes=10)
 INF_GRADIENT = 1e5  # what an infinite gradient entry becomes
 ENVIRONMENT = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
+# A group of its own for talking about errors: a rank that failed must not meet the others in the collective that they
+# are still in, which would take its message for data.
+_error_group: Any = None
+# What hosts tell each other every step goes past the devices, which would first have to finish what is queued on them.
+_host_group: Any = None
+
+
+class SharedError(ValueError):
+    """A user's error that every rank raises, so that one of them is enough to tell it."""
+
 
 def init(device_type: str = "cpu") -> torch.device:
     """Join the ranks that torchrun started (gloo on CPU, nccl on CUDA) and return this rank's device.
@@ -26,6 +38,7 @@ def init(device_type: str = "cpu") -> torch.device:
     Without torchrun, or with one process, there is no process group and nothing to shut down. Raises `ValueError`
     when the environment is half set, when CUDA is asked for and absent, or when there are more local ranks than GPUs.
     """
+    global _error_group, _host_group
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device(device_type)
@@ -46,6 +59,8 @@ def init(device_type: str = "cpu") -> torch.device:
             raise ValueError(f"WORLD_SIZE is {world_size}, but {', '.join(missing)} is not set; start with torchrun.")
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method="env://", timeout=START_TIMEOUT)
+        _error_group = dist.new_group(timeout=START_TIMEOUT)
+        _host_group = dist.new_group(timeout=START_TIMEOUT, backend="gloo")
         training_stats.init_multiprocessing(get_rank(), device)
     return device
 
@@ -53,14 +68,17 @@ def init(device_type: str = "cpu") -> torch.device:
 def shorten_timeout() -> None:
     """From now on a collective that hangs fails after ten minutes: called once the first step is over."""
     if dist.is_initialized():
-        assert dist.group.WORLD is not None
-        dist.group.WORLD.set_timeout(STEP_TIMEOUT)
+        for group in (dist.group.WORLD, _error_group, _host_group):
+            assert group is not None
+            group.set_timeout(STEP_TIMEOUT)
 
 
 def shutdown() -> None:
     """Leave the process group, if there is one."""
+    global _error_group, _host_group
     if dist.is_initialized():
         dist.destroy_process_group()
+        _error_group = _host_group = None
         training_stats.init_multiprocessing(0, None)
 
 
@@ -111,6 +129,51 @@ def broadcast_object(value):
     return values[0]
 
 
+def any_rank(flags: Sequence[bool]) -> list[bool]:
+    """For each flag whether any rank has set it, in one small all-reduce of hosts; all ranks pass equally many."""
+    if not dist.is_initialized():
+        return list(flags)
+    counts = torch.tensor(flags, dtype=torch.int32)
+    dist.all_reduce(counts, group=_host_group)
+    return counts.bool().tolist()
+
+
+def gather_errors(error: Exception | None) -> list[Exception | None]:
+    """What went wrong on each rank, in order of rank; those of other ranks are a ValueError or a RuntimeError.
+
+    A rank may come here from the midst of other collectives; ranks that wait in those for it run into their time-out.
+    """
+    if not dist.is_initialized():
+        return [error]
+    message = None if error is None else (isinstance(error, ValueError), str(error) or repr(error))
+    messages: list[Any] = [None] * get_world_size()
+    dist.all_gather_object(messages, message, group=_error_group)
+    errors: list[Exception | None] = []
+    for rank, found in enumerate(messages):
+        kind = ValueError if found and found[0] else RuntimeError
+        errors.append(error if rank == get_rank() else found and kind(f"rank {rank}: {found[1]}"))
+    return errors
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Let every rank leave the block with an error if any rank has one: its own, else that of the first that has one.
+
+    The block holds no collectives, so that no rank waits there for one that has failed.
+    """
+    own = None
+    try:
+        yield
+    except Exception as error:
+        own = error
+    errors = gather_errors(own)
+    first = next((error for error in errors if error is not None), None)
+    if isinstance(own or first, ValueError) and dist.is_initialized():
+        raise SharedError(str(first)) from own
+    if first is not None:
+        raise own or first
+
+
 @torch.no_grad()
 def broadcast_module(module: torch.nn.Module) -> None:
     """Overwrite the parameters and buffers of every rank with those of rank 0."""
@@ -122,22 +185,24 @@ def broadcast_module(module: torch.nn.Module) -> None:
 
 
 @torch.no_grad()
-def sync_grads(params: Iterable[torch.Tensor], gain: float = 1.0) -> int:
+def sync_grads(params: Iterable[torch.Tensor], gain: float = 1.0) -> torch.Tensor:
     """Average the gradients over the ranks, times `gain`, in one flat all-reduce; NaN becomes 0, +-inf becomes +-1e5.
 
-    Parameters without a gradient are skipped, so which ones have a gradient must not depend on the rank. Returns the
-    number of entries of the averaged gradient that were not finite (equal on all ranks).
+    Parameters without a gradient are skipped, so which ones have a gradient must not depend on the rank. Returns how
+    many entries of the averaged gradient were not finite, equal on all ranks: int64 () on their device, not awaited.
     """
     gradients = [param.grad for param in params if param.grad is not None]
-    num_nonfinite = 0
+    num_nonfinite = torch.zeros([], dtype=torch.int64, device=gradients[0].device if gradients else None)
     for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
         group = [gradient for gradient in gradients if gradient.dtype == dtype]
         flat = torch.cat([gradient.flatten() for gradient in group])
         if dist.is_initialized():
             dist.all_reduce(flat)
         flat.mul_(gain / get_world_size())
-        num_nonfinite += int((~flat.isfinite()).sum())
+        # Zero times a number is zero unless it is not finite: one temporary where `isfinite` makes four.
+        num_nonfinite += flat.mul(0).count_nonzero()
         flat.nan_to_num_(nan=0.0, posinf=INF_GRADIENT, neginf=-INF_GRADIENT)
-        for gradient, value in zip(group, flat.split([gradient.numel() for gradient in group]), strict=True):
-            gradient.copy_(value.view_as(gradient))
+        parts = flat.split([gradient.numel() for gradient in group])
+        cured = [part.view_as(gradient) for part, gradient in zip(parts, group, strict=True)]
+        torch._foreach_copy_(group, cured)  # pyright: ignore[reportPrivateImportUsage]
     return num_nonfinite

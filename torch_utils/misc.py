@@ -47,6 +47,19 @@ def constant(
     return tensor
 
 
+def upload(
+    values: np.ndarray | torch.Tensor, device: torch.device | str, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Returns values of the host, as `dtype` if given, on `device`, without waiting for what that is computing.
+
+    An ordinary copy to a GPU waits until all that is queued there is done; one from page-locked memory takes its turn.
+    """
+    tensor = torch.as_tensor(values, dtype=dtype)
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def assert_shape(tensor: torch.Tensor, ref_shape: Sequence[int | None]) -> None:
     """Asserts that the tensor has this shape; None stands for any size."""
     shape = tuple(tensor.shape)

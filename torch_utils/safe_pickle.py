@@ -2,7 +2,8 @@
 
 A pickle is a program for a small stack machine, and its power lies in the functions that it may name. Here it may name
 only those below, each replaced by a stand-in of ours that stores its arguments or checks them before it acts. The
-source text inside a persistent record is kept as text. The tensors inside come from `torch.load(weights_only=True)`.
+source text inside a persistent record is kept as text. The values of a tensor lie inside as a file of their own, in
+torch's format from before its zip archives; of that, too, only what a storage needs is read.
 """
 
 from __future__ import annotations
@@ -29,8 +30,14 @@ MAX_PARTS = 200_000
 # against overflowing the stack, which would end the process.
 MAX_TUPLES = 20_000
 
+# A network's pickle has some ten thousand; each may take sixty bytes of memory.
+MAX_WORDS = 2_000_000
+
 # Above it, torch's own arithmetic with shapes could overflow.
 MAX_TENSOR_VALUES = 1 << 48
+
+# What a storage's own file begins with: torch's magic number and the version of its format.
+LEGACY_FORMAT = (0x1950A86A20F9469CFC6C, 1001)
 
 # Bookkeeping of torch.nn.Module, in this and in earlier versions of torch.
 MODULE_INTERNALS = r"training|_parameters|_buffers|_modules|_non_persistent_buffers_set|_.*_hooks?(_.*)?"
@@ -81,22 +88,41 @@ def load(file: str | os.PathLike[str] | IO[bytes]) -> Record:
         return _Converter().root(root)
     except _RefusedError as error:
         raise ValueError(
-            f"{name} was not opened: it asks for {error}, which a network's file has no need of. Nothing in it was "
-            "run. If you know its author and trust the file, open it as trusted (--trust)"
+            f"{name} was not opened: it asks for {one_line(error)}, which a network's file has no need of. "
+            "Nothing in it was run. If you know its author and trust the file, open it as trusted (--trust)"
         ) from None
     except _ForeignError as error:
-        raise ValueError(f"{name} is a pickle, but not one of a network: {error}") from None
+        raise ValueError(f"{name} is a pickle, but not one of a network: {one_line(error)}") from None
     except Exception as error:
         # A damaged pickle makes the unpickler fail in almost any way: EOFError, KeyError, UnicodeDecodeError, ...
-        reason = f"{type(error).__name__}: {error}"
+        reason = one_line(f"{type(error).__name__}: {error}")
         raise ValueError(f"{name} is damaged, or is not a pickled network ({reason})") from error
+
+
+def one_line(text: Any) -> str:
+    """Text that may come from a file, fit for a message: on one line, not long, without control characters."""
+    line = "".join(c if c.isprintable() else "?" for c in str(text)[:1000])
+    return line if len(line) <= 200 else f"{line[:200]} ..."
+
+
+def refuse_overload(file: IO[bytes]) -> None:
+    """Reads the words of the pickle without acting on them, and refuses what could bring an unpickler down.
+
+    The file is left where it was. Raises ValueError.
+    """
+    try:
+        _refuse_overload(file)
+    except _ForeignError as error:
+        raise ValueError(str(error)) from None
 
 
 def _refuse_overload(file: IO[bytes]) -> None:
     """Reads the words of the pickle without acting on them, and refuses what could bring the unpickler down."""
     start = file.tell()
     num_tuples = 0
-    for opcode, argument, _ in pickletools.genops(file):
+    for num_words, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if num_words >= MAX_WORDS:
+            raise _ForeignError(f"it has more than {MAX_WORDS} words")
         num_tuples += opcode.name.startswith("TUPLE")
         # The unpickler's memo is an array: a single large index would fill the memory.
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > MAX_PARTS:
@@ -235,29 +261,50 @@ def _reconstruct_persistent_obj(meta: Any) -> _Object:
     return obj
 
 
+class _StorageUnpickler(pickle.Unpickler):
+    """Reads the parts of a storage's own file, in which the types of storages alone are named."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if module_name in ("torch", "torch.storage") and global_name in _STORAGE_TYPES:
+            return _STORAGE_TYPES[global_name]
+        raise _RefusedError(f"{module_name}.{global_name}")
+
+    def persistent_load(self, pid: Any, /) -> Any:
+        return _Sealed(pid)
+
+
 def _load_from_bytes(data: Any) -> _Sealed:
-    try:
-        storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise _RefusedError(named[1] if named else "something within the bytes of a tensor") from None
-    if not isinstance(storage, torch.TypedStorage):
-        raise _ForeignError(f"the bytes of a tensor in it hold a {type(storage).__name__}")
-    return _Sealed(storage)
+    """Returns a storage as a tensor of one dimension, sealed twice, to be told from a tensor."""
+    file = io.BytesIO(data)
+    parts = []
+    for _ in range(5):  # two constants of the format, the machine, the storage itself, the keys of storages
+        _refuse_overload(file)
+        parts.append(_StorageUnpickler(file).load())
+    magic, protocol, machine, sealed, keys = parts
+    if (magic, protocol) != LEGACY_FORMAT or not isinstance(machine, dict) or machine.get("little_endian") is not True:
+        raise _ForeignError("the bytes of a tensor in it are not in the format of a storage")
+    if not isinstance(sealed, _Sealed) or not isinstance(keys, list) or len(keys) != 1:
+        raise _ForeignError("the bytes of a tensor in it do not hold one storage")
+    kind, dtype, _, _, num_values, *view = sealed.content
+    num_bytes = len(data) - file.tell() - 8  # the number of values comes once more before them
+    if kind != "storage" or not isinstance(dtype, torch.dtype) or view != [None]:
+        raise _ForeignError("the bytes of a tensor in it do not hold a storage")
+    if type(num_values) is not int or num_bytes != num_values * dtype.itemsize:
+        raise _ForeignError(f"a storage in it has {num_bytes} bytes, expected {num_values} values of {dtype}")
+    values = bytearray(memoryview(data)[len(data) - num_bytes :])
+    return _Sealed(_Sealed(torch.frombuffer(values, dtype=dtype) if num_bytes else torch.empty(0, dtype=dtype)))
 
 
 def _rebuild_tensor_v2(sealed: Any, offset: Any, shape: Any, stride: Any, *args: Any) -> _Sealed:
-    if not isinstance(sealed, _Sealed) or not isinstance(sealed.content, torch.TypedStorage):
+    if not isinstance(sealed, _Sealed) or not isinstance(sealed.content, _Sealed):
         raise _ForeignError("a tensor in it has no storage")
-    storage, dtype = sealed.content._untyped_storage, sealed.content.dtype
-    num_stored = storage.nbytes() // dtype.itemsize
+    values = sealed.content.content
     if any(type(number) is not int or number < 0 for number in (offset, *shape, *stride)):
         raise _ForeignError("a tensor in it has a shape or strides that are not whole numbers")
-    # torch would enlarge a storage that is too small, with whatever the memory held before.
     num_needed = 0 if 0 in shape else offset + 1 + sum((s - 1) * d for s, d in zip(shape, stride, strict=True))
-    if num_needed > num_stored or math.prod(shape) > MAX_TENSOR_VALUES:
-        raise _ForeignError(f"a tensor of shape {tuple(shape)} is larger than its storage of {num_stored} values")
-    return _Sealed(torch.empty(0, dtype=dtype).set_(storage, offset, tuple(shape), tuple(stride)))
+    if num_needed > len(values) or math.prod(shape) > MAX_TENSOR_VALUES:
+        raise _ForeignError(f"a tensor of shape {tuple(shape)} is larger than its storage of {len(values)} values")
+    return _Sealed(values.as_strided(tuple(shape), tuple(stride), offset))
 
 
 def _rebuild_parameter(sealed: Any, *args: Any) -> _Sealed:
@@ -271,6 +318,21 @@ def _compile(pattern: Any, flags: Any) -> _Sealed:
 def _scalar(dtype: _Dtype, data: Any) -> Any:
     return dtype.decode((), data)[()]
 
+
+_STORAGE_TYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
 
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Function(_reconstruct_persistent_obj),

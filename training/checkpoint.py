@@ -2,14 +2,15 @@
 
 checkpoints/ckpt-00005000-G-ema.pkl     the averaged generator, a persistent pickle as the published ones are
 checkpoints/ckpt-00005000-train.pt      all that training needs to go on: tensors and plain values only
+
+# What a file holds, and the same network in another format
+python -m training.checkpoint info lres.pkl
+python -m training.checkpoint convert lres.pkl lres.safetensors
 """
 
 from __future__ import annotations
 
-import copy
-import importlib
 import io
-import json
 import os
 import pickle
 import re
@@ -17,167 +18,26 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import click
 import torch
 from torch import nn
 
-from dnnlib import util
+from dnnlib import download, util
 from torch_utils import safe_pickle
 from training import registry
+from training.network_file import WrongNetworkError as WrongNetworkError
+from training.network_file import describe, is_torch_archive, load_network, locate, reason_of, save_network, to_disk
 
 NETWORK_NAME = r"ckpt-(\d{8,})-G-ema\.pkl"
 STATE_NAME = r"ckpt-(\d{8,})-train\.pt"
 
+# What the loop puts into a training state.
+STATE_ENTRIES = ("modules", "optimizers", "system", "loop", "options")
+
 # What `torch.load(weights_only=True)` gives back.
 PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, nn.Parameter)
-
-# The entry of a .safetensors header that says which network the tensors belong to.
-SAFETENSORS_KEY = "longtake"
-
-
-# ----------------------------------------------------------------------------
-# Networks.
-
-
-def save_network(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Writes a network: a CPU copy in eval mode without gradients, as a persistent pickle or as .safetensors.
-
-    The suffix of `path` decides. The file is read back, without running any of it, before it gets its name. A
-    .safetensors file holds the tensors, the class's name and `module.options`, the arguments that make the network.
-    """
-    module = copy.deepcopy(module).cpu().eval().requires_grad_(False)
-    with util.atomic_path(path) as temporary:
-        with open(temporary, "wb") as file:
-            if temporary.suffix == ".safetensors":
-                description = json.dumps({"class": type(module).__name__, "options": module.options})
-                tensors = {name: tensor.clone().contiguous() for name, tensor in module.state_dict().items()}
-                file.write(_safetensors(path).save(tensors, metadata={SAFETENSORS_KEY: description}))
-            else:
-                pickle.dump(module, file, protocol=4)
-            _to_disk(file)
-        if temporary.suffix != ".safetensors":
-            try:
-                record = safe_pickle.load(temporary)
-            except ValueError as error:
-                raise ValueError(f"{path} was not written, for it could not be opened safely again: {error}") from None
-            assert record.state_dict().keys() == module.state_dict().keys()
-
-
-def load_network(
-    path_or_url: str | os.PathLike[str], device: str | torch.device = "cpu", trust: bool = False
-) -> nn.Module:
-    """Opens a network from a path or an address: our pickles, published LongVideoGAN pickles, .safetensors.
-
-    The network comes in eval mode, without gradients. No code that came with the file is run: the file's tensors are
-    matched to the classes of `training.registry`. With `trust`, the file's own code is run instead.
-
-    Raises ValueError if the file is missing, damaged, not a network, or one that no class of ours takes.
-    """
-    path = util.open_url(os.fspath(path_or_url), return_filename=True)
-    if not os.path.isfile(path):
-        raise ValueError(f"there is no file {path}; expected a network (.pkl or .safetensors) or the address of one")
-    if path.endswith(".safetensors"):
-        module = _load_safetensors(path)
-    elif trust:
-        module = _load_trusted(path)
-    else:
-        module = _load_passively(path)
-    return module.to(device).eval().requires_grad_(False)
-
-
-def _load_passively(path: str) -> nn.Module:
-    record = safe_pickle.load(path)
-    if record.class_name == "dict":
-        _refuse_dict(path, list(record.children))
-    for spec in registry.NETWORKS:
-        cls = registry.resolve(spec)
-        if cls.matches(record):
-            return _build(cls, cls.options_from_record(record), record.state_dict(), path)
-    known = ", ".join(spec.partition(":")[2] for spec in registry.NETWORKS)
-    raise ValueError(
-        f"{path} holds a {record.class_name}, which is none of the networks known here ({known}). If you trust the "
-        "file, its own code can be run instead (--trust)"
-    )
-
-
-def _load_trusted(path: str) -> nn.Module:
-    print(f"Trusting {path}: code that came with this file now runs with all your rights.", flush=True)
-    try:
-        with open(path, "rb") as file:
-            module = _TrustingUnpickler(file).load()
-    except (EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is damaged, or is no pickle ({error})") from error
-    except ModuleNotFoundError as error:
-        remedy = "pip install 'longtake[trust]'" if error.name == "einops" else "install it"
-        raise ValueError(f"the code in {path} needs the package {error.name}, which is missing: {remedy}") from error
-    if isinstance(module, dict):
-        _refuse_dict(path, [key for key, item in module.items() if isinstance(item, nn.Module)])
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"{path} holds a {type(module).__name__}, expected a network")
-    return module
-
-
-class _TrustingUnpickler(pickle.Unpickler):
-    """The ordinary unpickler, except that tensors written on a GPU come to the CPU."""
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) == ("torch.storage", "_load_from_bytes"):
-            return lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
-        return super().find_class(module_name, global_name)
-
-
-def _refuse_dict(path: str, names: list[str]) -> None:
-    raise ValueError(
-        f"{path} holds a whole training state ({', '.join(names)}), expected one network: pass the file beside it "
-        "that ends in -G-ema.pkl"
-    )
-
-
-def _load_safetensors(path: str) -> nn.Module:
-    library = _safetensors(path)
-    try:
-        with library.safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except Exception as error:
-        raise ValueError(f"{path} is damaged, or is no .safetensors file ({error})") from error
-    if SAFETENSORS_KEY not in metadata:
-        raise ValueError(f"{path} does not say which network it holds: the entry {SAFETENSORS_KEY!r} is missing")
-    description = json.loads(metadata[SAFETENSORS_KEY])
-    specs = {spec.partition(":")[2]: spec for spec in registry.NETWORKS}
-    if description["class"] not in specs:
-        raise ValueError(f"{path} holds a {description['class']}, expected one of {', '.join(specs)}")
-    return _build(registry.resolve(specs[description["class"]]), description["options"], tensors, path)
-
-
-def _safetensors(path: str | os.PathLike[str]) -> Any:
-    try:
-        return importlib.import_module("safetensors.torch")
-    except ModuleNotFoundError:
-        raise ValueError(f"{path} needs the package safetensors: pip install 'longtake[safetensors]'") from None
-
-
-def _build(cls: Any, options: dict[str, Any], tensors: dict[str, torch.Tensor], path: str) -> nn.Module:
-    module = cls(**options)
-    try:
-        module.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        own = module.state_dict()
-        missing = [name for name in own if name not in tensors]
-        surplus = [name for name in tensors if name not in own]
-        differing = [
-            f"{name} {list(tensors[name].shape)}, expected {list(tensor.shape)}"
-            for name, tensor in own.items()
-            if name in tensors and tensors[name].shape != tensor.shape
-        ]
-        problems = [
-            f"{len(names)} {kind} ({'; '.join(names[:3])}{'; ...' if len(names) > 3 else ''})"
-            for kind, names in (("missing", missing), ("unknown", surplus), ("of another shape", differing))
-            if names
-        ]
-        raise ValueError(f"the tensors of {path} do not fit a {cls.__name__}: {', '.join(problems)}") from error
-    return module
 
 
 # ----------------------------------------------------------------------------
@@ -185,11 +45,20 @@ def _build(cls: Any, options: dict[str, Any], tensors: dict[str, torch.Tensor], 
 
 
 def save_train_state(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Writes a nested dict of tensors and plain values; the file is on the disk, whole, when this returns."""
+    """Writes a nested dict of tensors and plain values; the file is on the disk, whole, when this returns.
+
+    Raises OSError if the disk does not take it; then there is no new file, and an old one is as it was.
+    """
     _assert_plain(state, "state")
-    with util.atomic_path(path) as temporary, open(temporary, "wb") as file:
-        torch.save(state, file)
-        _to_disk(file)
+    try:
+        with util.atomic_path(path) as temporary, open(temporary, "wb") as file:
+            torch.save(state, file)
+            to_disk(file)
+    except RuntimeError as error:
+        # torch stumbles over its own unfinished archive while the error of the disk passes through it.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def load_train_state(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -198,8 +67,15 @@ def load_train_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises ValueError naming the file if it is missing, truncated, damaged, or something else.
     """
     try:
-        # torch itself does not compare the checksums that it stores.
+        # torch itself neither compares the checksums that it stores, nor minds what unpacks to more than the file.
         with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            num_bytes = sum(entry.file_size for entry in entries)
+            if any(entry.compress_type for entry in entries) or num_bytes > os.path.getsize(path):
+                raise zipfile.BadZipFile("it unpacks to more than it holds")
+            for entry in entries:
+                if entry.filename.endswith("/data.pkl"):
+                    safe_pickle.refuse_overload(io.BytesIO(archive.read(entry)))
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
@@ -209,6 +85,24 @@ def load_train_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is not a whole training state ({type(error).__name__}: {reason})") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, expected the dict of a training state")
+    return state
+
+
+def load_run_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads the training state of a run, as the loop wrote it, tensors on the CPU.
+
+    Raises ValueError naming the file if it is anything else, and the newest whole one before it in the same folder.
+    """
+    try:
+        state = load_train_state(path)
+        missing = [name for name in STATE_ENTRIES if name not in state]
+        if missing:
+            raise ValueError(f"{path} is no training state of a run: it has no entry {missing[0]!r}")
+    except ValueError as error:
+        path = Path(path)
+        older = [other for _, other in _list_files(path.parent, STATE_NAME) if other.name < path.name]
+        whole = [other for other in older if zipfile.is_zipfile(other)]
+        raise ValueError(f"{error}; before it there is {whole[-1]}" if whole else str(error)) from error
     return state
 
 
@@ -222,12 +116,6 @@ def _assert_plain(value: Any, where: str) -> None:
             _assert_plain(item, f"{where}[{i}]")
     else:
         assert type(value) in PLAIN_TYPES, f"{where} is a {type(value)}: it would be written, but never read again"
-
-
-def _to_disk(file: IO[bytes]) -> None:
-    # Before the renaming: a crash of the machine must not leave the new name on a file without its bytes.
-    file.flush()
-    os.fsync(file.fileno())
 
 
 # ----------------------------------------------------------------------------
@@ -246,7 +134,12 @@ def train_state_path(run_dir: str | os.PathLike[str], step: int) -> Path:
 
 def list_checkpoints(run_dir: str | os.PathLike[str]) -> list[tuple[int, Path]]:
     """Lists the training states of a run as (step, path), ascending; whether they are whole is not looked at."""
-    return _list_files(run_dir, STATE_NAME)
+    return _list_files(Path(run_dir, "checkpoints"), STATE_NAME)
+
+
+def list_networks(run_dir: str | os.PathLike[str]) -> list[tuple[int, Path]]:
+    """Lists the averaged generators of a run as (step, path), ascending."""
+    return _list_files(Path(run_dir, "checkpoints"), NETWORK_NAME)
 
 
 def latest_whole_checkpoint(run_dir: str | os.PathLike[str]) -> tuple[int, Path, dict[str, Any]] | None:
@@ -256,9 +149,9 @@ def latest_whole_checkpoint(run_dir: str | os.PathLike[str]) -> tuple[int, Path,
     """
     for step, path in reversed(list_checkpoints(run_dir)):
         try:
-            return step, path, load_train_state(path)
+            return step, path, load_run_state(path)
         except ValueError as error:
-            print(f"Warning: {error}; trying the one before it.", flush=True)
+            print(f"Warning: {error}.", flush=True)
     return None
 
 
@@ -272,7 +165,7 @@ def prune_checkpoints(run_dir: str | os.PathLike[str], keep: int, protect: Itera
     protected = set(protect)
     doomed = []
     for pattern, is_whole in ((STATE_NAME, zipfile.is_zipfile), (NETWORK_NAME, _ends_like_a_pickle)):
-        files = _list_files(run_dir, pattern)
+        files = _list_files(Path(run_dir, "checkpoints"), pattern)
         whole = [step for step, path in files if is_whole(path)]
         oldest = min(whole[-keep:], default=0)
         doomed += [path for step, path in files if step < oldest and step not in protected]
@@ -282,9 +175,8 @@ def prune_checkpoints(run_dir: str | os.PathLike[str], keep: int, protect: Itera
     return doomed
 
 
-def _list_files(run_dir: str | os.PathLike[str], pattern: str) -> list[tuple[int, Path]]:
-    paths = Path(run_dir, "checkpoints").glob("ckpt-*")
-    matches = [(re.fullmatch(pattern, path.name), path) for path in paths]
+def _list_files(folder: Path, pattern: str) -> list[tuple[int, Path]]:
+    matches = [(re.fullmatch(pattern, path.name), path) for path in folder.glob("ckpt-*")]
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 
@@ -294,3 +186,90 @@ def _ends_like_a_pickle(path: Path) -> bool:
             return False
         file.seek(-1, os.SEEK_END)
         return file.read() == pickle.STOP
+
+
+# ----------------------------------------------------------------------------
+# Command line.
+
+
+def load_any(path_or_url: str) -> nn.Module:
+    """Opens a network wherever there is one: what `load_network` takes, or the averaged one of a training state.
+
+    Raises ValueError as `load_network` and `load_run_state` do.
+    """
+    path = util.open_url(locate(path_or_url), return_filename=True)
+    if not (os.path.isfile(path) and is_torch_archive(path)):
+        return load_network(path_or_url)
+    state = load_run_state(path)
+    try:
+        options = state["options"]
+        model = registry.resolve(registry.SYSTEMS[options["system"]])(options["model"], torch.device("cpu"))
+        for name, module in model.modules.items():
+            module.load_state_dict(state["modules"][name])
+    except Exception as error:  # a state may be of another version, or of another code altogether
+        raise ValueError(f"the training state {path} does not fit its own options ({reason_of(error)})") from error
+    return model.export()
+
+
+@click.group(
+    help=str(__doc__).replace("checkpoints/ckpt-00005000-G", "\b\ncheckpoints/ckpt-00005000-G").replace("# ", "\b\n")
+)
+def main() -> None:
+    pass
+
+
+@main.command("convert")
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path, dir_okay=False))
+def convert_command(source: str, target: Path) -> None:
+    """Write the network of IN as OUT, whose suffix is .pkl or .safetensors; all tensors stay as they are.
+
+    IN is a path or an address: a pickle of ours, a published LongVideoGAN pickle, .safetensors, or a whole training
+    state ckpt-...-train.pt, whose averaged generator is taken.
+
+    \b
+    python -m training.checkpoint convert horseback_lres.pkl horseback_lres.safetensors
+    """
+    if target.suffix not in (".pkl", ".safetensors"):
+        raise click.ClickException(f"{target} does not end in .pkl or .safetensors: name the format that you want")
+    if not target.parent.is_dir():
+        raise click.ClickException(f"there is no folder {target.parent} for {target.name}: make it, or name another")
+    try:
+        save_network(load_any(source), target)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{target}  {target.stat().st_size / 2**20:.2f} MiB")
+    click.echo(f"Next: python -m training.checkpoint info {target}")
+
+
+@main.command("info")
+@click.argument("source", metavar="FILE")
+def info_command(source: str) -> None:
+    """Say what network FILE, a path or an address as for convert, holds: class, options, parameters, size, SHA-256.
+
+    \b
+    python -m training.checkpoint info lres.safetensors
+    """
+    try:
+        network = load_any(source)
+        path = util.open_url(locate(source), return_filename=True, verbose=False)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    num_values = sum(parameter.numel() for parameter in network.parameters())
+    facts = {
+        "file": path,
+        "network": f"{type(network).__name__}, a {describe(type(network))}",
+        "parameters": f"{num_values:,} in {len(list(network.parameters()))} tensors",
+        "size": f"{os.path.getsize(path) / 2**20:.2f} MiB",
+        "sha256": download.file_sha256(path),
+        **{f"option {name}": value for name, value in getattr(network, "options", {}).items()},
+    }
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        click.echo(f"{name:<{width}}  {value}")
+    suffix = ".pkl" if path.endswith(".safetensors") else ".safetensors"
+    click.echo(f"Next: python -m training.checkpoint convert {source} {Path(path).stem}{suffix}")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from training import registry
+from training.network_file import locate
+
 T = TypeVar("T")
 
 # What may change when a run is continued: how long, on what, and how closely watched. All else is what the run is.
@@ -19,14 +22,21 @@ FREE_OPTIONS = (
     "outdir",
     "steps",
     "device",
+    "precision",
+    "compile",
     "workers",
+    "cache",
     "tick_steps",
     "checkpoint_steps",
+    "checkpoint_minutes",
     "sample_steps",
+    "metric_steps",
     "metrics",
     "keep",
     "log",
     "resume",
+    "override",
+    "origin",
 )
 
 
@@ -34,7 +44,8 @@ FREE_OPTIONS = (
 class TrainOptions:
     """All that the training loop needs to know; `model` is handed to the system as it is.
 
-    Intervals are counted in steps; 0 turns previews or checkpoints off except at the last step.
+    Intervals are counted in steps; 0 turns what they are for off, except at the last step. A checkpoint is written
+    after `checkpoint_steps` or `checkpoint_minutes`, whichever is first, and wherever metrics are due.
     """
 
     outdir: str
@@ -46,25 +57,42 @@ class TrainOptions:
     grad_accum: int = 1
     seed: int = 0
     x_flip: bool = True
+    weighting: str = "clip"  # what a draw of data is uniform over: clip | frame (training.dataset.BatchStream)
+    init_from: str | None = None  # network or training state whose weights a new run begins with
     device: str = "cpu"
+    precision: str | None = None  # of a step's arithmetic, one that the system knows; None: its own choice
+    compile: bool = False  # make programs of parts of the networks, where the system can
     tick_steps: int = 500
-    checkpoint_steps: int = 5000
+    checkpoint_steps: int = 500
+    checkpoint_minutes: float = 10.0
     sample_steps: int = 5000
-    metrics: tuple[str, ...] = ()  # evaluated with each checkpoint; the first one decides which checkpoint is best
+    metric_steps: int = 5000
+    metrics: tuple[str, ...] = ()  # the first one decides which checkpoint is best
     keep: int = 3  # newest checkpoints kept besides the best
     workers: int = 2
-    log: str = "none"  # none | wandb
-    resume: str = "auto"  # auto | latest | never | a run directory
+    cache: str = "none"  # where decoded frames are kept (training.dataset.ClipDataset)
+    log: tuple[str, ...] = ()  # listeners besides the files: wandb, tensorboard
+    resume: str = "auto"  # auto | latest | never | a run directory | one training state, to branch from it
+    override: bool = False  # continue a run although options differ from its own
+    origin: str | None = None  # the training state that this run was branched from; the loop fills it in
 
     def __post_init__(self):
         self.dataset = os.path.abspath(self.dataset)
+        if self.init_from is not None and "://" not in self.init_from:
+            self.init_from = os.path.abspath(locate(self.init_from))
         self.metrics = tuple(self.metrics)
+        self.log = tuple(name for name in self.log if name != "none")
         for name in ("batch", "grad_accum", "tick_steps", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Option {name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("steps", "checkpoint_steps", "sample_steps", "workers"):
+        for name in ("steps", "checkpoint_steps", "checkpoint_minutes", "sample_steps", "metric_steps", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Option {name} is {getattr(self, name)}; it must not be negative.")
+        if self.override and self.resume in ("auto", "never"):
+            raise ValueError(
+                f"Options are overridden in a run that is named, not with --resume={self.resume}; add --resume=latest "
+                "or --resume=<run directory>."
+            )
 
     @property
     def dataset_name(self) -> str:
@@ -92,16 +120,6 @@ def check_keys(values: Iterable[str], allowed: Iterable[str], where: str) -> Non
             raise ValueError(f"Unknown name {key!r} in {where}; {hint}")
 
 
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any], where: str = "the options") -> dict[str, Any]:
-    """A copy of the nested dictionary `base` with `changes` in it; a key that `base` lacks is a `ValueError`."""
-    check_keys(changes, base, where)
-    merged = dict(base)
-    for key, value in changes.items():
-        nested = isinstance(base[key], Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(base[key], value, f"{where}.{key}") if nested else value
-    return merged
-
-
 def resolve(cls: type[T], values: Mapping[str, Any], where: str = "the options") -> T:
     """Build the dataclass `cls` from a dictionary; an unknown key or one that is missing is a `ValueError`."""
     fields = [field for field in dataclasses.fields(cls) if field.init]  # pyright: ignore[reportArgumentType]
@@ -119,9 +137,26 @@ def to_dict(options: Any) -> dict[str, Any]:
 
 
 def identity(options: TrainOptions | Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run the run it is: its options without `FREE_OPTIONS`. Equal identities may be resumed."""
-    values = to_dict(options) if isinstance(options, TrainOptions) else dict(options)
+    """What makes a run the run it is: its options without `FREE_OPTIONS`. Equal identities may be resumed.
+
+    An option that a run does not mention, because it was begun before there was such an option, is at its default.
+    """
+    values = to_dict(options) if isinstance(options, TrainOptions) else defaults(TrainOptions) | dict(options)
+    if values.get("system") in registry.SYSTEMS:
+        system = registry.resolve(registry.SYSTEMS[values["system"]])
+        values["model"] = defaults(system.Options) | dict(values["model"])
     return {key: value for key, value in values.items() if key not in FREE_OPTIONS}
+
+
+def defaults(cls: type) -> dict[str, Any]:
+    """What the fields of a dataclass are where nothing is said, as it reads back from JSON."""
+    values = {}
+    for field in dataclasses.fields(cls):
+        if field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+    return json.loads(json.dumps(values))
 
 
 def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
@@ -160,32 +195,66 @@ def read_options(run_dir: Path) -> dict[str, Any]:
     """The stored options of a run; `ValueError` when the directory does not hold any."""
     try:
         return json.loads((run_dir / "options.json").read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{run_dir} is no run directory: it holds no options.json.") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"{run_dir} is no run directory: it holds no options.json. --resume takes auto, latest, never, a run "
+            "directory, or one of its checkpoints/ckpt-<step>-train.pt; a network alone begins a new run: --init-from."
+        ) from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{run_dir / 'options.json'} cannot be read: {error}.") from None
 
 
-def find_run(options: TrainOptions) -> Path | None:
-    """The run directory that `options.resume` asks to continue, None for a new one.
+@dataclasses.dataclass
+class Beginning:
+    """Where a run goes on: its directory (None: a new one is to be made), and in what it differs from what it was."""
 
-    `auto`: the newest with the same identity. `latest`: the newest. A path: that one. For the last two, options that
-    differ from the stored ones are a `ValueError` that lists the differences.
+    run_dir: Path | None = None
+    origin: str | None = None  # the training state that the run branches or was branched from
+    changes: list[str] = dataclasses.field(default_factory=list)
+
+
+def find_run(options: TrainOptions) -> Beginning:
+    """The run that `options.resume` asks to continue.
+
+    `auto`: the newest with the same identity. `latest`: the newest. A directory: that one, also if it was given as
+    `outdir`. A training state: the newest run of the same identity that was branched from it, else a new one that is to
+    be. Except for `auto`, options that differ from the stored ones are a `ValueError` that lists the differences,
+    unless `options.override`.
     """
+    outdir = Path(options.outdir)
+    is_state = options.resume.endswith(".pt")
+    if (outdir / "options.json").is_file():
+        if options.resume == "never" or is_state:
+            raise ValueError(
+                f"{outdir} is a run directory, in which no other run can begin; give the folder that holds it, "
+                f"--outdir={outdir.parent}, or leave out --resume to continue that run."
+            )
+        if options.resume in ("auto", "latest"):
+            options = dataclasses.replace(options, resume=options.outdir)
     if options.resume == "never":
-        return None
-    runs = list_runs(options.outdir)
-    if options.resume == "auto":
-        whole = [run for run in runs if (run / "options.json").is_file()]
-        same = [run for run in whole if identity(read_options(run)) == identity(options)]
-        return same[-1] if same else None
+        return Beginning()
+    runs = [run for run in list_runs(outdir) if (run / "options.json").is_file()]
+    origin = os.path.abspath(options.resume) if is_state else None
+    if options.resume == "auto" or is_state:
+        for run in reversed(runs):
+            stored = read_options(run)
+            if identity(stored) == identity(options) and stored.get("origin") == origin:
+                return Beginning(run, origin)
+        return Beginning(None, origin)
     if options.resume == "latest" and not runs:
-        raise ValueError(f"There is no run to resume in {options.outdir}; use --resume=auto to begin one.")
+        raise ValueError(f"There is no run to resume in {outdir}; use --resume=auto to begin one.")
     run_dir = runs[-1] if options.resume == "latest" else Path(options.resume)
-    lines = differences(identity(read_options(run_dir)), identity(options))
-    if lines:
+    stored = read_options(run_dir)
+    return Beginning(run_dir, stored.get("origin"), check_changes(stored, options, str(run_dir)))
+
+
+def check_changes(stored: Mapping[str, Any], options: TrainOptions, where: str) -> list[str]:
+    """What `options` change in the identity of a run; `ValueError` if that is anything and was not asked for."""
+    lines = differences(identity(stored), identity(options))
+    if lines and not options.override:
         raise ValueError(
-            f"{run_dir} was trained with other options:\n  " + "\n  ".join(lines) + "\n"
-            "Repeat the options of the run to continue it, or use --resume=never to begin a new one."
+            f"{where} was trained with other options:\n  " + "\n  ".join(lines) + "\n"
+            "Repeat the options of the run to continue it, add --override to change them from here on, or use "
+            "--resume=never to begin a new one."
         )
-    return run_dir
+    return lines

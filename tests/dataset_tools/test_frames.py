@@ -62,6 +62,18 @@ def test_jpegs_keep_colour_at_full_resolution():
         assert np.abs(np.asarray(image).astype(int) - noise).max() <= 4
 
 
+def test_jpegs_of_less_quality_are_as_asked_for_and_smaller():
+    noise = np.random.RandomState(0).randint(0, 256, (32, 32, 3)).astype(np.uint8)
+    sizes = []
+    for quality, chroma in ((100, "4:4:4"), (100, "4:2:0"), (90, "4:2:0"), (50, "4:2:0")):
+        (data,) = frames.encode_at_sizes(noise, [(32, 32)], quality, chroma)
+        with Image.open(io.BytesIO(data)) as image:
+            assert isinstance(image, JpegImagePlugin.JpegImageFile)
+            assert JpegImagePlugin.get_sampling(image) == {"4:4:4": 0, "4:2:0": 2}[chroma]
+        sizes.append(len(data))
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > 1.5 * sizes[1]
+
+
 def test_a_stream_keeps_its_order_and_passes_errors_on():
     sources = [np.full((8, 8, 3), level, np.uint8) for level in range(0, 250, 10)]
     sizes = [(4, 4), (8, 8)]

@@ -1,5 +1,6 @@
 """Mazes are whole, of their split alone, and varied; maps say what the maze says."""
 
+import hashlib
 import re
 import struct
 
@@ -8,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from dataset_tools import labdoom_maze
-from dataset_tools.labdoom_maze import TILE
+from dataset_tools.labdoom_maze import DIFFICULTIES, TILE
 
 SEEDS = range(60)
 
@@ -33,6 +34,49 @@ def test_mazes_are_closed_connected_and_have_loops(mazes):
         assert np.array_equal(maze.regions >= 0, tiles) and 3 <= maze.regions.max() + 1 <= 5
     assert min(num_loops) >= 1 and len(shapes) > 15
     assert {edge for shape in shapes for edge in shape} == {7, 9, 11, 13, 15}
+
+
+def test_normal_mazes_are_for_ever_the_same(mazes):
+    content = b"".join(maze.open_tiles.tobytes() + maze.regions.astype("<i4").tobytes() for maze in mazes)
+    assert hashlib.sha256(content + repr([maze.start for maze in mazes]).encode()).hexdigest() == (
+        "813304983a0633542130237944af280e44432d99d600d7ca56f60f97b60aa66b"
+    )
+
+
+def test_difficulties_differ_in_what_they_promise():
+    drawn = {}
+    for name, difficulty in DIFFICULTIES.items():
+        levels = [labdoom_maze.build_maze(np.random.RandomState(seed), "train", difficulty) for seed in range(40)]
+        facts = [maze.facts() for maze in levels]
+        assert len({entry["maze"] for entry in facts}) == 40
+        for maze, entry in zip(levels, facts, strict=True):
+            rows, columns = map(int, str(entry["cells"]).split("x"))
+            assert maze.open_tiles.shape == (2 * rows + 1, 2 * columns + 1)
+            assert all(difficulty.cells[0] <= edge <= difficulty.cells[1] for edge in (rows, columns))
+            assert difficulty.regions[0] <= entry["regions"] <= difficulty.regions[1]
+            # Euler: what an open area encloses, plus 1, are the pieces of wall; a 2 x 2 of open tiles is a loop, too.
+            labels = ndimage.label(~maze.open_tiles, np.ones((3, 3)))
+            assert isinstance(labels, tuple)
+            tiles = maze.open_tiles
+            squares = (tiles[1:, 1:] & tiles[1:, :-1] & tiles[:-1, 1:] & tiles[:-1, :-1]).sum()
+            assert entry["loops"] == labels[1] - 1 + squares
+        drawn[name] = [
+            np.mean([maze.open_tiles.mean() for maze in levels]),
+            -np.mean([entry["loops"] for entry in facts]),
+            np.mean([entry["regions"] for entry in facts]),
+        ]
+    easy, normal, hard = (drawn[name] for name in ("easy", "normal", "hard"))
+    assert (
+        easy[0] > normal[0] + 0.05 > hard[0] + 0.05 and easy[1] < normal[1] < hard[1] and easy[2] < normal[2] < hard[2]
+    )
+
+
+def test_the_digest_of_a_maze_is_that_of_its_mirror_images_and_of_no_other(mazes):
+    digests = {maze.facts()["maze"] for maze in mazes}
+    assert len(digests) == len({maze.open_tiles.tobytes() for maze in mazes})
+    for maze in mazes[:10]:
+        turned = labdoom_maze.Maze(np.rot90(maze.open_tiles).T, np.rot90(maze.regions).T, maze.start)
+        assert turned.facts()["maze"] == maze.facts()["maze"]
 
 
 def test_splits_share_no_maze_in_any_orientation():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dataset_tools.labdoom_maze import TILE, build_maze
+from dataset_tools.labdoom_maze import DIFFICULTIES, TILE, build_maze
 from dataset_tools.labdoom_walker import CLEARANCE, plan_walk
 
 
@@ -28,6 +28,23 @@ def test_the_camera_keeps_its_distance_and_always_moves(discrete):
         assert advance.sum() > 3 * TILE and advance.max() <= 10
         places.append(len(set(map(tuple, (walk.poses[:, :2] // TILE).tolist()))))
     assert np.mean(places) > 8
+
+
+@pytest.mark.parametrize("name", ["easy", "hard"])
+def test_other_difficulties_walk_as_fast_and_turn_as_sharply_as_they_say(name):
+    difficulty, fastest, sharpest = DIFFICULTIES[name], 0.0, 0.0
+    for seed in range(8):
+        random = np.random.RandomState(seed)
+        maze = build_maze(random, "train", difficulty)
+        _, walk = plan_walk(maze, random, 300, 30, difficulty=difficulty)
+        assert maze.wall_distance(walk.poses[:, 0], walk.poses[:, 1]).min() >= CLEARANCE
+        advance = np.hypot(*np.diff(walk.poses[:, :2], axis=0).T)
+        turn = np.diff(walk.poses[:, 2])
+        assert (advance + np.abs(turn) > 0.4).all()
+        assert np.abs(np.diff(turn)).max() <= difficulty.turn_change + 1e-9
+        fastest, sharpest = max(fastest, advance.max()), max(sharpest, np.abs(turn).max())
+    assert 0.98 * difficulty.speeds[1] < fastest <= difficulty.speeds[1] + 1e-9
+    assert 0.9 * difficulty.max_turn < sharpest <= difficulty.max_turn + 1e-9
 
 
 def test_smooth_walks_change_speed_and_direction_little_by_little():

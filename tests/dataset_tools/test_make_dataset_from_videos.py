@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import iscc_samples
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dataset_tools.make_dataset_from_videos import main
+from dataset_tools.make_dataset_from_videos import SUFFIXES, find_videos, main, name_clips
 from dnnlib import video
 from training.dataset import ClipDataset
 
@@ -50,26 +52,38 @@ def test_real_footage_at_two_sizes(tmp_path):
     assert description["sizes"] == ["0036x0064", "0072x0128"]
 
 
-def test_partitions_in_any_order_make_the_same_as_one_and_reruns_replace(tmp_path):
+def test_videos_are_found_at_any_depth_by_their_suffix(tmp_path):
+    names = ["b.mp4", "a/z.WebM", "a/b/c.MTS", "a.b.ts", "a/link/d.mp4", ".hidden.mp4", ".trash/e.mp4", "f.txt", "mp4"]
+    for name in names:
+        path = tmp_path / "in" / name.replace("link", "target")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "in" / "a" / "target").rename(tmp_path / "target")
+    (tmp_path / "in" / "a" / "link").symlink_to(tmp_path / "target")
+    (tmp_path / "in" / "linked.mkv").symlink_to(tmp_path / "in" / "b.mp4")
+    found = find_videos(tmp_path / "in")
+    assert list(name_clips(found, tmp_path / "in")) == ["a/b/c", "a/z", "a.b", "b", "linked"]
+    assert {f".{name}" for name in "avi mkv mov mp4 wmv".split()} <= set(SUFFIXES)
+
+
+def test_partitions_at_once_make_the_same_as_one_run(tmp_path, repo):
     levels = {"a": 40, "b/c": 80, "b/d": 120, "e": 160, "f": 200}
     for name, level in levels.items():
         make_video(tmp_path / "in" / f"{name}.mp4", level)
-    (tmp_path / "in" / "notes.txt").write_text("not a video")
-    for partition in (1, 0, 1):
-        result = run(
-            tmp_path / "in", tmp_path / "two", "--sizes", "8x8", "--partition", partition, "--num-partitions", 2
-        )
-        assert result.exit_code == 0, result.output
-    run(tmp_path / "in", tmp_path / "one", "--height", 8, "--width", 8)
-    one, two = (ClipDataset(tmp_path / name, [(8, 8)]) for name in ("one", "two"))
-    assert [clip.path for clip in one.clips] == list(levels) == [clip.path for clip in two.clips]
-    assert one.fps == 20
+    options = ["--sizes", "8x8", "--num-partitions", "3"]
+    command = [sys.executable, "-m", "dataset_tools.make_dataset_from_videos", tmp_path / "in", tmp_path / "three"]
+    runs = [subprocess.Popen([*command, *options, "--partition", str(index)], cwd=repo) for index in (2, 0, 1)]
+    assert [run.wait() for run in runs] == [0, 0, 0]
+    assert run(tmp_path / "in", tmp_path / "one", *options).exit_code == 0
+    one, three = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path / "one", tmp_path / "three")
+    )
+    assert one == three
+    dataset = ClipDataset(tmp_path / "three", [(8, 8)])
+    assert [clip.path for clip in dataset.clips] == list(levels) and dataset.fps == 20
     for index, level in enumerate(levels.values()):
-        video_one, video_two = (dataset.read(index, (8, 8), range(10)) for dataset in (one, two))
-        assert np.array_equal(video_one, video_two) and np.abs(video_one.astype(int) - level).max() <= 4
-    again = json.loads((tmp_path / "one" / "dataset.json").read_text())["hashes"]
-    run(tmp_path / "in", tmp_path / "one", "--height", 8, "--width", 8)
-    assert json.loads((tmp_path / "one" / "dataset.json").read_text())["hashes"] == again
+        assert np.abs(dataset.read(index, (8, 8), range(10)).astype(int) - level).max() <= 4
 
 
 def test_broken_videos_are_named_skipped_and_counted(tmp_path):
@@ -80,35 +94,69 @@ def test_broken_videos_are_named_skipped_and_counted(tmp_path):
     result = run(*arguments)
     assert result.exit_code == 1
     assert "noise.avi has no video" in result.output and "cut.mkv ends early" in result.output
-    assert "2 of 3 videos are broken; accept that with --skip-bad" in result.output
+    assert "2 of 3 sources are broken; mend them, or accept that by --skip-bad" in result.output
     assert [clip.path for clip in ClipDataset(tmp_path / "out", [(8, 8)]).clips] == ["good"]
-    assert run(*arguments, "--skip-bad").exit_code == 0
+    result = run(*arguments, "--skip-bad")
+    assert result.exit_code == 0 and "2 of 3 sources are broken and left out" in result.output
+
+
+VIDEOS = sorted(path for path in FOOTAGE.iterdir() if path.suffix in SUFFIXES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", VIDEOS, ids=lambda path: path.suffix)
+def test_no_truncated_file_is_stored_in_part(tmp_path, path):
+    (tmp_path / "in").mkdir()
+    data = path.read_bytes()
+    (tmp_path / "in" / path.name).write_bytes(data[: len(data) * 6 // 10])
+    result = run(tmp_path / "in", tmp_path / "out", "--sizes", "8x8")
+    assert result.exit_code == 1 and f"{path.name}" in result.output and "no clip came of 1 sources" in result.output
+    assert not list(tmp_path.glob("out/**/*.zip"))
+
+
+def test_a_dry_run_tells_what_there_is(tmp_path):
+    make_video(tmp_path / "in" / "good.mp4", 100)
+    (tmp_path / "in" / "noise.avi").write_bytes(b"noise" * 999)
+    result = run(tmp_path / "in", tmp_path / "out", "--dry-run", "--num-partitions", 1)
+    assert "train  partition 0000  good  40x60, 20 frames a second, 0.5 s, makes 10 frames\n" in result.output
+    assert "partition 0000  noise  broken: " in result.output and "1 clips would be made" in result.output
+    assert result.exit_code == 1 and not (tmp_path / "out").exists()
+
+
+def test_long_edge_takes_the_aspect_of_the_first_video(tmp_path):
+    for name, height, width in (("a", 40, 60), ("b", 80, 120), ("c", 60, 40)):
+        make_video(tmp_path / "in" / f"{name}.mp4", 100, height=height, width=width)
+    result = run(tmp_path / "in", tmp_path / "out", "--long-edge", 32)
+    assert result.exit_code == 1
+    assert "c.mp4 would be 32x21 with --long-edge 32, but the first video makes it 21x32; give --sizes" in result.output
+    assert [clip.path for clip in ClipDataset(tmp_path / "out", [(21, 32)]).clips] == ["a", "b"]
+    result = run(tmp_path / "in", tmp_path / "out", "--long-edge", 32, "--height", 8, "--width", 8)
+    assert result.exit_code == 2 and "give either --long-edge or a size" in result.output
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--sizes", "8"), "'8' is not a frame size"),
-        (("--height", 8), "--height and --width go together"),
-        (("--height", 8, "--width", 8, "--sizes", "8x8"), "give either --sizes or --height and --width"),
-        (("--partition", 2, "--num-partitions", 2), "partition 2 does not exist"),
-        (("--num-partitions", 3), "holds 2 videos"),
-        (("--trim-start", 1), "is 0.5 s long, so nothing is left after trimming"),
+        (("--partition", 2, "--num-partitions", 2), "partition 2 does not exist; 2 partitions are 0 ... 1"),
+        (("--trim-start", 1), "after trimming: it is 0.5 s long"),
+        (("--long-edge", 5, "--sizes", "8x8"), "give either --long-edge or a size"),
     ],
 )
 def test_wrong_requests_are_explained_and_write_nothing(tmp_path, options, message):
-    for name in ("a", "b"):
-        make_video(tmp_path / "in" / f"{name}.mp4", 100)
+    make_video(tmp_path / "in" / "a.mp4", 100)
     result = run(tmp_path / "in", tmp_path / "out", *options)
     assert result.exit_code != 0 and message in result.output
     assert not list(tmp_path.glob("out/**/*.zip"))
 
 
-def test_videos_that_would_share_a_clip_or_differ_in_rate(tmp_path):
+def test_folders_without_videos_and_videos_that_would_share_a_clip_or_differ_in_rate(tmp_path):
+    (tmp_path / "in").mkdir()
+    result = run(tmp_path / "in", tmp_path / "out")
+    assert result.exit_code == 1 and "holds no videos, whose names end in .3g2, " in result.output
     make_video(tmp_path / "in" / "a.mp4", 100, fps=20)
     make_video(tmp_path / "in" / "b.mp4", 100, fps=25)
     result = run(tmp_path / "in", tmp_path / "out", "--sizes", "8x8")
-    assert result.exit_code == 0 and "differ in frame rate: 20 (1 videos), 25 (1 videos); give --fps" in result.output
+    assert result.exit_code == 0 and "differ in frame rate: 20 (1 clips), 25 (1 clips); give --fps" in result.output
     make_video(tmp_path / "in" / "a.webm", 100)
     result = run(tmp_path / "in", tmp_path / "out", "--sizes", "8x8")
     assert result.exit_code == 1 and "would make the same clip a; rename one" in result.output

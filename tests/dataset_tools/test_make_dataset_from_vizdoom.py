@@ -1,15 +1,20 @@
-"""LabDoom renders what it planned: both sizes, actions, poses, the same bytes from the same seed."""
+"""LabDoom renders what it planned: both sizes, actions, poses, difficulties, the same bytes from the same seed."""
 
+import hashlib
 import json
+import queue
+import subprocess
 import sys
+import time
 import zipfile
 
 import numpy as np
+import psutil
 import pytest
 from click.testing import CliRunner
 
 from dataset_tools import make_dataset_from_vizdoom
-from dataset_tools.labdoom_maze import TILE, build_maze
+from dataset_tools.labdoom_maze import DIFFICULTIES, TILE, build_maze
 from training.dataset import ClipDataset
 from training.random import random_state
 
@@ -49,6 +54,93 @@ def test_both_sizes_show_bright_varied_footage_that_moves(made):
     assert np.abs(first - second).mean() > 20
 
 
+def test_the_set_and_each_clip_say_what_they_are(made):
+    description = json.loads((made / "dataset.json").read_text())
+    expected = {
+        "source": "LabDoom",
+        "split": "train",
+        "seed": 7,
+        "walker": "smooth",
+        "difficulty": "normal",
+        "requested_clips": 2,
+        "frames_per_clip": 20,
+        "fps": 30,
+        "num_clips": 2,
+        "num_frames": 40,
+        "num_partitions": 1,
+    }
+    assert {name: description[name] for name in expected} == expected
+    clips = json.loads((made / "manifest.json").read_text())["clips"]
+    assert clips.keys() == {"train/000000", "train/000001"}
+    for index, (name, clip) in enumerate(sorted(clips.items())):
+        maze = build_maze(random_state("labdoom-train", 7, index), "train")
+        assert clip.items() >= {"difficulty": "normal", "frames": 20, **maze.facts()}.items()
+        with zipfile.ZipFile(made / "0036x0064" / clip["shard"]) as shard:
+            frames = b"".join(shard.read(f"{name}/frame_{frame:06d}.jpg") for frame in range(20))
+        assert clip["sha256"]["0036x0064"] == hashlib.sha256(frames).hexdigest()
+
+
+def test_mixed_draws_a_difficulty_for_each_clip_that_renders_as_if_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the engine leaves a folder where it runs
+    clips = {}
+    for difficulty in ("mixed", *DIFFICULTIES):
+        plan = make_dataset_from_vizdoom.Plan(((18, 32),), 2, 2, "train", 9, "smooth", difficulty)
+        report = make_dataset_from_vizdoom.make_shard(tmp_path / difficulty, plan, 0, queue.SimpleQueue())
+        clips[difficulty] = report.clips
+    assert len({clip["difficulty"] for clip in clips["mixed"].values()}) == 2
+    for difficulty in DIFFICULTIES:
+        assert {clip["difficulty"] for clip in clips[difficulty].values()} == {difficulty}
+        for path, clip in clips["mixed"].items():
+            assert (clip == clips[difficulty][path]) == (clip["difficulty"] == difficulty)
+
+
+def test_looks_are_drawn_from_so_many_which_all_splits_share(made, tmp_path):
+    drawn = {}
+    for split in ("train", "val"):
+        plan = make_dataset_from_vizdoom.Plan(((18, 32),), 2, 2, split, 9, "smooth", "easy", looks=3)
+        for index in range(40):
+            look, random = make_dataset_from_vizdoom.draw_look(plan, index)
+            drawn.setdefault(split, {}).setdefault(look, set()).add(random.uniform())
+    assert drawn["train"] == drawn["val"] and sorted(drawn["train"]) == [0, 1, 2]
+    assert len(set.union(*drawn["train"].values())) == 3, "a look is the same wherever it is"
+
+    result = run(tmp_path / "one", "--looks=1", "--difficulty=easy")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "one" / "dataset.json").read_text())["looks"] == 1
+    assert "looks" not in json.loads((made / "dataset.json").read_text())
+
+    def shared_colours(root):
+        """Share of the pixels of the first clip that have a partner of the same colour, of 512, in the second."""
+        dataset = ClipDataset(root, SIZES)
+        frames = [dataset.read(index, SIZES[1], range(0, 20, 5)).astype(int) >> 5 for index in range(2)]
+        counts = [np.bincount((clip @ [64, 8, 1]).ravel(), minlength=512) / clip[..., 0].size for clip in frames]
+        return np.minimum(*counts).sum()
+
+    assert shared_colours(tmp_path / "one") > 0.4 > shared_colours(made)
+
+
+def test_a_killed_render_leaves_nothing_half_written_and_a_rerun_repeats(made, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "dataset_tools.make_dataset_from_vizdoom", str(out), "--clips=2", "--frames=20000"]
+    process = psutil.Popen([*command, "--sizes=18x32,36x64", "--workers=1"], stdout=subprocess.DEVNULL)
+    while not list(out.glob("0036x0064/.*.tmp.zip")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    helpers = process.children(recursive=True)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(helper.is_running() and helper.status() != psutil.STATUS_ZOMBIE for helper in helpers):
+        assert time.monotonic() < deadline, "processes outlive the one that started them"
+        time.sleep(0.05)
+    assert not list(out.rglob("[!.]*.zip")) and not list(out.glob("*.json"))
+    assert run(out).exit_code == 0
+    for path in made.rglob("*"):
+        if path.suffix in (".zip", ".json"):
+            assert (out / path.relative_to(made)).read_bytes() == path.read_bytes()
+    assert not list(out.rglob(".*"))
+
+
 def test_poses_are_the_sum_of_the_actions_and_keep_off_the_walls(made):
     actions, poses = notes(made, "actions"), notes(made, "poses")
     assert actions.keys() == poses.keys() == {"train/000000", "train/000001"}
@@ -66,14 +158,17 @@ def test_poses_are_the_sum_of_the_actions_and_keep_off_the_walls(made):
         assert maze.open_tiles[(pose[:, 1] // TILE).astype(int), (pose[:, 0] // TILE).astype(int)].all()
 
 
-def test_the_same_seed_makes_the_same_bytes_and_another_split_another_maze(made, tmp_path):
-    assert run(tmp_path / "again").exit_code == 0
-    hashes = [json.loads((root / "dataset.json").read_text())["hashes"] for root in (made, tmp_path / "again")]
-    assert hashes[0] == hashes[1] and len(hashes[0]) == 2
-    assert run(tmp_path / "val", "--split", "val", "--clips", 1).exit_code == 0
-    assert json.loads((tmp_path / "val" / "dataset.json").read_text())["split"] == "val"
-    assert list(notes(tmp_path / "val", "poses")) == ["val/000000"]
-    assert notes(tmp_path / "val", "poses")["val/000000"] != notes(made, "poses")["train/000000"]
+def test_the_same_seed_makes_the_same_bytes_and_another_split_replaces_all(made, tmp_path):
+    out = tmp_path / "again"
+    assert run(out).exit_code == 0
+    descriptions = [json.loads((root / "dataset.json").read_text()) for root in (made, out)]
+    assert descriptions[0] == descriptions[1] and len(descriptions[0]["hashes"]) == 2
+    refused = run(out, "--split", "val", "--clips", 1, "--sizes", "18x32")
+    assert refused.exit_code == 1 and "split is 'train', not 'val'" in refused.output
+    assert run(out, "--split", "val", "--clips", 1).exit_code == 0
+    assert json.loads((out / "dataset.json").read_text())["split"] == "val"
+    assert list(notes(out, "poses")) == list(json.loads((out / "manifest.json").read_text())["clips"]) == ["val/000000"]
+    assert notes(out, "poses")["val/000000"] != notes(made, "poses")["train/000000"]
 
 
 def test_the_discrete_walker_writes_action_names(tmp_path):

@@ -1,70 +1,17 @@
-"""Small helpers: attribute dictionaries, files written whole, durations, names, and downloads from a real server."""
+"""Small helpers: attribute dictionaries, files written whole, durations, names."""
 
 import contextlib
 import hashlib
-import http.server
 import io
 import os
 import pickle
-import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import dnnlib
 from dnnlib import EasyDict, util
-
-BODY = bytes(range(256)) * 5000
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves BODY in good and in bad ways, and counts what it is asked for."""
-
-    asked: list[str]
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server  # type: ignore[assignment]
-
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        first_time = self.server.asked.count(self.path) == 1
-        if self.path.startswith("/missing"):
-            self.send_error(404)
-            return
-        if self.path.startswith("/busy") and first_time:
-            self.send_error(503)
-            return
-        cut = self.path.startswith("/cut") or (self.path.startswith("/recovers") and first_time)
-        self.send_response(200)
-        self.send_header("Content-Length", "0" if self.path.startswith("/empty") else str(len(BODY)))
-        if self.path.startswith("/named"):
-            self.send_header("Content-Disposition", 'attachment; filename="../a name.pkl"')
-        self.end_headers()
-        if not self.path.startswith("/empty"):
-            self.wfile.write(BODY[: len(BODY) // 2] if cut else BODY)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server(("127.0.0.1", 0), Handler)
-    server.asked = []
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @pytest.fixture
@@ -75,105 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 # ----------------------------------------------------------------------------
-# Downloads.
-
-
-def test_download_is_cached_under_its_hash(server: Server, cache: Path, capsys: pytest.CaptureFixture[str]):
-    url = f"{server.address}/net.pkl"
-    with util.open_url(url) as file:
-        assert file.read() == BODY
-    path = util.open_url(url, return_filename=True)
-    prefix = hashlib.md5(url.encode()).hexdigest()
-    assert os.path.basename(path).startswith(f"{prefix}_http___127.0.0.1") and path.endswith("_net.pkl")
-    assert [entry.name for entry in cache.iterdir()] == [os.path.basename(path)]
-    assert server.asked == ["/net.pkl"]
-    assert capsys.readouterr().out == f"Downloading {url} ...\n"
-
-
-def test_cached_file_needs_no_server(server: Server, cache: Path):
-    url = f"{server.address}/net.pkl"
-    util.open_url(url, verbose=False).close()
-    server.shutdown()
-    server.server_close()
-    with util.open_url(url, num_attempts=1) as file:
-        assert file.read() == BODY
-
-
-def test_cache_folder_can_be_given(server: Server, cache: Path, tmp_path: Path):
-    folder = tmp_path / "other"
-    path = util.open_url(f"{server.address}/a", cache_dir=str(folder), verbose=False, return_filename=True)
-    assert Path(path).parent == folder and not cache.exists()
-
-
-def test_name_from_the_server_is_made_safe(server: Server, cache: Path):
-    path = Path(util.open_url(f"{server.address}/named", verbose=False, return_filename=True))
-    assert path.parent == cache and path.name.split("_", 1)[1] == ".._a_name.pkl"
-
-
-def test_uncached_download_leaves_nothing(server: Server, cache: Path):
-    with util.open_url(f"{server.address}/a", cache=False, verbose=False) as file:
-        assert file.read() == BODY
-    assert not cache.exists()
-
-
-@pytest.mark.parametrize("page", ["recovers", "busy"])
-def test_passing_trouble_is_tried_again(page: str, server: Server, cache: Path, capsys: pytest.CaptureFixture[str]):
-    with util.open_url(f"{server.address}/{page}") as file:
-        assert file.read() == BODY
-    assert len(server.asked) == 2 and "trying again" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("page", "num_asked", "message"),
-    [
-        ("missing", 1, "the server answered 404 Not Found; check the address"),
-        ("cut", 2, "the connection broke after|only 640000 of 1280000 bytes came"),
-        ("empty", 2, "the server sent an empty file"),
-    ],
-)
-def test_failed_download_is_one_sentence_and_leaves_nothing(
-    page: str, num_asked: int, message: str, server: Server, cache: Path
-):
-    url = f"{server.address}/{page}"
-    with pytest.raises(ValueError, match=message) as caught:
-        util.open_url(url, num_attempts=2)
-    assert str(caught.value).startswith(f"cannot download {url}: ") and "\n" not in str(caught.value)
-    assert len(server.asked) == num_asked
-    assert list(cache.iterdir()) == []
-
-
-def test_offline_is_one_sentence(server: Server, cache: Path):
-    server.shutdown()
-    server.server_close()
-    with pytest.raises(ValueError, match="no connection to the server"):
-        util.open_url(f"{server.address}/a", num_attempts=2)
-
-
-def test_hash_is_checked(server: Server, cache: Path, tmp_path: Path):
-    good, bad = hashlib.sha256(BODY).hexdigest(), hashlib.sha256(b"").hexdigest()
-    url = f"{server.address}/a"
-    with pytest.raises(ValueError, match=f"SHA-256 is {good}, expected {bad}"):
-        util.open_url(url, num_attempts=1, sha256=bad)
-    assert list(cache.iterdir()) == []
-    path = Path(util.open_url(url, sha256=good.upper(), return_filename=True))
-    assert path.read_bytes() == BODY
-
-    path.write_bytes(BODY[:-1])
-    with util.open_url(url, sha256=good) as file:
-        assert file.read() == BODY
-    with pytest.raises(ValueError, match=f"has SHA-256 {good}, expected {bad}"):
-        util.open_url(str(path), sha256=bad)
-
-
-def test_two_processes_download_at_once(server: Server, cache: Path):
-    url = f"{server.address}/net.pkl"
-    code = f"from dnnlib import util; print(len(util.open_url({url!r}, verbose=False).read()))"
-    root = Path(util.__file__).parent.parent
-    both = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    assert [process.communicate()[0] for process in both] == [f"{len(BODY)}\n"] * 2
-    assert len(list(cache.iterdir())) == 1
+# Addresses (downloads: test_download.py).
 
 
 def test_local_files_are_opened_in_place(tmp_path: Path, cache: Path):
@@ -183,6 +32,8 @@ def test_local_files_are_opened_in_place(tmp_path: Path, cache: Path):
         with util.open_url(name) as file:
             assert file.read() == b"x"
         assert util.open_url(name, return_filename=True) == str(path)
+    with pytest.raises(ValueError, match=f"has SHA-256 {hashlib.sha256(b'x').hexdigest()}, expected 00"):
+        util.open_url(str(path), sha256="00")
     assert not cache.exists()
 
 

@@ -1,13 +1,23 @@
-"""Videos written are read back as they were, nothing half-written stays, and failures say what ffmpeg said."""
+"""Videos written are read back as they were; whatever users have is read upright, in its colours and on time."""
 
+import concurrent.futures
+import functools
+import itertools
 import os
 import subprocess
 
 import imageio_ffmpeg
+import iscc_samples
 import numpy as np
 import pytest
 
 from dnnlib import video
+
+# Grey frames whose brightness counts them, with enough between two numbers to survive compression.
+COUNTED = "nullsrc=size=32x32:rate={rate}:duration={duration},geq=lum='20+3*mod(N,70)':cb=128:cr=128"
+X264 = ["-c:v", "libx264", "-crf", "8", "-bf", "3"]
+THEORA = ["-c:v", "libtheora", "-q:v", "10", "-g", "15"]
+MPEG2 = ["-c:v", "mpeg2video", "-q:v", "2", "-bf", "2", "-g", "12"]
 
 
 def moving_bar(num_frames, height, width):
@@ -54,37 +64,6 @@ def test_small_frames_are_enlarged_by_the_least_whole_factor():
     assert factors == [4, 1, 8]
 
 
-def test_a_time_window_and_another_rate(tmp_path):
-    write(tmp_path / "a.mp4", moving_bar(24, 32, 32), fps=12, crf=4)
-
-    def numbers(**options):
-        return [round((f[..., 2].mean() - 30) / 8) for f in video.iter_video_frames(tmp_path / "a.mp4", **options)]
-
-    assert numbers() == list(range(24))
-    assert numbers(start_sec=0.5, end_sec=1.0) == list(range(6, 12))
-    assert numbers(start_sec=1.5) == list(range(18, 24))
-    assert numbers(fps=24, end_sec=0.25) == [0, 0, 1, 1, 2, 2]
-    assert len(numbers(fps=6)) == 12
-
-
-def test_rotation_and_oblong_pixels_are_undone(tmp_path):
-    frames = np.zeros((4, 32, 64, 3), np.uint8)
-    frames[:, :, 32:] = 200  # the right half is bright
-    write(tmp_path / "a.mp4", frames)
-    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-display_rotation", "90"]
-    subprocess.run([*ffmpeg, "-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "turned.mp4"], check=True)
-    info = video.probe(tmp_path / "turned.mp4")
-    upright = next(video.iter_video_frames(tmp_path / "turned.mp4"))
-    assert upright.shape == (64, 32, 3) and (info.height, info.width) == (64, 32)
-    assert upright[:24].mean() > 180 and upright[-24:].mean() < 20  # 90 degrees counterclockwise
-
-    wide = [*ffmpeg[:3], "-i", tmp_path / "a.mp4", "-vf", "setsar=2/1", tmp_path / "wide.mp4"]
-    subprocess.run(wide, check=True)
-    info = video.probe(tmp_path / "wide.mp4")
-    assert next(video.iter_video_frames(tmp_path / "wide.mp4")).shape == (32, 128, 3)
-    assert (info.height, info.width) == (32, 128)
-
-
 def test_an_interrupted_writer_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"old")
@@ -104,26 +83,315 @@ def test_an_encoder_that_fails_says_why(tmp_path):
         video.VideoWriter(tmp_path / "a.mpq", 32, 32)
 
 
-def test_what_is_no_video_is_refused_by_name(tmp_path):
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    """Makes a file by ffmpeg, once for each name and set of arguments; returns its path."""
+    folder = tmp_path_factory.mktemp("videos")
+
+    @functools.cache
+    def make(name, *arguments, content=None):
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *arguments, folder / name]
+        subprocess.run(command, check=True, input=content)
+        return folder / name
+
+    return make
+
+
+def counted(rate: str | float = 25, duration=2.4):
+    return "-f", "lavfi", "-i", COUNTED.format(rate=rate, duration=duration)
+
+
+def numbers(path, **options):
+    """What the frames of a counted video tell: their numbers modulo 70."""
+    grey = np.array([frame.mean() for frame in video.iter_video_frames(path, **options)])
+    return np.round((grey * 219 / 255 + 16 - 20) / 3).astype(int).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder"),
+    [
+        ("a.mp4", [*X264, "-g", "15"]),
+        ("open.mp4", [*X264, "-x264opts", "open-gop=1:keyint=15:scenecut=0"]),
+        ("a.mkv", [*X264, "-g", "15"]),
+        ("a.ts", [*X264, "-g", "15"]),
+        ("a.flv", [*X264, "-g", "15"]),
+        ("a.avi", ["-c:v", "mpeg4", "-q:v", "2", "-g", "15"]),
+        ("b.avi", [*X264, "-g", "15"]),  # without times of display
+        ("a.mpg", MPEG2),
+        ("a.m2v", MPEG2),
+        ("a.wmv", ["-c:v", "wmv2", "-q:v", "2", "-g", "15"]),
+        ("a.ogv", THEORA),
+        ("a.webm", ["-c:v", "libvpx", "-b:v", "1M", "-auto-alt-ref", "1", "-lag-in-frames", "16", "-g", "15"]),
+    ],
+)
+def test_windows_of_time_are_exact_in_every_container(make, name, encoder):
+    path = make(name, *counted(), *encoder)
+    assert numbers(path) == list(range(60))
+    assert numbers(path, start_sec=1.32, end_sec=1.6) == list(range(33, 40))
+    assert numbers(path, start_sec=57 / 25) == [57, 58, 59]
+
+
+def test_frames_do_not_depend_on_how_busy_the_machine_is(make):
+    # Of 32 readers of Theora on a busy machine about two got wrong frames when ffmpeg decoded several at once.
+    path = make("a.ogv", *counted(), *THEORA)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert all(read == list(range(60)) for read in pool.map(lambda _: numbers(path), range(96)))
+
+
+def test_times_count_from_the_first_frame(make):
+    path = make("late.ts", *counted(), *X264, "-g", "15", "-output_ts_offset", "7")
+    assert numbers(path, start_sec=0.4, end_sec=0.48) == [10, 11]
+    source = make("whole.mp4", *counted(), *X264, "-g", "15")
+    cut = make("cut.mp4", "-ss", "0.8", "-i", source, "-c", "copy")  # an edit list hides frames 15 to 19
+    assert numbers(cut) == list(range(20, 60)) and numbers(cut, start_sec=0.6, end_sec=0.68) == [35, 36]
+
+
+def test_rates_with_a_fraction_do_not_drift(make):
+    path = make("ntsc.mkv", *counted("30000/1001", 20), *X264)  # times in whole milliseconds
+    expected = [number % 70 for number in range(600)]
+    assert numbers(path) == expected and numbers(path, fps=30000 / 1001) == expected
+    start = 500 * 1001 / 30000
+    assert numbers(path, start_sec=start, end_sec=start + 0.1) == [10, 11, 12]
+
+
+def test_another_rate_repeats_or_drops_frames(make):
+    path = make("slow.mp4", *counted(12, 2), *X264)
+    assert numbers(path, fps=24, end_sec=0.25) == [0, 0, 1, 1, 2, 2]
+    assert numbers(path, fps=24, start_sec=0.5, end_sec=0.6) == [6, 6, 7]
+    assert len(numbers(path, fps=6)) == 12
+
+
+@pytest.mark.parametrize("name", ["variable.mp4", "variable.mkv"])
+def test_a_variable_rate_comes_evenly(make, name):
+    due = np.array([i / 30 if i < 20 else 20 / 30 + (i - 20) / 10 for i in range(40)])
+    timed = [*counted(30, 4 / 3)[:-1], counted(30, 4 / 3)[-1] + ",setpts='if(lt(N,20),N,20+(N-20)*3)/30/TB+0.01'"]
+    path = make(name, *timed, "-fps_mode", "passthrough", *X264, "-g", "10")
+    rate = video.scan(path).fps
+    assert rate == pytest.approx(39 / due[-1], rel=0.001)
+
+    def shown(rate, start, end):
+        """The last frame due by the middle of each step."""
+        ticks = np.floor((due - start) * rate + 0.5 + 1e-3)
+        return [int(np.flatnonzero(ticks <= k).max()) for k in range(round((end - start) * rate))]
+
+    assert numbers(path) == shown(rate, 0, video.scan(path).duration_sec)
+    assert numbers(path, fps=20, start_sec=1.0, end_sec=1.5) == shown(20, 1.0, 1.5)
+    assert numbers(path, fps=60, start_sec=0.5, end_sec=0.75) == shown(60, 0.5, 0.75)
+
+
+def test_pictures_that_stay_are_repeated_to_the_end(make):
+    # Theora has empty packets for pictures that stay.
+    path = make("stills.ogv", "-f", "lavfi", "-i", "testsrc=s=64x48:r=1:d=4", "-r", "24", "-c:v", "libtheora")
+    assert video.scan(path) == video.Timing(96, 24, True, pytest.approx(4))  # pyright: ignore[reportArgumentType]
+    assert len(list(video.iter_video_frames(path))) == 96
+    assert len(list(video.iter_video_frames(path, start_sec=3.5, end_sec=9))) == 12
+    assert list(video.iter_video_frames(path, start_sec=5)) == []
+
+
+def test_a_lost_frame_does_not_make_a_constant_rate_be_resampled(make):
+    lossy = counted(25, 2.6)[:-1] + (counted(25, 6)[-1] + ",select='not(eq(n,100))'",)
+    path = make("lossy.mp4", *lossy, "-fps_mode", "passthrough", *X264)
+    assert numbers(path) == [number % 70 for number in range(150) if number != 100]
+
+
+@pytest.mark.parametrize("angle", [0, 90, 180, 270])
+def test_frames_come_upright(make, angle):
+    corners = np.array([[[220, 30, 30], [30, 220, 30]], [[30, 30, 220], [220, 220, 220]]], np.uint8)
+    raw = corners.repeat(32, 0).repeat(48, 1)
+    size = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "96x64", "-i", "pipe:0")
+    source = make("corners.mp4", *size, *X264, "-pix_fmt", "yuv444p", content=raw.tobytes())
+    path = make(f"turned{angle}.mp4", "-display_rotation", str(angle), "-i", source, "-c", "copy")
+    (frame,) = video.iter_video_frames(path)
+    expected = np.rot90(raw, angle // 90)  # counterclockwise
+    info = video.probe(path)
+    assert frame.shape == expected.shape == (info.height, info.width, 3)
+    assert np.abs(frame.astype(int) - expected).mean() < 6
+
+
+def test_oblong_pixels_are_widened(make):
+    path = make("wide.mp4", *counted(), "-vf", "setsar=2/1", *X264)
+    assert next(video.iter_video_frames(path)).shape == (32, 64, 3)
+    assert (video.probe(path).height, video.probe(path).width) == (32, 64)
+
+
+@pytest.mark.parametrize("size", ["64x48", "63x47", "1x1"])
+@pytest.mark.parametrize(
+    "pixels",
+    ["yuv420p", "yuvj420p", "yuv422p10le", "yuv420p12le", "yuv444p16le", "yuva420p", "gbrp10le", "bgra", "gray12le"],
+)
+def test_every_kind_of_pixels_is_read(make, size, pixels):
+    color = (90, 90, 90) if pixels.startswith("gray") else (48, 96, 192)
+    text = "0x" + "".join(f"{level:02x}" for level in color)
+    path = make(f"{size}{pixels}.mkv", "-f", "lavfi", "-i", f"color=c={text}:s={size}:d=0.1,format={pixels}", *FFV1)
+    depth = int(pixels[-4:-2]) if pixels.endswith("le") else 8
+    assert video.probe(path).bit_depth == depth and not video.probe(path).is_hdr
+    frames = list(video.iter_video_frames(path))
+    width, height = map(int, size.split("x"))
+    assert [frame.shape for frame in frames] == [(height, width, 3)] * 3
+    assert np.abs(frames[1].astype(int) - color).max() <= 3
+
+
+FFV1 = ("-c:v", "ffv1")
+BT601, BT709, BT2020 = (0.299, 0.114), (0.2126, 0.0722), (0.2627, 0.0593)
+
+
+def encode_colors(rgb, weights, depth=8):
+    """Planes 4:4:4 of limited range for rows of colours (N, 3) of 0 to 1: eight pixels for each, of eight rows."""
+    red, blue = weights
+    luma = rgb @ [red, 1 - red - blue, blue]
+    planes = [16 + 219 * luma]
+    planes += [128 + 112 * (rgb[:, channel] - luma) / (1 - weight) for channel, weight in ((2, blue), (0, red))]
+    levels = np.round(np.stack(planes) * 2 ** (depth - 8)).astype("<u2" if depth > 8 else "u1")
+    return np.ascontiguousarray(np.broadcast_to(levels.repeat(8, 1)[:, None], (3, 8, 8 * len(rgb)))).tobytes()
+
+
+def decoded_colors(path):
+    (frame,) = video.iter_video_frames(path)
+    return frame[4, 4::8].astype(int)
+
+
+PAINTS = np.array([[0.8, 0.2, 0.1], [0.1, 0.7, 0.2], [0.2, 0.3, 0.9], [0.9, 0.9, 0.1]])
+
+
+@pytest.mark.parametrize(
+    ("copies", "tag", "weights"),
+    [(1, None, BT601), (40, None, BT709), (1, "bt709", BT709), (40, "smpte170m", BT601), (1, "bt2020nc", BT2020)],
+)
+def test_colours_follow_the_tag_and_else_the_size(make, copies, tag, weights):
+    paints = np.tile(PAINTS, (copies, 1))  # 32 or 1280 pixels wide
+    raw = ("-f", "rawvideo", "-pix_fmt", "yuv444p", "-s", f"{len(paints) * 8}x8", "-i", "pipe:0")
+    tagging = ("-vf", f"setparams=colorspace={tag}") if tag else ()
+    path = make(f"{copies}{tag}.mkv", *raw, *tagging, *FFV1, content=encode_colors(paints, weights))
+    assert video.probe(path).matrix == tag
+    assert np.abs(decoded_colors(path) - paints * 255).max() <= 3
+
+
+def code_pq(nits):
+    """SMPTE ST 2084."""
+    power = (nits / 10000) ** 0.1593017578125
+    return ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
+
+
+# Linear BT.709 to linear BT.2020, ITU-R BT.2087.
+WIDER = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])
+
+
+def make_hdr(make, name, transfer, signal):
+    raw = ("-f", "rawvideo", "-pix_fmt", "yuv444p12le", "-s", f"{len(signal) * 8}x8", "-i", "pipe:0")
+    tags = f"setparams=range=tv:colorspace=bt2020nc:color_primaries=bt2020:color_trc={transfer}"
+    path = make(name, *raw, "-vf", tags, *FFV1, content=encode_colors(signal, BT2020, depth=12))
+    assert video.probe(path).is_hdr and video.probe(path).bit_depth == 12
+    return path
+
+
+def test_high_dynamic_range_is_mapped_to_the_common_one(make):
+    # Colours darker than three tenths of white, which is 203 nits, look as they would in a common video.
+    linear = PAINTS * 0.3
+    dark = decoded_colors(make_hdr(make, "dark.mkv", "smpte2084", code_pq(203 * linear @ WIDER.T)))
+    assert np.abs(dark - 255 * linear ** (1 / 2.4)).max() <= 4  # as screens show it, ITU-R BT.1886
+    # Brighter ones are compressed but stay apart, grey and in order; white leaves room for highlights.
+    nits = np.array([50, 100, 203, 400, 1000, 2000])
+    grey = decoded_colors(make_hdr(make, "pq.mkv", "smpte2084", np.repeat(code_pq(nits)[:, None], 3, 1)))
+    assert np.ptp(grey, axis=1).max() <= 1 and (np.diff(grey[:, 0]) >= 4).all() and 200 < grey[2, 0] < 230
+    # White of HLG is three quarters of its range, and looks as white of PQ.
+    hlg = decoded_colors(make_hdr(make, "hlg.mkv", "arib-std-b67", np.full((1, 3), 0.75)))
+    assert np.abs(hlg[0] - grey[2]).max() <= 4
+
+
+def test_interlaced_footage_is_deinterlaced_frame_for_frame(make):
+    # Fields of 50 a second whose brightness jumps make combs of 25 frames.
+    fields = "nullsrc=size=64x64:rate=50:duration=1,geq=lum='40+mod(67*N,160)':cb=128:cr=128,tinterlace=interleave_top"
+    tagged = make("tagged.mp4", "-f", "lavfi", "-i", fields, *X264, "-flags", "+ildct+ilme", "-x264opts", "tff=1")
+    plain = make("plain.mp4", "-f", "lavfi", "-i", f"{fields},setfield=prog", *X264)
+    combed = np.stack(list(video.iter_video_frames(plain))).astype(int)
+    smooth = np.stack(list(video.iter_video_frames(tagged))).astype(int)
+    assert video.probe(tagged).is_interlaced and not video.probe(plain).is_interlaced
+    assert len(combed) == len(smooth) == 25
+    assert np.abs(np.diff(combed, axis=1)).mean() > 80 and np.abs(np.diff(smooth, axis=1)).mean() < 8
+
+
+def test_later_frames_of_another_size_are_scaled_to_the_first(make):
+    small, large = (
+        make(f"{edge}.ts", "-f", "lavfi", "-i", f"testsrc2=s={edge}x{edge}:r=25:d=1", *X264) for edge in (64, 128)
+    )
+    path = make(
+        "both.ts", "-f", "mpegts", "-i", "pipe:0", "-c", "copy", content=small.read_bytes() + large.read_bytes()
+    )
+    assert [frame.shape for frame in video.iter_video_frames(path)] == [(64, 64, 3)] * 50
+
+
+def test_what_is_no_video_is_refused_by_name(make, tmp_path):
     path = tmp_path / "no.mp4"
     path.write_bytes(b"nothing " * 999)
-    with pytest.raises(ValueError, match=r"cannot decode .*no.mp4: .*Invalid data"):
-        list(video.iter_video_frames(path))
-    with pytest.raises(ValueError, match=r"no.mp4 has no video that ffmpeg can read: .*Invalid data"):
-        video.probe(path)
-    with pytest.raises(ValueError, match="is not a file"):
-        video.probe(tmp_path / "absent.mp4")
+    picture = make("cover.png", "-f", "lavfi", "-i", "color=s=64x64", "-frames:v", "1")
+    tone = ("-f", "lavfi", "-i", "sine=duration=0.5")
+    both = (*tone, "-i", picture, "-map", "0", "-map", "1", "-c:v", "copy", "-disposition:v", "attached_pic")
+    music = make("music.mp3", *both)
+    for read in (video.probe, video.scan, lambda path: next(video.iter_video_frames(path))):
+        with pytest.raises(ValueError, match=r"no.mp4 has no video that ffmpeg can read: .*Invalid data"):
+            read(path)
+        with pytest.raises(ValueError, match="music.mp3 has no video that ffmpeg can read: it holds a cover picture"):
+            read(music)
+        with pytest.raises(ValueError, match=r"tone.wav has no video that ffmpeg can read"):
+            read(make("tone.wav", *tone))
+        with pytest.raises(ValueError, match="is not a file"):
+            read(tmp_path / "absent.mp4")
 
 
-def test_a_reader_that_stops_early_ends_its_ffmpeg(tmp_path):
-    write(tmp_path / "a.mp4", moving_bar(24, 256, 256))
-    frames = video.iter_video_frames(tmp_path / "a.mp4")
-    next(frames)
-    before = _children()
-    frames.close()  # pyright: ignore[reportAttributeAccessIssue]
-    assert len(_children()) == len(before) - 1
+def test_a_cover_picture_beside_a_video_is_passed_over(make):
+    picture = make("cover.png", "-f", "lavfi", "-i", "color=s=64x64", "-frames:v", "1")
+    source = make("whole.mp4", *counted(), *X264, "-g", "15")
+    both = ("-i", picture, "-i", source, "-map", "0", "-map", "1", "-c", "copy", "-disposition:v:0", "attached_pic")
+    path = make("covered.mp4", *both)
+    assert numbers(path) == list(range(60)) and video.scan(path).num_frames == 60
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder"),
+    [("a.mp4", [*X264, "-movflags", "+faststart"]), ("a.mkv", X264), ("a.mpg", MPEG2), ("a.avi", ["-c:v", "mpeg4"])],
+)
+def test_damaged_files_are_refused_by_name(make, tmp_path, name, encoder):
+    noisy = "testsrc2=s=128x96:r=25:d=3,noise=alls=30:allf=t"
+    path = make(f"noisy-{name}", "-f", "lavfi", "-i", noisy, *encoder)
+    whole = path.read_bytes()
+    assert len(list(video.iter_video_frames(path))) == 75
+    middle = len(whole) // 2
+    damaged = whole[:middle] + bytes(range(256)) * 16 + whole[middle + 4096 :]
+    for content in (whole[: middle + 99], damaged):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"cannot decode .*{name}: \[.*\] \w+"):
+            list(video.iter_video_frames(tmp_path / name))
+
+
+@pytest.mark.parametrize("end", ["close", "forget", "throw"])
+def test_a_reader_that_stops_early_leaves_nothing_behind(make, end):
+    path = make("long.mp4", "-f", "lavfi", "-i", "testsrc2=s=256x256:r=25:d=4", *X264)
+    before = _children(), os.listdir("/proc/self/fd")
+    for _ in range(3):
+        frames = video.iter_video_frames(path)
+        next(frames)
+        assert len(_children()) == len(before[0]) + 1
+        if end == "throw":
+            with pytest.raises(KeyboardInterrupt):
+                frames.throw(KeyboardInterrupt())  # pyright: ignore[reportAttributeAccessIssue]
+        elif end == "close":
+            frames.close()  # pyright: ignore[reportAttributeAccessIssue]
+        del frames
+    assert (_children(), os.listdir("/proc/self/fd")) == before
 
 
 def _children():
     with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as file:
         return file.read().split()
+
+
+def test_real_footage_shows_the_same_in_every_container():
+    samples = {path.suffix: path for path in iscc_samples.videos()}
+    (expected,) = video.iter_video_frames(samples[".mp4"], start_sec=30, end_sec=30.04)
+    for suffix in (".3gp", ".avi", ".flv", ".m1v", ".mkv", ".mov", ".mpg", ".rm", ".vob", ".webm", ".wmv"):
+        info, timing = video.probe(samples[suffix]), video.scan(samples[suffix])
+        assert (timing.num_frames, timing.fps, timing.is_variable) == (1441, 24, False), suffix
+        (frame,) = itertools.islice(video.iter_video_frames(samples[suffix], start_sec=30, end_sec=30.04), 2)
+        assert frame.shape == (info.height, info.width, 3), suffix
+        same_size = frame[::2, ::2] if suffix == ".3gp" else frame
+        assert np.abs(same_size.astype(int) - expected).mean() < 12, suffix

@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from metrics import cache
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_id_is_that_of_the_content(dataset_path: Path, tmp_path: Path):
@@ -28,14 +32,35 @@ def test_id_is_that_of_the_content(dataset_path: Path, tmp_path: Path):
     assert cache.dataset_id(copy, size) != original, "one bit of one frame"
 
 
-def test_features_come_back_bit_for_bit_and_only_for_the_same_description(own_cache: Path):
-    features = np.random.RandomState(0).standard_normal((5, 400)).astype(np.float32)
-    description = {"dataset": "0123", "num_clips": 5, "seed": 0}
+def test_arrays_come_back_bit_for_bit_and_only_for_the_same_description(own_cache: Path):
+    arrays = {"values": np.random.RandomState(0).standard_normal((5, 400)).astype(np.float32), "colours": np.eye(4)}
+    description = {"content": "0123", "seed": 0}
     assert cache.load(description) is None
-    file = cache.save(description, features)
+    file = cache.save(description, arrays)
     assert own_cache in file.parents
     assert json.loads(file.with_suffix(".json").read_text()) == {"schema": cache.SCHEMA, **description}
     found = cache.load(dict(reversed(description.items())))
-    assert found is not None and found.dtype == np.float32
-    np.testing.assert_array_equal(found, features)
+    assert found is not None and found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
     assert cache.load({**description, "seed": 1}) is None
+
+
+def test_only_one_process_holds_the_lock_of_a_description(own_cache: Path):
+    """The second waits until the first has stored its arrays, and finds them."""
+    script = """
+import sys, time, numpy as np
+from dnnlib import util
+from metrics import cache
+util.set_cache_dir(sys.argv[1])
+with cache.locked({"seed": 0}):
+    found = cache.load({"seed": 0})
+    print("found" if found else "computed", flush=True)
+    if not found:
+        time.sleep(0.5)
+        cache.save({"seed": 0}, {"values": np.zeros(3)})
+"""
+    command = [sys.executable, "-c", script, str(own_cache)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    assert sorted(process.communicate(timeout=60)[0].strip() for process in both) == ["computed", "found"]

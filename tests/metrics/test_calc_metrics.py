@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 import calc_metrics
 from training.checkpoint import save_network
+from training.dataset import ClipDataset
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.sres.generator import SuperResGenerator
 
@@ -67,6 +69,63 @@ def test_each_combination_of_networks_is_measured(
     assert len(set(values)) == 3 and min(values) > 0
 
 
+@pytest.fixture(scope="module")
+def films(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The clips of the dataset at 18x32 as folders of pictures."""
+    root = tmp_path_factory.mktemp("films")
+    clips = ClipDataset(dataset, [(18, 32)])
+    for number, clip in enumerate(clips.clips):
+        (root / clip.path).mkdir(parents=True)
+        for frame, image in enumerate(clips.read(number, (18, 32), range(clip.num_frames))):
+            Image.fromarray(image).save(root / clip.path / f"{frame}.png")
+    return root
+
+
+def test_any_side_may_be_footage(lres_path: str, dataset: Path, films: Path, own_cache: Path, tmp_path: Path):
+    """The same clips give the same number from a dataset and from pictures, on either side."""
+    path = tmp_path / "metrics.jsonl"
+    common = ["-m", "fmd4_4f", "-m", "fd4_efflite0", "--device=cpu", f"--path={path}"]
+    for sides in (
+        [f"--real={dataset}", f"--lres={lres_path}"],
+        [f"--real={films}", f"--lres={lres_path}"],
+        [f"--real={lres_path}", f"--fake={films}"],
+        [f"--real={lres_path}", f"--fake={dataset}", "--size=18x32"],
+        [f"--real={dataset}", f"--fake={films}"],
+    ):
+        code, output = run(*common, *sides)
+        assert code == 0, output
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    values = [line["results"][line["metric"]] for line in lines]
+    assert values[0:2] == pytest.approx(values[2:4], rel=1e-5)
+    assert values[4:6] == pytest.approx(values[6:8], rel=1e-5)
+    assert [line["real"]["kind"] for line in lines[::2]] == ["dataset", "files", "network", "network", "dataset"]
+
+
+def test_long_videos_are_measured_by_name(lres_path: str, dataset: Path, own_cache: Path):
+    options = ["-m", "color_similarity", "-m", "motion_energy_w1", "--num-videos=3", "--num-frames=16", "--device=cpu"]
+    code, output = run(f"--dataset={dataset}", f"--lres={lres_path}", *options)
+    assert code == 0, output
+    lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert [line["metric"] for line in lines] == ["color_similarity", "motion_energy_w1"]
+    assert all((line["num_real"], line["num_fake"]) == (3, 3) and line["results"] for line in lines)
+
+
+def test_runs_keep_their_own_errors():
+    runs = [
+        {"results": {"a": value}, "errors": {"a": value / 10}, "floors": {}, "metric": "a", "total_time": 2.0}
+        for value in (3.0, 5.0)
+    ]
+    result = calc_metrics._combine(runs)
+    assert result["results"] == {"a_run01": 3, "a_run02": 5, "a_mean": 4, "a_std": 1}
+    assert result["errors"] == {"a_run01": 0.3, "a_run02": 0.5}
+    assert result["total_time"] == 4 and result["num_runs"] == 2
+
+
+def test_super_resolution_alone_needs_a_dataset(sres_path: str, films: Path, own_cache: Path):
+    code, output = run(f"--real={films}", f"--sres={sres_path}", "-m", "fmd4_4f")
+    assert code == 1 and "needs real frames of 18x32 to enlarge" in output
+
+
 def test_several_runs_give_each_value_mean_and_deviation(lres_path: str, dataset: Path, own_cache: Path):
     code, output = run(f"--dataset={dataset}", f"--lres={lres_path}", "-m", METRIC, "--num-runs=2")
     assert code == 0, output
@@ -75,12 +134,18 @@ def test_several_runs_give_each_value_mean_and_deviation(lres_path: str, dataset
     assert values[0] != values[1]
     assert result["results"][f"{METRIC}_mean"] == pytest.approx(sum(values) / 2)
     assert result["results"][f"{METRIC}_std"] == pytest.approx(abs(values[0] - values[1]) / 2)
+    assert result["num_runs"] == 2
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset=x"], "give --lres, --sres or both"),
+        (["--dataset=x"], "give --lres, --sres or both, or --fake"),
+        (["--fake=y"], "give --dataset or --real"),
+        (["--dataset=x", "--real=x", "--fake=y"], "too much: give --dataset or --real"),
+        (["--dataset=x", "--fake=y", "--size=64"], "'64' is not a size"),
+        (["--dataset=x", "--fake=y", "--detector-path=z"], "give NAME=FILE"),
+        (["--real=x", "--fake=y"], "there is no y"),
         (["--dataset=x", "--lres=y", "-m", "fdv2048_16f"], "did you mean fvd2048_16f"),
         (["--dataset=x", "--lres=y.pkl"], "there is no file y.pkl"),
     ],
@@ -94,4 +159,4 @@ def test_mistakes_are_answered_in_a_line(arguments: list[str], message: str):
 def test_a_network_of_the_other_kind_is_refused(lres_path: str, dataset: Path):
     code, output = run(f"--dataset={dataset}", f"--sres={lres_path}", "--device=cpu")
     assert code == 1
-    assert "holds a LowResGenerator; expected a super-resolution generator" in output
+    assert "is a low-resolution generator, expected a super-resolution generator" in output

@@ -60,6 +60,30 @@ assert distributed.all_reduce_sum(value).tolist() == [3.0, 30.0]
 assert distributed.all_reduce_mean(value).tolist() == [1.5, 15.0]
 assert value.tolist() == [rank + 1.0, 10.0 * (rank + 1)]
 assert distributed.broadcast_object({"rank": rank}) == {"rank": 0}
+assert distributed.any_rank([rank == 1, False, True]) == [True, False, True]
+
+# An error of one rank is an error of all, users' errors as such; ranks without one say whose it was.
+for kind, raised in ((ValueError, distributed.SharedError), (AssertionError, [RuntimeError, AssertionError][rank])):
+    try:
+        with distributed.together():
+            if rank == 1:
+                raise kind("no such file")
+    except Exception as error:
+        assert type(error) is raised and str(error) == ("no such file" if rank else "rank 1: no such file"), error
+    else:
+        raise AssertionError("went on")
+with distributed.together():
+    pass
+
+# A rank that failed waits elsewhere, so that the others can finish what they are in the midst of.
+if rank == 1:
+    errors = distributed.gather_errors(KeyError("x"))
+    assert distributed.all_reduce_sum(torch.ones(3)).tolist() == [2.0] * 3
+else:
+    work = torch.distributed.all_reduce(torch.ones(3), async_op=True)
+    errors = distributed.gather_errors(None)
+    work.wait()
+assert errors[0] is None and str(errors[1]) == ("'x'" if rank else "rank 1: 'x'")
 
 # Parameters and buffers become those of rank 0, whatever their dtype or layout.
 torch.manual_seed(rank)
@@ -121,6 +145,10 @@ def test_one_process_needs_no_group(monkeypatch, capsys):
     assert torch.equal(distributed.all_reduce_sum(value), value)
     assert torch.equal(distributed.all_reduce_mean(value), value)
     distributed.barrier()
+    assert distributed.any_rank([True, False]) == [True, False]
+    with pytest.raises(ValueError, match="^as it was$") as caught, distributed.together():
+        raise ValueError("as it was")
+    assert caught.type is ValueError
     distributed.shorten_timeout()
     distributed.shutdown()
 

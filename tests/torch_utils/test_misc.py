@@ -48,6 +48,14 @@ def test_constant_memory_format():
     assert tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
+def test_upload_of_arrays_and_tensors():
+    array = np.arange(6.0).reshape(2, 3)
+    assert torch.equal(misc.upload(array, "cpu"), torch.arange(6.0, dtype=torch.float64).view(2, 3))
+    assert misc.upload(array, torch.device("cpu"), torch.float16).dtype == torch.float16
+    assert misc.upload(torch.tensor([True, False]), "cpu").tolist() == [True, False]
+    assert misc.upload(array, "meta", torch.float32).is_meta
+
+
 def test_assert_shape():
     misc.assert_shape(torch.zeros(2, 3, 4), [2, None, 4])
     for wrong in ([2, 3], [2, 3, 4, None], [None, None, 5]):

@@ -140,8 +140,6 @@ def evil_calls() -> dict[str, tuple[str, Any]]:
     touch = f"open({MARKER!r}, 'w').close()"
     inner = io.BytesIO()
     torch.save(Call(os.system, f"touch {MARKER}"), inner, _use_new_zipfile_serialization=False)
-    inner_zip = io.BytesIO()
-    torch.save(Call(os.system, f"touch {MARKER}"), inner_zip)
     raw = pickle.dumps(Call(os.system, f"touch {MARKER}"), protocol=2)
     load_from_bytes = torch.storage._load_from_bytes
     return {
@@ -160,7 +158,6 @@ def evil_calls() -> dict[str, tuple[str, Any]]:
         ),
         "torch.load": ("torch.serialization.load", Call(torch.load, "x")),
         "in a tensor": ("posix.system", Call(load_from_bytes, inner.getvalue())),
-        "in a zipped tensor": ("posix.system", Call(load_from_bytes, inner_zip.getvalue())),
         "bare in a tensor": ("posix.system", Call(load_from_bytes, raw)),
     }
 

@@ -65,7 +65,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(registry, "NETWORKS", (f"{name}:Other", f"{name}:Small"))
+    monkeypatch.setattr(registry, "NETWORKS", {f"{name}:Other": "other thing", f"{name}:Small": "small thing"})
     spec.loader.exec_module(module)
     return module
 
@@ -155,7 +155,7 @@ def test_network_written_on_a_gpu_opens_without_one(nets: Any, tmp_path: Path, t
 
 def test_unknown_network_is_refused_by_name(nets: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     checkpoint.save_network(nets.Small(4), tmp_path / "net.pkl")
-    monkeypatch.setattr(registry, "NETWORKS", registry.NETWORKS[:1])
+    monkeypatch.setattr(registry, "NETWORKS", dict(list(registry.NETWORKS.items())[:1]))
     with pytest.raises(ValueError, match=r"net.pkl holds a Small, .*known here \(Other\)"):
         checkpoint.load_network(tmp_path / "net.pkl")
 
@@ -358,7 +358,8 @@ def test_writer_killed_in_the_middle_leaves_a_whole_file(tmp_path: Path):
 def fill(run_dir: Path, steps: list[int]) -> None:
     (run_dir / "checkpoints").mkdir()
     for step in steps:
-        checkpoint.save_train_state(checkpoint.train_state_path(run_dir, step), {"step": step, "x": torch.randn(5000)})
+        state = {name: {} for name in checkpoint.STATE_ENTRIES} | {"step": step, "x": torch.randn(5000)}
+        checkpoint.save_train_state(checkpoint.train_state_path(run_dir, step), state)
         checkpoint.network_path(run_dir, step).write_bytes(pickle.dumps(step))
 
 
@@ -394,6 +395,52 @@ def test_newest_whole_checkpoint_is_found_behind_broken_ones(
     step, path, state = found
     assert step == state["step"] == 20 and path == checkpoint.train_state_path(tmp_path, 20)
     assert "Warning" in (out := capsys.readouterr().out) and "ckpt-00000030-train.pt" in out
+
+
+def test_a_broken_or_foreign_state_is_refused_by_name_and_the_one_before_is_offered(tmp_path: Path):
+    fill(tmp_path, [10, 20, 30])
+    damage(checkpoint.train_state_path(tmp_path, 20), "empty")
+    path = checkpoint.train_state_path(tmp_path, 30)
+    for state, message in [(None, "is not a whole"), ({"G": {}}, "is no training state of a run: it has no entry")]:
+        if state is None:
+            damage(path, "truncated")
+        else:
+            checkpoint.save_train_state(path, state)
+        with pytest.raises(ValueError, match=f"ckpt-00000030-train.pt {message}.*; before it.*ckpt-00000010-train.pt$"):
+            checkpoint.load_run_state(path)
+    found = checkpoint.latest_whole_checkpoint(tmp_path)
+    assert found is not None and found[0] == 10
+
+
+FULL_DISK = """
+import resource, signal, sys, torch
+from pathlib import Path
+from training import checkpoint
+
+path, folder = Path(sys.argv[1]), Path(sys.argv[1]).parent
+checkpoint.save_train_state(path, {"x": torch.zeros(10)})
+before = path.read_bytes()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for save in (
+    lambda: checkpoint.save_train_state(path, {"x": torch.zeros(100_000)}),
+    lambda: checkpoint.save_network(torch.nn.Linear(300, 300), folder / "net.pkl"),
+):
+    try:
+        save()
+    except OSError as error:
+        assert error.strerror == "File too large", error
+    else:
+        raise AssertionError("more was written than the disk takes")
+    assert [entry.name for entry in folder.iterdir()] == [path.name]
+assert path.read_bytes() == before
+"""
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_part_of_the_new(tmp_path: Path):
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "train.pt")]
+    root = Path(checkpoint.__file__).parent.parent
+    subprocess.run(command, check=True, cwd=root, env=os.environ | {"PYTHONPATH": "."})
 
 
 def test_no_checkpoint_is_none(tmp_path: Path):

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import os
+from pathlib import Path
 
 import pytest
 
-from training import config
-from training.config import FREE_OPTIONS, TrainOptions, differences, find_run, identity, merge, new_run_dir, resolve
+from training import config, registry
+from training.config import FREE_OPTIONS, TrainOptions, differences, find_run, identity, new_run_dir, resolve
+from training.longvideogan.command import make_options
 
 
 def make(outdir, **changes):
@@ -30,17 +33,8 @@ def test_unknown_and_missing_names_are_refused(tmp_path):
         make(tmp_path, grad_accum=0)
     with pytest.raises(ValueError, match="steps is -1; it must not be negative"):
         make(tmp_path, steps=-1)
-
-
-def test_merging_is_deep_and_strict():
-    base = {"steps": 3, "model": {"G": {"width": 8, "depth": 2}, "gamma": 1.0}}
-    merged = merge(base, {"model": {"G": {"width": 16}}})
-    assert merged == {"steps": 3, "model": {"G": {"width": 16, "depth": 2}, "gamma": 1.0}}
-    assert base["model"]["G"]["width"] == 8
-    with pytest.raises(ValueError, match=r"Unknown name 'widht' in the options.model.G; did you mean width\?"):
-        merge(base, {"model": {"G": {"widht": 16}}})
-    with pytest.raises(ValueError, match="known are gamma, G|known are G, gamma"):
-        merge(base, {"model": {"zzz": 1}})
+    with pytest.raises(ValueError, match="in a run that is named, not with --resume=auto; add --resume=latest"):
+        make(tmp_path, override=True)
 
 
 def test_a_dictionary_gives_the_options_back(tmp_path):
@@ -55,10 +49,40 @@ def test_identity_is_all_but_what_may_change(tmp_path):
     options = make(tmp_path)
     fields = {field.name for field in dataclasses.fields(options)}
     assert fields - set(identity(options)) == set(FREE_OPTIONS)
-    free = {"steps": 5, "device": "cuda", "workers": 9, "log": "wandb", "metrics": ("m",), "keep": 1, "tick_steps": 1}
+    free = {
+        "steps": 5,
+        "device": "cuda",
+        "workers": 9,
+        "log": ("wandb",),
+        "metrics": ("m",),
+        "keep": 1,
+        "tick_steps": 1,
+    }
+    free |= {"checkpoint_minutes": 0.5, "metric_steps": 7, "cache": "ram", "resume": "latest", "override": True}
     assert identity(make("elsewhere", **free)) == identity(options)
-    for change in ({"seed": 1}, {"batch": 8}, {"model": {"a": 1}}, {"dataset": "data/dogs"}, {"x_flip": False}):
+    changes = [{"seed": 1}, {"batch": 8}, {"model": {"a": 1}}, {"dataset": "data/dogs"}, {"x_flip": False}]
+    for change in [*changes, {"weighting": "frame"}, {"init_from": "net.pkl"}]:
         assert identity(make(tmp_path, **change)) != identity(options)
+    assert make(tmp_path, init_from="net.pkl").init_from == os.path.abspath("net.pkl")
+    assert make(tmp_path, init_from="https://x.org/net.pkl").init_from == "https://x.org/net.pkl"
+    assert make(tmp_path, log=("none",)).log == ()
+
+
+@pytest.mark.parametrize("system", list(registry.SYSTEMS))
+def test_options_that_a_run_does_not_know_yet_are_at_their_defaults(tmp_path, system):
+    options = make_options(system, "toy", {"outdir": str(tmp_path), "dataset": "data/horses"})
+    stored = config.to_dict(options)
+    del stored["weighting"], stored["model"]["freeze_d"], stored["model"]["beta2"]
+    assert identity(stored).keys() == identity(options).keys()
+    # The preset changes one of these, so that a run without it was another one.
+    beta2 = options.model["beta2"]
+    expected = [] if beta2 == 0.99 else [f"model.beta2: 0.99 in the run, {beta2} asked for"]
+    assert differences(identity(stored), identity(options)) == expected
+    stored["model"]["beta2"] = beta2
+    run_dir = begin(options)
+    (run_dir / "options.json").write_text(json.dumps(stored))
+    assert found(options) == run_dir
+    assert found(dataclasses.replace(options, weighting="frame")) is None
 
 
 def test_differences_name_each_leaf():
@@ -83,21 +107,61 @@ def test_run_directories_are_numbered_past_gaps(tmp_path):
     assert new_run_dir(make(tmp_path / "none")).name == "00000-horses-64batch-1accum"
 
 
+def found(options):
+    return find_run(options).run_dir
+
+
 def test_which_run_is_continued(tmp_path):
     first, second, third = (begin(make(tmp_path, seed=seed)) for seed in (0, 1, 0))
     (tmp_path / "00009-died-at-once").mkdir()
-    assert find_run(make(tmp_path, steps=7)) == third
-    assert find_run(make(tmp_path, seed=1)) == second
-    assert find_run(make(tmp_path, seed=2)) is None
-    assert find_run(make(tmp_path, resume="never")) is None
-    assert find_run(make(tmp_path, resume=str(first))) == first
-    with pytest.raises(ValueError, match="(?s)seed: 1 in the run, 0 asked for.*--resume=never"):
+    assert found(make(tmp_path, steps=7)) == found(make(tmp_path, resume="latest")) == third
+    assert found(make(tmp_path, seed=1)) == second
+    assert found(make(tmp_path, seed=2)) is None
+    assert found(make(tmp_path, resume="never")) is None
+    assert found(make(tmp_path, resume=str(first))) == first
+    with pytest.raises(ValueError, match="(?s)seed: 1 in the run, 0 asked for.*--override.*--resume=never"):
         find_run(make(tmp_path, resume=str(second)))
-    with pytest.raises(ValueError, match="holds no options.json"):
-        find_run(make(tmp_path, resume="latest"))
+    (first / "net.pkl").touch()
+    for path in (tmp_path / "00009-died-at-once", first / "net.pkl", tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=r"holds no options.json. --resume takes .*--init-from"):
+            find_run(make(tmp_path, resume=str(path)))
+    with pytest.raises(ValueError, match="no run to resume"):
+        find_run(make(tmp_path / "empty", resume="latest"))
     (second / "options.json").write_text("{")
     with pytest.raises(ValueError, match="options.json cannot be read"):
         find_run(make(tmp_path, resume=str(second)))
+
+
+def test_a_run_directory_given_as_outdir_is_that_run(tmp_path):
+    run_dir = begin(make(tmp_path))
+    for resume in ("auto", "latest", str(run_dir)):
+        assert found(make(run_dir, resume=resume)) == run_dir
+    with pytest.raises(ValueError, match="seed: 0 in the run, 1 asked for"):
+        find_run(make(run_dir, seed=1))
+    for resume in ("never", str(run_dir / "checkpoints" / "ckpt-00000010-train.pt")):
+        with pytest.raises(ValueError, match=rf"no other run can begin.*--outdir={tmp_path}"):
+            find_run(make(run_dir, resume=resume))
+
+
+def test_overriding_lists_what_changes(tmp_path):
+    run_dir = begin(make(tmp_path, model={"gamma": 1.0}))
+    beginning = find_run(make(tmp_path, model={"gamma": 2.0}, resume="latest", override=True))
+    assert (beginning.run_dir, beginning.changes) == (run_dir, ["model.gamma: 1.0 in the run, 2.0 asked for"])
+
+
+def test_a_branch_is_found_again_by_its_origin_only(tmp_path):
+    trunk = begin(make(tmp_path))
+    state = str(trunk / "checkpoints" / "ckpt-00000010-train.pt")
+    new = find_run(make(tmp_path, resume=state))
+    assert (new.run_dir, new.origin) == (None, state)
+    branch = begin(make(tmp_path, resume=state, origin=state))
+    for path in (state, os.path.relpath(state)):
+        assert find_run(make(tmp_path, resume=path)) == config.Beginning(branch, state)
+    assert found(make(tmp_path)) == trunk
+    assert found(make(tmp_path, resume=state, seed=1)) is None
+    assert found(make(tmp_path, resume=str(Path(state).with_name("ckpt-00000020-train.pt")))) is None
+    for resume in ("latest", str(branch)):
+        assert find_run(make(tmp_path, resume=resume)) == config.Beginning(branch, state)
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,23 @@
 
 import collections
 import io
+import itertools
 import json
-import pickle
+import tempfile
+import threading
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from training.dataset import BatchSpec, BatchStream, ClipDataset, ClipPart, VideoDataset, _decode_rgb
+from training.dataset import BatchSpec, BatchStream, ClipDataset, ClipPart, VideoDataset, to_device, to_float
+from training.random import random_state
 
 SMALL, LARGE = (8, 16), (16, 32)
 
@@ -71,46 +77,11 @@ def test_clips_come_by_shard_then_path_with_their_own_frames(tmp_path):
         video = dataset.read(index, SMALL, range(clip.num_frames))
         expected = np.stack([paint(index, frame, SMALL) for frame in range(clip.num_frames)])
         assert video.dtype == np.uint8 and np.abs(video.astype(int) - expected).max() <= 4
-    assert [identify(frame) for frame in dataset.read(1, SMALL, [3, 0, 0], flip=True)] == [
-        (1, 3, True),
-        (1, 0, True),
-        (1, 0, True),
+    assert [identify(frame) for frame in dataset.read(1, SMALL, [3, 0, 0])] == [
+        (1, 3, False),
+        (1, 0, False),
+        (1, 0, False),
     ]
-
-
-def test_compressed_members_and_long_local_heads_read_like_stored_ones(tmp_path):
-    packed = ClipDataset(make(tmp_path / "packed", [{"a": 3}], compression=zipfile.ZIP_DEFLATED), [SMALL])
-    stored = ClipDataset(make(tmp_path / "stored", [{"a": 3}]), [SMALL])
-    path = tmp_path / "head" / "0008x0016" / "shard.zip"
-    path.parent.mkdir(parents=True)
-    long_name = "n" * 600 + ".jpg"
-    with zipfile.ZipFile(path, "w") as archive:
-        for frame, name in enumerate(["0.jpg", "1.jpg", long_name]):
-            # A zip64 entry carries an extra field in its local head alone.
-            with archive.open(zipfile.ZipInfo(f"a/{name}"), "w", force_zip64=True) as file:
-                file.write(encode(paint(0, frame, SMALL), "JPEG"))
-        archive.writestr("frame_paths.json", json.dumps({"a": ["0.jpg", "1.jpg", long_name]}))
-    expected = stored.read(0, SMALL, range(3))
-    assert np.array_equal(packed.read(0, SMALL, range(3)), expected)
-    assert np.array_equal(ClipDataset(tmp_path / "head", [SMALL]).read(0, SMALL, range(3)), expected)
-
-
-def test_the_faster_decoder_gives_the_same_pixels():
-    pytest.importorskip("simplejpeg")
-    noise = np.random.RandomState(0).randint(0, 256, (*SMALL, 3)).astype(np.uint8)
-    data = encode(noise, "JPEG")
-    assert np.array_equal(_decode_rgb(data, SMALL), np.asarray(Image.open(io.BytesIO(data))))
-
-
-def test_reading_from_threads_and_from_a_pickled_copy(tmp_path):
-    dataset = ClipDataset(make(tmp_path, [{"a": 20}, {"b": 20}]), [SMALL])
-    before = dataset.read(1, SMALL, range(20))
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert np.array_equal(copy.read(1, SMALL, range(20)), before)
-    with ThreadPoolExecutor(8) as pool:
-        jobs = [(index % 2, index % 20) for index in range(400)]
-        found = list(pool.map(lambda job: identify(copy.read(job[0], SMALL, [job[1]])[0])[:2], jobs))
-    assert found == jobs
 
 
 def test_frame_rate_is_read_or_assumed_and_said_once(tmp_path, capsys):
@@ -129,6 +100,43 @@ def test_unfinished_zips_of_a_running_maker_are_not_read(tmp_path):
     root = make(tmp_path, [{"a": 2}])
     (root / "0008x0016" / ".partition_0001.17.tmp.zip").write_bytes(b"half")
     assert len(ClipDataset(root, [SMALL]).clips) == 1
+
+
+def test_a_dataset_in_the_making_is_read_as_far_as_it_is_and_that_is_said_once(tmp_path, capsys):
+    root = make(tmp_path, [{"a": 2}, {"b": 2}])
+    description = {
+        "fps": 24,
+        "num_partitions": 5,
+        "partitions": {"0000": {}, "0001": {}, "0003": {}},  # the last one came to hold no clip, and has no zip
+        "hashes": {"0008x0016/partition_0000.zip": "", "0008x0016/partition_0001.zip": ""},
+    }
+    (root / "dataset.json").write_text(json.dumps(description))
+    assert len(ClipDataset(root, [SMALL]).clips) == len(ClipDataset(root, [SMALL]).clips) == 2
+    assert (
+        capsys.readouterr().out
+        == f"{root} is unfinished: 2 of its 5 partitions have not been made; going on with the others\n"
+    )
+    (root / "0008x0016" / "partition_0001.zip").unlink()
+    with pytest.raises(ValueError, match=r"partition_0001.zip is missing, though dataset.json lists it"):
+        ClipDataset(root, [SMALL])
+    (root / "dataset.json").write_text('{"fps": 2')
+    with pytest.raises(ValueError, match=r"dataset.json is damaged .*python -m dataset_tools.merge"):
+        ClipDataset(root, [SMALL])
+
+
+@pytest.mark.parametrize("cache", ["ram", "memmap"])
+def test_a_cache_changes_no_frame(tmp_path, monkeypatch, capsys, cache):
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    root = make(tmp_path / "d", [{"a": 5, "b": 7}], [SMALL, LARGE])
+    plain = ClipDataset(root, [SMALL, LARGE])
+    for _ in range(2):
+        cached = ClipDataset(root, [SMALL, LARGE], cache)
+        for clip, size, frames in [(1, SMALL, [2, 3]), (1, SMALL, range(7)), (0, SMALL, [4, 0]), (1, LARGE, [6, 2, 2])]:
+            for _ in range(2):
+                assert np.array_equal(cached.read(clip, size, frames), plain.read(clip, size, frames))
+    assert "12 decoded frames of 8x16 take 4.66e-06 GB" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no cache 'disk'; take one of none, ram, memmap"):
+        ClipDataset(root, [SMALL], cache="disk")
 
 
 # ----------------------------------------------------------------------------
@@ -170,40 +178,6 @@ def test_sizes_may_be_sharded_differently(tmp_path):
 def test_a_clip_in_two_shards_is_refused(tmp_path):
     make(tmp_path, [{"a": 3, "b": 2}, {"b": 2}])
     with pytest.raises(ValueError, match=r"clip b is both in .*partition_0000.zip and in .*partition_0001.zip"):
-        ClipDataset(tmp_path, [SMALL])
-
-
-@pytest.mark.parametrize(
-    ("pixels", "kind", "reason"),
-    [
-        (paint(0, 0, SMALL)[..., 0], "JPEG", "colour mode is L"),
-        (np.concatenate([paint(0, 0, SMALL), paint(0, 0, SMALL)[..., :1]], axis=2), "PNG", "colour mode is RGBA"),
-        (paint(0, 0, (8, 18)), "JPEG", "size is 8x18"),
-    ],
-)
-def test_foreign_frames_are_refused_by_name(tmp_path, pixels, kind, reason):
-    path = tmp_path / "0008x0016" / "shard.zip"
-    path.parent.mkdir()
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a/good.jpg", encode(paint(0, 0, SMALL)))
-        archive.writestr("a/bad.jpg", encode(pixels, kind))
-        archive.writestr("frame_paths.json", '{"a": ["good.jpg", "bad.jpg"]}')
-    dataset = ClipDataset(tmp_path, [SMALL])
-    assert identify(dataset.read(0, SMALL, [0])[0]) == (0, 0, False)
-    with pytest.raises(ValueError, match=rf"frame a/bad.jpg of .*shard.zip is not an RGB image of 8x16 .*{reason}"):
-        dataset.read(0, SMALL, [1])
-
-
-def test_broken_shards_are_refused_by_name(tmp_path):
-    make(tmp_path, [{"a": 3}])
-    path = tmp_path / "0008x0016" / "partition_0000.zip"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"partition_0000.zip is not a whole dataset shard"):
-        ClipDataset(tmp_path, [SMALL])
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("frame_paths.json", '{"a": ["x.jpg"]}')
-    with pytest.raises(ValueError, match=r"lists a/x.jpg but does not contain it"):
         ClipDataset(tmp_path, [SMALL])
 
 
@@ -307,6 +281,30 @@ def test_prefetch_passes_errors_on(tmp_path):
         list(stream.prefetch([(0, spec(4))]))
 
 
+def test_an_error_in_a_thread_comes_with_its_batch_and_no_thread_stays(tmp_path):
+    make(tmp_path, [{"a": 1, "b": 1, "c": 1, "d": 1}])
+    path = tmp_path / "0008x0016" / "partition_0000.zip"
+    dataset = ClipDataset(tmp_path, [SMALL])
+    stream = BatchStream(dataset, seed=0, batch_size=1, num_workers=3)
+    bad = stream.items(2, 1)[0][0]
+    place = path.read_bytes().index(f"{dataset.clips[bad].path}/frame".encode())
+    with open(path, "r+b") as file:
+        file.seek(place + 300)
+        file.write(bytes(50))
+    batches = stream.prefetch((n, spec(1)) for n in itertools.count())
+    assert next(batches)["video"].shape == next(batches)["video"].shape
+    with pytest.raises(ValueError, match=f"frame frame_000000.jpg of clip {dataset.clips[bad].path} in {path}"):
+        next(batches)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_a_consumer_that_stops_early_leaves_no_thread(roots):
+    stream = BatchStream(ClipDataset(roots, [SMALL]), seed=0, batch_size=4, num_workers=3)
+    for _ in stream.prefetch((n, spec(9)) for n in itertools.count()):
+        break  # the generator is not closed but dropped
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
 def test_parts_show_the_same_window_at_their_own_sizes(roots):
     stream = BatchStream(ClipDataset(roots, [SMALL, LARGE]), seed=0, batch_size=5)
     both = BatchSpec(8, (ClipPart("low", *SMALL, 0, 8), ClipPart("high", *LARGE, 3, 2)))
@@ -314,9 +312,38 @@ def test_parts_show_the_same_window_at_their_own_sizes(roots):
         batch = stream.batch(n, both)
         assert batch["low"].shape == (5, 8, *SMALL, 3) and batch["high"].shape == (5, 2, *LARGE, 3)
         for low, high in zip(batch["low"].numpy(), batch["high"].numpy(), strict=True):
-            clip, first, flip = identify(low[0].astype(int))
-            assert [identify(frame.astype(int)) for frame in low] == [(clip, first + t, flip) for t in range(8)]
-            assert [identify(frame.astype(int)) for frame in high] == [(clip, first + t, flip) for t in (3, 4)]
+            clip, first, _ = identify(low[0].astype(int))
+            assert [identify(frame.astype(int)) for frame in low] == [(clip, first + t, False) for t in range(8)]
+            assert [identify(frame.astype(int)) for frame in high] == [(clip, first + t, False) for t in (3, 4)]
+
+
+def test_flips_are_announced_and_made_on_the_way_to_the_device(roots):
+    dataset = ClipDataset(roots, [SMALL, LARGE])
+    both = BatchSpec(8, (ClipPart("low", *SMALL, 0, 8), ClipPart("high", *LARGE, 3, 2)))
+    stream = BatchStream(dataset, seed=0, batch_size=6, rank=1, world_size=2)
+    seen = set()
+    for n in range(4):
+        batch = stream.batch(n, both)
+        before = {name: part.clone() for name, part in batch.items()}
+        flips = [flip for _, _, flip in stream.items(n, 8)[3:]]
+        assert batch["x_flip"].tolist() == flips
+        sent = to_device(batch, torch.device("cpu"))
+        assert sorted(sent) == ["high", "low"] and all(torch.equal(batch[name], before[name]) for name in batch)
+        for name, video in sent.items():
+            assert video.dtype == torch.float32 and video.is_contiguous()
+            for frames, stored, flip in zip(video, batch[name].numpy(), flips, strict=True):
+                expected = stored[:, :, ::-1] if flip else stored
+                assert np.array_equal(
+                    frames.movedim(0, -1).numpy(), expected.astype(np.float32) / np.float32(127.5) - 1
+                )
+        seen |= set(flips)
+    assert seen == {False, True}
+    assert "x_flip" not in BatchStream(dataset, seed=0, batch_size=6, x_flip=False).batch(0, both)
+
+
+def test_to_float_maps_the_whole_range():
+    frames = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 1, 3)
+    assert to_float(frames, torch.device("cpu")).flatten().tolist() == pytest.approx([-1, -0.6, 1])
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 13])
@@ -338,3 +365,52 @@ def test_window_starts_are_uniform_and_half_of_the_windows_are_mirrored(roots):
     assert 0.46 < np.mean([flip for _, _, flip in items]) < 0.54
     still = BatchStream(ClipDataset(roots, [SMALL]), seed=0, batch_size=8, x_flip=False)
     assert still.items(7, 9) == [(clip, start, False) for clip, start, _ in stream.items(7, 9)]
+
+
+@settings(max_examples=40)
+@given(
+    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=6),
+    num_frames=st.integers(1, 5),
+    batch_size=st.integers(1, 20),
+    n=st.integers(0, 10**9),
+)
+def test_every_window_lies_in_its_clip_and_is_a_function_of_seed_and_number(lengths, num_frames, batch_size, n):
+    with tempfile.TemporaryDirectory() as folder:
+        root = make(Path(folder), [{f"{clip:02d}": length for clip, length in enumerate(lengths)}], kind="PNG")
+        dataset = ClipDataset(root, [SMALL])
+    eligible = [clip for clip, length in enumerate(lengths) if length >= num_frames]
+    if not eligible:
+        with pytest.raises(ValueError, match=f"no clip of {num_frames} frames"):
+            BatchStream(dataset, 7, batch_size).items(n, num_frames)
+        return
+    # The stream as its definition says, item by item.
+    draws = random_state("data", 7, n).random_sample((batch_size, 2))
+    expected = []
+    for position, (start_draw, flip_draw) in enumerate(draws):
+        epoch, place = divmod(n * batch_size + position, len(eligible))
+        clip = eligible[random_state("data-order", 7, epoch).permutation(len(eligible))[place]]
+        expected.append((clip, int(start_draw * (lengths[clip] - num_frames + 1)), bool(flip_draw < 0.5)))
+    assert BatchStream(dataset, 7, batch_size).items(n, num_frames) == expected
+    windows = [(clip, start) for clip in eligible for start in range(lengths[clip] - num_frames + 1)]
+    expected = [(*windows[int(start_draw * len(windows))], bool(flip_draw < 0.5)) for start_draw, flip_draw in draws]
+    assert BatchStream(dataset, 7, batch_size, weighting="frame").items(n, num_frames) == expected
+
+
+@pytest.mark.parametrize("weighting", ["clip", "frame"])
+def test_windows_are_as_likely_as_they_should_be(roots, weighting):
+    stream = BatchStream(ClipDataset(roots, [SMALL]), seed=0, batch_size=64, weighting=weighting)
+    lengths = {0: 9, 1: 12, 3: 9, 4: 10, 5: 20}
+    windows = [(clip, start) for clip, length in lengths.items() for start in range(length - 9 + 1)]
+    found = collections.Counter((clip, start) for n in range(300) for clip, start, _ in stream.items(n, 9))
+    assert set(found) == set(windows)
+    share = [1 / len(windows) if weighting == "frame" else 1 / 5 / (lengths[clip] - 8) for clip, _ in windows]
+    counts = np.array([found[window] for window in windows])
+    assert 0.001 < scipy.stats.chisquare(counts, counts.sum() * np.array(share)).pvalue < 0.999
+    wrong = (
+        np.full(len(windows), 1 / len(windows))
+        if weighting == "clip"
+        else np.array([1 / 5 / (lengths[clip] - 8) for clip, _ in windows])
+    )
+    assert scipy.stats.chisquare(counts, counts.sum() * wrong).pvalue < 1e-9
+    with pytest.raises(ValueError, match="no weighting 'video'; take one of clip, frame"):
+        BatchStream(stream.dataset, seed=0, batch_size=64, weighting="video")

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -55,13 +56,15 @@ class TinyGAN:
 
     def __init__(self, options, device):
         self.options, self.device = {"batch": 4, "seed": 0, "nan_from": 10**9, "enlarges": False} | options, device
+        if self.options.get("fails_on_rank") == distributed.get_rank():
+            raise ValueError("this machine has no such file")
         torch.manual_seed(self.options["seed"])
         self.G = TinyGenerator().to(device)
         self.D = torch.nn.Linear(3 * NUM_FRAMES * 8 * 16, 1).to(device)
         self.G_ema = copy.deepcopy(self.G).eval()
         self.modules = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
         self.optimizers = {
-            "G": torch.optim.Adam(self.G.parameters(), lr=0.01),
+            "G": torch.optim.Adam(self.G.parameters(), lr=self.options.get("lr", 0.01)),
             "D": torch.optim.Adam(self.D.parameters(), lr=0.01),
         }
         self.strength = 0.0
@@ -101,7 +104,11 @@ class TinyGAN:
             self.collector.update()
             self.strength += 0.1 * self.collector["loss/D_score_real"]
         nan = math.nan if step >= self.options["nan_from"] else 0.0
-        return {"loss/G_loss": g_loss.detach(), "loss/D_loss": d_loss.detach() + nan}
+        return {
+            "loss/G_loss": g_loss.detach(),
+            "loss/D_loss": d_loss.detach() + nan,
+            "progress/nonfinite_gradients": torch.tensor(2.0 * (step == 3)),
+        }
 
     def _update(self, name, loss):
         self.optimizers[name].zero_grad()
@@ -115,6 +122,10 @@ class TinyGAN:
     def load_state_dict(self, state):
         self.strength = state["strength"]
         self.collector.load_state_dict(state["collector"])
+
+    def init_from(self, source):
+        self.G.load_state_dict(source["G"])
+        self.G_ema.load_state_dict(source["G_ema"])
 
     def preview_spec(self):
         return {"num_frames": 20, "num_videos": 4}
@@ -200,20 +211,29 @@ def test_a_run_leaves_what_it_promises(options, capsys):
         "environment.txt",
         "log.txt",
         "stats.jsonl",
-        *(f"checkpoints/ckpt-{step:08d}-{kind}" for step in (0, 2, 4) for kind in ("G-ema.pkl", "train.pt")),
+        "curves.png",
+            *(f"checkpoints/ckpt-{step:08d}-{kind}" for step in (0, 2, 4) for kind in ("G-ema.pkl", "train.pt")),
         *(f"samples/{name}.{kind}" for name in ("real-0008x0016", "fake-00000000", "fake-00000004")
           for kind in ("mp4", "png")),
     }  # fmt: skip
     log = (run_dir / "log.txt").read_text()
     assert capsys.readouterr().out.endswith(log)
+    assert [line.endswith("nonfinite gradients 2") for line in log.splitlines() if line.startswith("step ")] == [
+        False,
+        False,
+        True,
+    ]
     line = next(line for line in log.splitlines() if line.startswith("step 2"))
     assert "  sec/step 0.0" in line and "  eta 0s" in line and "  loss/D_loss " in line and "cpumem" in line
+    assert "  kimg/s " in line and "  data wait " in line
     lines = stats_lines(run_dir)
     assert [line["progress/step"]["mean"] for line in lines] == [0, 2, 4]
     assert [line["progress/tick"]["mean"] for line in lines] == [0, 1, 2]
     assert lines[1]["loss/D_loss"]["num"] == 8 and lines[1]["loss/D_loss"]["std"] > 0
     assert "loss/D_loss" not in lines[0] or lines[0]["loss/D_loss"]["num"] == 0
     assert lines[1]["timing/sec_per_step"]["mean"] > 0 and lines[2]["timing/total_sec"]["mean"] > 0
+    sec, speed = lines[1]["timing/sec_per_step"]["mean"], lines[1]["progress/kimg_per_sec"]["mean"]
+    assert speed == pytest.approx(4 / 1000 / sec, rel=1e-5) and 0 < lines[1]["timing/data_wait_sec"]["mean"] < 2 * sec
     assert json.loads((run_dir / "options.json").read_text()) == final_state(run_dir, 4)["options"]
     assert torch.__version__ in (run_dir / "environment.txt").read_text()
 
@@ -294,32 +314,152 @@ def test_other_options_are_another_run(options):
     assert len(list(first.parent.iterdir())) == 3
 
 
+def test_overriding_changes_the_run_from_here_on(options, tmp_path):
+    run_dir = train(TinyGAN, options(steps=2)).run_dir
+    changed = {"steps": 4, "resume": "latest", "model": {"gamma": 1, "lr": 0.5}}
+    with pytest.raises(ValueError, match=r"model.lr: \(absent\) in the run, 0.5 asked for"):
+        train(TinyGAN, options(**changed))
+    assert train(TinyGAN, options(**changed, override=True)).run_dir == run_dir
+    assert "override model.lr: (absent) in the run, 0.5 asked for" in (run_dir / "log.txt").read_text()
+    state = final_state(run_dir, 4)
+    assert (
+        state["optimizers"]["G"]["param_groups"][0]["lr"] == 0.5 and state["optimizers"]["G"]["state"][0]["step"] == 4
+    )
+    assert train(TinyGAN, options(steps=5, model=changed["model"])).run_dir == run_dir
+
+
+def test_one_training_state_begins_a_branch_that_is_continued(options):
+    trunk = train(TinyGAN, options(steps=4)).run_dir
+    origin = checkpoint.train_state_path(trunk, 2)
+    branch = train(TinyGAN, options(steps=3, resume=str(origin), checkpoint_steps=0)).run_dir
+    assert branch != trunk and json.loads((branch / "options.json").read_text())["origin"] == str(origin)
+    assert [step for step, _ in checkpoint.list_checkpoints(branch)] == [2, 3]
+    origin.unlink()  # as pruning the trunk may do
+    assert train(TinyGAN, options(steps=4, resume=str(origin))).run_dir == branch
+    for part in ("modules", "optimizers", "system"):
+        assert_equal(final_state(branch, 4)[part], final_state(trunk, 4)[part], part)
+    assert train(TinyGAN, options(steps=5)).run_dir == trunk and len(list(trunk.parent.iterdir())) == 2
+    with pytest.raises(ValueError, match="seed: 0 in the run, 1 asked for"):
+        train(TinyGAN, options(resume=str(checkpoint.train_state_path(trunk, 4)), seed=1))
+    changed = {"resume": str(checkpoint.train_state_path(trunk, 4)), "override": True, "seed": 1}
+    other = train(TinyGAN, options(**changed)).run_dir
+    assert train(TinyGAN, options(**changed)).run_dir == other and len(list(trunk.parent.iterdir())) == 3
+    with pytest.raises(
+        ValueError, match="ckpt-00000009-train.pt is not a whole.*before it there is .*00000005-train.pt"
+    ):
+        train(TinyGAN, options(resume=str(checkpoint.train_state_path(trunk, 9))))
+    assert len(list(trunk.parent.iterdir())) == 3
+
+
+def test_a_new_run_may_begin_with_weights_of_another(options):
+    source = final_state(train(TinyGAN, options(steps=3)).run_dir, 3)
+    path = str(checkpoint.train_state_path(Path(options().outdir) / "00000-stripes-4batch-1accum-1.0gamma", 3))
+    tuned = train(TinyGAN, options(steps=0, init_from=path)).run_dir
+    begun = final_state(tuned, 0)
+    assert_equal(begun["modules"]["G_ema"], source["modules"]["G_ema"])
+    assert begun["optimizers"]["G"]["state"] == {} and begun["loop"]["step"] == 0
+    with pytest.raises(ValueError, match="is a folder, expected a network: pass"):
+        train(TinyGAN, options(init_from=str(Path(path).parent), resume="never"))
+    assert len(list(tuned.parent.iterdir())) == 2, "a run that cannot begin leaves no directory"
+    Path(path).unlink()  # only a run that begins needs it
+    assert train(TinyGAN, options(steps=1, init_from=path)).run_dir == tuned
+
+
+def test_checkpoints_are_written_by_the_clock(options):
+    asked = options(steps=3, checkpoint_steps=0, checkpoint_minutes=1e-9, keep=9)
+    assert [step for step, _ in checkpoint.list_checkpoints(train(TinyGAN, asked).run_dir)] == [0, 1, 2, 3]
+
+
+def test_a_metric_that_fails_is_logged_and_measured_again_at_the_next_start(options):
+    failing = [True]
+
+    def metric_fn(names, system):
+        if failing[0]:
+            raise RuntimeError("no memory left")
+        return [{"results": {name: 1.0}} for name in names]
+
+    asked = options(metrics=("distance",))
+    run_dir = train(TinyGAN, asked, metric_fn).run_dir
+    assert (
+        "step 4  metric/distance failed (RuntimeError: no memory left); training goes on"
+        in (run_dir / "log.txt").read_text()
+    )
+    failing[0] = False
+    train(TinyGAN, asked, metric_fn)
+    lines = [json.loads(line) for line in (run_dir / "metric-distance.jsonl").read_text().splitlines()]
+    assert [line.get("error") for line in lines] == ["RuntimeError: no memory left"] * 2 + [None]
+
+
+def test_metrics_share_one_pass_and_one_that_fails_costs_no_other(options):
+    asked = []
+
+    def metric_fn(names, system):
+        asked.append(tuple(names))
+        if "broken" in names:
+            raise ValueError("clips are too short")
+        return [{"results": {name: 2.0}} for name in names]
+
+    run_dir = train(TinyGAN, options(metrics=("distance", "broken", "other")), metric_fn).run_dir
+    assert asked[:4] == [("distance", "broken", "other"), ("distance",), ("broken",), ("other",)]
+    texts = {name: (run_dir / f"metric-{name}.jsonl").read_text() for name in asked[0]}
+    assert "clips are too short" in texts["broken"]
+    for name in ("distance", "other"):
+        assert json.loads(texts[name].splitlines()[-1])["results"] == {name: 2.0}
+
+    asked.clear()
+    assert train(TinyGAN, options(metrics=("distance", "more", "other", "third")), metric_fn).run_dir == run_dir
+    assert asked == [("more", "third")]
+
+
 def test_old_checkpoints_are_pruned_and_the_best_stays(options):
     measured = []
 
-    def metric_fn(name, system):
-        measured.append((name, int(system.G.num_calls)))
-        return {"results": {name: abs(system.G.num_calls.item() - 3)}, "num_fake": 1}
+    def metric_fn(names, system):
+        measured.append((*names, int(system.G.num_calls)))
+        return [{"results": {name: abs(system.G.num_calls.item() - 3)}, "num_fake": 1} for name in names]
 
-    asked = options(steps=7, checkpoint_steps=1, keep=2, metrics=("distance",))
+    asked = options(steps=7, checkpoint_steps=1, metric_steps=1, keep=2, metrics=("distance",))
     run_dir = train(TinyGAN, asked, metric_fn).run_dir
     assert [step for step, _ in checkpoint.list_checkpoints(run_dir)] == [3, 6, 7]
     assert sorted(path.name[5:13] for path in run_dir.glob("checkpoints/*.pkl")) == ["00000003", "00000006", "00000007"]
     lines = [json.loads(line) for line in (run_dir / "metric-distance.jsonl").read_text().splitlines()]
     assert [(line["step"], line["results"]["distance"]) for line in lines] == [(s, abs(s - 3)) for s in range(8)]
     assert lines[3]["checkpoint"] == "ckpt-00000003-G-ema.pkl"
+    log = (run_dir / "log.txt").read_text()
+    assert [step for step in range(8) if f"step {step}  metric/distance {abs(step - 3)}  best so far" in log] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert json.loads((run_dir / "best.json").read_text()) == {
+        "metric": "distance",
+        "step": 3,
+        "checkpoint": "checkpoints/ckpt-00000003-G-ema.pkl",
+        "results": {"distance": 0.0},
+    }
 
     # A metric asked for later is measured at the end of the finished run; what is known is not measured again.
     measured.clear()
     train(TinyGAN, options(steps=7, checkpoint_steps=1, metrics=("distance", "other")), metric_fn)
     assert measured == [("other", 7)]
 
+    # It stays the best, and is kept, where nothing is measured any more.
+    train(TinyGAN, options(steps=9, checkpoint_steps=1, keep=1), metric_fn)
+    assert [step for step, _ in checkpoint.list_checkpoints(run_dir)] == [3, 9]
+
+    # Another metric given first decides from then on; the run goes back to the step that is left.
+    (checkpoint.train_state_path(run_dir, 9)).unlink()
+    train(TinyGAN, options(steps=4, metrics=("other",)), metric_fn)
+    assert json.loads((run_dir / "best.json").read_text())["metric"] == "other"
+
 
 def test_a_loss_that_stays_nan_stops_the_run(options):
-    asked = options(steps=12, model={"nan_from": 5})
-    with pytest.raises(ValueError, match=r"loss/D_loss has not been finite since step 6.*ckpt-00000006-train.pt"):
+    asked = options(steps=12, model={"nan_from": 5}, checkpoint_steps=1, keep=2)
+    with pytest.raises(ValueError, match=r"loss/D_loss has not been finite since step 6.*ckpt-00000004-train.pt"):
         train(TinyGAN, asked)
     (run_dir,) = Path(asked.outdir).iterdir()
+    assert [step for step, _ in checkpoint.list_checkpoints(run_dir)] == [4, 6, 7], "the last good one is kept"
     lines = stats_lines(run_dir)
     assert lines[3]["loss/D_loss"]["nonfinite"] == 4 and lines[3]["loss/D_loss"]["num"] == 4
     assert lines[4]["loss/D_loss"]["mean"] is None
@@ -330,6 +470,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(options):
         ({"batch": 5, "grad_accum": 2}, "batch of 5 does not divide by 1 ranks x 2 rounds.*use a batch of 4 or 6"),
         ({"resume": "latest"}, "no run to resume"),
         ({"dataset": "/nowhere"}, "/nowhere is not a folder"),
+        ({"log": ("wandbb",)}, "did you mean wandb"),
     ]:
         with pytest.raises(ValueError, match=message):
             train(TinyGAN, options(**changes))
@@ -357,12 +498,17 @@ def test_a_signal_ends_the_run_after_the_step_and_changes_nothing(options, capsy
 
 
 @contextlib.contextmanager
-def start(options, *launcher):
+def start(options, *launcher, limit_bytes=None):
     """A process that runs this file as a script with the options given, its output in one stream."""
+
+    def limit():
+        if limit_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+
     command = [sys.executable, *launcher, __file__, json.dumps(vars(options))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     pipes: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+    with subprocess.Popen(command, env=environment, text=True, preexec_fn=limit, **pipes) as process:
         try:
             yield process, cast(IO[str], process.stdout)
         finally:
@@ -400,21 +546,50 @@ def test_a_second_interrupt_stops_at_once(options):
     with start(options(steps=10**6, tick_steps=50, model={"sleep_sec": 60})) as (process, stream):
         read_until(stream, "sleeping")
         process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
         read_until(stream, "twice stops at once")
+        time.sleep(1.5)  # two at once are one: torchrun passes on what the terminal has sent already
         process.send_signal(signal.SIGINT)
         assert "KeyboardInterrupt" in stream.read()
         assert process.wait(60) != 0
 
 
 @pytest.mark.slow
+def test_a_full_disk_costs_no_checkpoint_and_no_training(options, tmp_path):
+    run_dir = train(TinyGAN, options(steps=2)).run_dir
+    before = {path: path.read_bytes() for path in run_dir.glob("checkpoints/*")}
+    with start(options(steps=6), limit_bytes=20_000) as (process, stream):
+        output = stream.read()
+        assert process.wait(60) == 1
+    assert "Step 4 was not saved in" in output and "File too large" in output and "Training goes on" in output
+    assert "Step 6 was not saved in" in output.splitlines()[-1] and "ckpt-00000002-train.pt. Make room" in output
+    assert before == {path: path.read_bytes() for path in run_dir.glob("checkpoints/*")}
+    assert not list(run_dir.glob("checkpoints/.*"))
+    assert train(TinyGAN, options(steps=6)).run_dir == run_dir
+    whole = train(TinyGAN, options(steps=6, outdir=str(tmp_path / "whole"))).run_dir
+    assert_equal(final_state(run_dir, 6)["modules"], final_state(whole, 6)["modules"])
+
+
+@pytest.mark.slow
+def test_a_rank_that_cannot_begin_does_not_leave_the_others_waiting(options):
+    asked = options(model={"fails_on_rank": 1})
+    with start(asked, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2") as (ranks, stream):
+        output = stream.read()
+        assert ranks.wait(60) != 0
+    assert "SharedError: this machine has no such file" in output
+    assert "SharedError: rank 1: this machine has no such file" in output
+    assert not Path(asked.outdir).exists()
+
+
+@pytest.mark.slow
 def test_two_ranks_equal_one(options, tmp_path):
     one = train(TinyGAN, options(steps=5, outdir=str(tmp_path / "one"))).run_dir
-    with start(options(steps=5), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2") as (
-        ranks,
-        stream,
-    ):
+    asked = options(steps=5, metrics=("fails", "fails-on-1"))
+    with start(asked, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2") as (ranks, stream):
         output = stream.read()
         assert ranks.wait(60) == 0, output
+    assert output.count("step 5  metric/fails failed (RuntimeError: on all); training goes on") == 1
+    assert output.count("step 5  metric/fails-on-1 failed (RuntimeError: rank 1: on one); training goes on") == 1
     (two,) = Path(options().outdir).iterdir()
     assert "batch    4 clips: 2 ranks" in output and output.count("Finished 5 steps") == 1
     states = final_state(one, 5), final_state(two, 5)
@@ -428,6 +603,14 @@ def test_two_ranks_equal_one(options, tmp_path):
     assert train(TinyGAN, options(steps=6)).run_dir == two
 
 
+def failing_metric(names, system):
+    if "fails" in names:
+        raise RuntimeError("on all")
+    if distributed.get_rank() == 1:
+        raise RuntimeError("on one")
+    return [{"results": {name: 0.0}} for name in names]
+
+
 if __name__ == "__main__":
-    train(TinyGAN, resolve(TrainOptions, json.loads(sys.argv[1])))
+    train(TinyGAN, resolve(TrainOptions, json.loads(sys.argv[1])), failing_metric)
     distributed.shutdown()

@@ -1,26 +1,105 @@
-"""Chooses the implementation of an operator from what the caller asked for and from where the tensor lives."""
+"""Chooses the implementation of an operator from what the caller asked for and from where the tensor lives.
+
+| name | meaning |
+|---|---|
+| ref | the literal composition of plain PyTorch operations: the specification |
+| matmul | banded matrices: fast without a compiler |
+| cpu, cuda | the compiled operators of that device, or an error; "auto" for tensors on other devices |
+| auto | the compiled operators of the tensor's device; if they cannot be had, one warning says why and what to do |
+
+`impl=` of a call says which; where it is "auto", the environment variable TORCH_UTILS_OPS does, or `using`. The
+variable may also be "strict": like "auto", but an error where that would warn.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
+import warnings
+from collections.abc import Iterator
+
 import torch
 
-CHOICES = ("auto", "ref", "matmul", "cuda")
+from torch_utils.custom_ops import Unavailable
+from torch_utils.ops import cpu_kernels, cuda_kernels
 
-# What "auto" means on each type of device; devices that are not named use the reference.
-AUTO = {"cpu": "matmul", "cuda": "ref"}
+VARIABLE = "TORCH_UTILS_OPS"
+CHOICES = ("auto", "ref", "matmul", "cpu", "cuda")
+
+KERNELS = {"cpu": cpu_kernels, "cuda": cuda_kernels}
+
+# What serves in place of compiled operators; devices that are not named use the reference.
+SUBSTITUTES = {"cpu": "matmul"}
+
+_default = os.environ.get(VARIABLE) or "auto"
 
 
-def select_impl(impl: str, device: torch.device) -> str:
-    """Returns "ref" or "matmul" for a requested `impl` ("auto", "ref", "matmul", "cuda").
+@contextlib.contextmanager
+def using(impl: str) -> Iterator[None]:
+    """Makes `impl` (one of CHOICES or "strict") the meaning of "auto" while the block runs, in every thread."""
+    global _default
+    _check(impl, (*CHOICES, "strict"), "impl")
+    previous, _default = _default, impl
+    try:
+        yield
+    finally:
+        _default = previous
 
-    "cuda" asks for the fastest path wherever the tensor lives, so it is the same as "auto". Inside `torch.compile`,
-    `torch.export` and the transforms of `torch.func`, "auto" is the reference, which consists of plain operations.
-    Raises ValueError for an unknown name.
+
+def select_impl(impl: str, x: torch.Tensor) -> str:
+    """Returns "ref", "matmul" or "compiled" for a requested `impl` and the tensor that the operator is to work on.
+
+    Under the transforms of `torch.func` "auto" is the reference, since compiled operators would silently give wrong
+    derivatives there; in `torch.export` it is the reference too, so that programs run without this package.
+    Raises ValueError for an unknown name, and Unavailable (a RuntimeError) if compiled operators were demanded.
     """
-    if impl not in CHOICES:
-        raise ValueError(f"unknown impl {impl!r}: choose one of {', '.join(CHOICES)}")
+    _check(impl, CHOICES, "impl")
+    device = x.device.type
+    if impl == "auto":
+        _check(_default, (*CHOICES, "strict"), VARIABLE)
+        impl = _default
     if impl in ("ref", "matmul"):
         return impl
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    demanded = impl == device or impl == "strict"
+    if impl != device and (torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting()):
         return "ref"
-    return AUTO.get(device.type, "ref")
+    if device in KERNELS and KERNELS[device].supports(x.dtype):
+        if _is_ready(device, demanded):
+            return "compiled"
+    elif demanded and impl == device:
+        raise Unavailable(f"there is no compiled operator for {x.dtype} on {device}", 'use impl="auto"')
+    return "ref" if torch.compiler.is_compiling() else SUBSTITUTES.get(device, "ref")
+
+
+def _check(impl: str, choices: tuple[str, ...], name: str) -> None:
+    if impl not in choices:
+        raise ValueError(f"unknown {name} {impl!r}: choose one of {', '.join(choices)}")
+
+
+def _is_ready(device: str, demanded: bool) -> bool:
+    problem = _load(device)
+    if problem is not None and demanded:
+        raise problem
+    return problem is None
+
+
+# torch.compile calls this rather than looking into it. The decorator torch.compiler.assume_constant_result does nothing
+# else, but imports the compiler, which takes longer than all of this package.
+_is_ready._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+@functools.cache
+def _load(device: str) -> Unavailable | None:
+    """Loads the compiled operators of a device, once; returns why it cannot be done, having said so."""
+    try:
+        KERNELS[device].load()
+    except Unavailable as problem:
+        substitute = SUBSTITUTES.get(device, "ref")
+        warnings.warn(
+            f"the operators run without compiled code on this {device} (impl={substitute!r}, slower, same numbers): "
+            f"{problem.cause}; to mend it, {problem.remedy}. `python -m torch_utils.custom_ops` tells more.",
+            stacklevel=2,
+        )
+        return problem
+    return None

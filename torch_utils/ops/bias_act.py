@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from torch_utils.ops import backends
+from torch_utils.ops import backends, registered
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,14 @@ def bias_act(
     clamp: float | None = None,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """Returns clamp(gain * act(x + b), -clamp, clamp), differentiable to any order, in the shape and layout of x.
+    """Returns clamp(gain * act(x + b), -clamp, clamp) in the shape and layout of x, differentiable in x and b.
 
     b has x.shape[dim] elements. alpha is the slope of "lrelu"; alpha and gain default to those of `activation_funcs`;
-    no clamp means no clamping. NaN stays NaN. Every `impl` computes the same thing here.
+    no clamp means no clamping. NaN stays NaN. `impl` is one of `backends`; compiled operators have two derivatives
+    (all of them for "linear", "relu" and "lrelu"), the others have every one.
     Raises ValueError for an unknown activation, impl or a negative clamp.
     """
-    backends.select_impl(impl, x.device)
+    chosen = backends.select_impl(impl, x)
     if act not in activation_funcs:
         raise ValueError(f"unknown activation {act!r}: choose one of {', '.join(activation_funcs)}")
     if clamp is not None and clamp < 0:
@@ -60,9 +61,13 @@ def bias_act(
     alpha = spec.def_alpha if alpha is None else float(alpha)
     gain = spec.def_gain if gain is None else float(gain)
 
-    y = x
     if b is not None:
         assert b.ndim == 1 and b.shape[0] == x.shape[dim], f"bias {tuple(b.shape)} for dim {dim} of {tuple(x.shape)}"
+    if chosen == "compiled":
+        return registered.bias_act(x, b, dim, act, alpha, gain, clamp)
+
+    y = x
+    if b is not None:
         shape = [1] * x.ndim
         shape[dim] = -1
         y = y + b.to(x.dtype).reshape(shape)

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from torch_utils.ops import backends, matmul, spec
+from torch_utils.ops import backends, matmul, registered, spec
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.spec import Padding, Scaling
 from torch_utils.ops.upfirdn2d import _get_filter_size, upfirdn2d
@@ -35,31 +35,30 @@ def filtered_lrelu(
     and impl are those of `upfirdn2d`; the padding is applied before fu and covers both filters.
     Raises ValueError if fewer samples remain than a filter has taps, and for malformed arguments.
     """
-    chosen = backends.select_impl(impl, x.device)
+    chosen = backends.select_impl(impl, x)
     assert x.ndim == 4, f"expected x (N, C, H, W), got {tuple(x.shape)}"
     assert all(f is None or not f.requires_grad for f in (fu, fd)), "filters have no gradient"
     if clamp is not None and clamp < 0:
         raise ValueError(f"clamp must not be negative, got {clamp}")
     up_xy, down_xy, pads = spec.parse_scaling(up), spec.parse_scaling(down), spec.parse_padding(padding)
     up_gain = up_xy[0] * up_xy[1]
-    (up_taps_x, up_taps_y), (down_taps_x, down_taps_y) = _get_filter_size(fu), _get_filter_size(fd)
-    mid_size = []
-    for name, size, up_taps, down_taps, factor, axis_pads in (
-        ("height", x.shape[2], up_taps_y, down_taps_y, up_xy[1], pads[2:]),
-        ("width", x.shape[3], up_taps_x, down_taps_x, up_xy[0], pads[:2]),
-    ):
-        # Both filters together need as many samples as one filter with the taps of their convolution.
-        spec.Axis(size, up_taps + down_taps - 1, factor, 1, *axis_pads).check(name)
-        mid_size.append(spec.Axis(size, up_taps, factor, 1, *axis_pads).out_size)
+    up_taps, down_taps = _get_filter_size(fu), _get_filter_size(fd)
+    # Both filters together need as many samples as one filter with the taps of their convolution.
+    both_taps = (up_taps[0] + down_taps[0] - 1, up_taps[1] + down_taps[1] - 1)
+    spec.make_axes(x.shape[2:], both_taps, up_xy, (1, 1), pads).check()
+    up_axes = spec.make_axes(x.shape[2:], up_taps, up_xy, (1, 1), pads)
+    down_axes = spec.make_axes(up_axes.out_size, down_taps, (1, 1), down_xy)
 
+    if chosen == "compiled":
+        flip, gain = bool(flip_filter), float(gain)
+        return registered.filtered_lrelu(x, fu, fd, b, up_axes, down_axes, up_gain, gain, slope, clamp, flip)
     if chosen == "matmul":
         in_size = (x.shape[2], x.shape[3])
-        mid = (mid_size[0], mid_size[1])
         # A positive gain passes through the leaky ReLU, so it costs nothing inside the up-sampling filter.
         folded = float(gain) if gain > 0 else 1.0
         flip = bool(flip_filter)
         up_plan = matmul.make_plan(fu, in_size, up_xy, (1, 1), pads, flip, up_gain * folded, x.dtype)
-        down_plan = matmul.make_plan(fd, mid, (1, 1), down_xy, (0, 0, 0, 0), flip, 1.0, x.dtype)
+        down_plan = matmul.make_plan(fd, up_axes.out_size, (1, 1), down_xy, (0, 0, 0, 0), flip, 1.0, x.dtype)
         if up_plan is not None and down_plan is not None:
             nonlinearity = matmul.Nonlinearity(gain / folded, slope, clamp)
             return matmul.filtered_lrelu(bias_act(x, b), up_plan, down_plan, nonlinearity)

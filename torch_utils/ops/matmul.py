@@ -117,7 +117,7 @@ def make_plan(
     """
     if f is None:
         return _make_plan(b"", (), 0.0, in_size, up, down, padding, flip_filter, gain)
-    tolerance = 8 * min(torch.finfo(f.dtype).eps, torch.finfo(dtype).eps) if f.ndim == 2 else 0.0
+    tolerance = outer_product_tolerance(f.dtype, dtype)
     values = f.detach().cpu().double().numpy().tobytes()
     return _make_plan(values, tuple(f.shape), tolerance, in_size, up, down, padding, flip_filter, gain)
 
@@ -134,18 +134,35 @@ def _make_plan(
     flip_filter: bool,
     gain: float,
 ) -> Plan | None:
-    f = np.frombuffer(values)
-    if not shape:
+    pair = split_filter(np.frombuffer(values).reshape(shape) if shape else None, tolerance, flip_filter, gain)
+    if pair is None:
+        return None
+    taps_y, taps_x = pair
+    axis_y = spec.Axis(in_size[0], len(taps_y), up[1], down[1], padding[2], padding[3])
+    axis_x = spec.Axis(in_size[1], len(taps_x), up[0], down[0], padding[0], padding[1])
+    return Plan(AxisPlan(axis_y, taps_y), AxisPlan(axis_x, taps_x))
+
+
+def outer_product_tolerance(filter_dtype: torch.dtype, dtype: torch.dtype) -> float:
+    """How far, relative to its largest tap, a 2-D filter for images of `dtype` may be from an outer product."""
+    return 8 * min(torch.finfo(filter_dtype).eps, torch.finfo(dtype).eps)
+
+
+def split_filter(
+    f: np.ndarray | None, tolerance: float, flip_filter: bool, gain: float
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns the taps (y, x) in correlation order, with the gain; None if a 2-D filter is not an outer product."""
+    if f is None:
         taps_y = taps_x = np.ones(1)
-    elif len(shape) == 1:
-        taps_y = taps_x = f
+    elif f.ndim == 1:
+        taps_y = taps_x = f.astype(np.float64)
     else:
-        f = f.reshape(shape)
         # The row and the column through the largest tap give the filter back if it is an outer product.
-        row, column = np.unravel_index(np.abs(f).argmax(), shape)
+        f = f.astype(np.float64)
+        row, column = np.unravel_index(np.abs(f).argmax(), f.shape)
         peak = f[row, column]
-        taps_y = f[:, column] if shape[0] > 1 else np.ones(1)
-        taps_x = f[row, :] if shape[0] == 1 else f[row, :] / (peak or 1)
+        taps_y = f[:, column] if f.shape[0] > 1 else np.ones(1)
+        taps_x = f[row, :] if f.shape[0] == 1 else f[row, :] / (peak or 1)
         if not np.abs(np.outer(taps_y, taps_x) - f).max() <= tolerance * abs(peak):
             return None
     # The gain goes where the work is, so that the other axis of a column or a row filter stays the identity.
@@ -153,11 +170,7 @@ def _make_plan(
         taps_x = taps_x * gain
     else:
         taps_y = taps_y * gain
-    if not flip_filter:
-        taps_y, taps_x = taps_y[::-1], taps_x[::-1]
-    axis_y = spec.Axis(in_size[0], len(taps_y), up[1], down[1], padding[2], padding[3])
-    axis_x = spec.Axis(in_size[1], len(taps_x), up[0], down[0], padding[0], padding[1])
-    return Plan(AxisPlan(axis_y, taps_y), AxisPlan(axis_x, taps_x))
+    return (taps_y, taps_x) if flip_filter else (taps_y[::-1], taps_x[::-1])
 
 
 # ----------------------------------------------------------------------------------------------------------------------

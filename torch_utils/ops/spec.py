@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Scaling = int | Sequence[int]
 Padding = int | Sequence[int]
@@ -52,6 +53,10 @@ class Axis:
             pad1=self.size * self.up - self.out_size * self.down + self.pad0 - self.up + 1,
         )
 
+    def as_ints(self) -> tuple[int, ...]:
+        """The fields in order, without the copies that `dataclasses.astuple` makes."""
+        return self.size, self.taps, self.up, self.down, self.pad0, self.pad1
+
     def check(self, name: str) -> None:
         """Raises ValueError if the padded axis holds fewer samples than the filter has taps."""
         if self.padded_size < self.taps:
@@ -60,6 +65,48 @@ class Axis:
                 f"({self.size} x up {self.up} + padding {self.pad0} + {self.pad1}), but the filter has {self.taps} "
                 f"taps: use an input or a padding that gives at least {self.taps} samples"
             )
+
+
+class Axes(NamedTuple):
+    """Both axes of an image, columns first as everywhere in these operators."""
+
+    x: Axis
+    y: Axis
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """(H, W) of the result."""
+        return self.y.out_size, self.x.out_size
+
+    def transposed(self) -> Axes:
+        """Returns the axes of the transposed operator, which takes the flipped filter."""
+        return Axes(self.x.transposed(), self.y.transposed())
+
+    def check(self) -> None:
+        """Raises ValueError if an axis is too short for its filter."""
+        self.y.check("height")
+        self.x.check("width")
+
+    def as_ints(self) -> list[int]:
+        """The twelve numbers that `from_ints` takes: what an operator's schema can carry."""
+        return [*self.x.as_ints(), *self.y.as_ints()]
+
+    @staticmethod
+    def from_ints(values: Sequence[int]) -> Axes:
+        return Axes(Axis(*values[:6]), Axis(*values[6:]))
+
+
+def make_axes(
+    size: Sequence[int],
+    taps: tuple[int, int],
+    up: tuple[int, int] = (1, 1),
+    down: tuple[int, int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),
+) -> Axes:
+    """Returns the axes of an image of `size` (H, W); taps and factors are (x, y), padding is (x0, x1, y0, y1)."""
+    height, width = size
+    x = Axis(width, taps[0], up[0], down[0], padding[0], padding[1])
+    return Axes(x, Axis(height, taps[1], up[1], down[1], padding[2], padding[3]))
 
 
 def parse_scaling(scaling: Scaling) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from torch_utils.ops import backends, matmul, reference, spec
+from torch_utils.ops import backends, matmul, reference, registered, spec
 from torch_utils.ops.spec import Padding, Scaling
 
 _parse_scaling = spec.parse_scaling
@@ -72,17 +72,17 @@ def upfirdn2d(
 
     f: [taps] for both axes, [height, width], or None for the identity. up, down: int or (x, y). padding: int, (x, y)
     or (x0, x1, y0, y1), counted after zero insertion, negative to crop. flip_filter: False convolves, True correlates.
-    gain: total factor. impl: "ref" is the literal composition, "matmul" uses banded matrices where the filter is
-    separable, "auto" and "cuda" choose the fastest for the device.
+    gain: total factor. impl: one of `backends`; "matmul" takes the reference where the filter is not separable.
     Raises ValueError if fewer samples remain than the filter has taps, and for malformed arguments.
     """
-    chosen = backends.select_impl(impl, x.device)
+    chosen = backends.select_impl(impl, x)
     assert x.ndim == 4, f"expected x (N, C, H, W), got {tuple(x.shape)}"
     assert f is None or not f.requires_grad, "filters have no gradient"
     up_xy, down_xy, pads = spec.parse_scaling(up), spec.parse_scaling(down), spec.parse_padding(padding)
-    taps_x, taps_y = _get_filter_size(f)
-    spec.Axis(x.shape[2], taps_y, up_xy[1], down_xy[1], *pads[2:]).check("height")
-    spec.Axis(x.shape[3], taps_x, up_xy[0], down_xy[0], *pads[:2]).check("width")
+    axes = spec.make_axes(x.shape[2:], _get_filter_size(f), up_xy, down_xy, pads)
+    axes.check()
+    if chosen == "compiled":
+        return registered.upfirdn2d(x, f, axes, bool(flip_filter), float(gain))
 
     if chosen == "matmul":
         plan = matmul.make_plan(

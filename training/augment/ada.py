@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from torch_utils import persistence
+from torch_utils import distributed, misc, persistence
 from torch_utils.ops import upfirdn2d
 
 # Low-pass filters of orthogonal symlet wavelets (Daubechies, "Ten Lectures on Wavelets", table 6.3).
@@ -27,11 +27,24 @@ SYM6 = (
 NUM_BANDS = 4
 BAND_POWER = np.array([10, 1, 1, 1]) / 13  # expected share of each band in a natural image, whose power falls as 1/f
 
-# Multipliers of the discriminator's pipe: pixel blitting, geometry and colour.
-BGC: dict[str, float] = {
-    **dict.fromkeys(("xflip", "rotate90", "xint", "scale", "rotate", "aniso", "xfrac"), 1.0),
-    **dict.fromkeys(("brightness", "contrast", "lumaflip", "hue", "saturation"), 1.0),
+# Multipliers of a discriminator's pipe, by the first letters of their kinds: pixel blitting, geometry, colour, bands of
+# frequencies, noise and cutout. Each set has all kinds of the one before it.
+KINDS: dict[str, tuple[str, ...]] = {
+    "b": ("xflip", "rotate90", "xint"),
+    "g": ("scale", "rotate", "aniso", "xfrac"),
+    "c": ("brightness", "contrast", "lumaflip", "hue", "saturation"),
+    "f": ("imgfilter",),
+    "n": ("noise",),
+    "cutout": ("cutout",),
 }
+AUGMENTATIONS: dict[str, dict[str, float]] = {
+    "none": {},
+    **{
+        "".join(kind[0] for kind in list(KINDS)[:count]): dict.fromkeys(sum(list(KINDS.values())[:count], ()), 1.0)
+        for count in range(1, len(KINDS) + 1)
+    },
+}
+BGC = AUGMENTATIONS["bgc"]  # that of the published super-resolution run
 # Multipliers and strengths of the pipe that roughens the condition ("strength 8" of LongVideoGAN).
 CONDITION: dict[str, float] = {
     **dict.fromkeys(("scale", "rotate", "aniso", "xfrac", "noise"), 1.0),
@@ -114,7 +127,7 @@ def warp(clip: torch.Tensor, inverse: np.ndarray, taps: torch.Tensor) -> torch.T
     inverse = _scaling(2, 2) @ inverse @ _scaling(0.5, 0.5)
     inverse = _translation(-0.5, -0.5) @ inverse @ _translation(0.5, 0.5)
     inverse = _scaling(2 / frames.shape[3], 2 / frames.shape[2]) @ inverse @ _scaling(canvas[0] / 2, canvas[1] / 2)
-    theta = torch.from_numpy(inverse[None, :2]).to(clip)  # 1 2 3
+    theta = misc.upload(inverse[None, :2], clip.device, clip.dtype)  # 1 2 3
     grid = F.affine_grid(theta, [1, 1, int(canvas[1]), int(canvas[0])], align_corners=False)
     frames = F.grid_sample(frames, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     frames = upfirdn2d.downsample2d(frames, taps, down=2, padding=-reach, flip_filter=True)  # 1 CT H W
@@ -226,18 +239,21 @@ class AugmentPipe(torch.nn.Module):
         self.register_buffer("Hz_geom", upfirdn2d.setup_filter(list(SYM6)))
         self.register_buffer("Hz_fbank", torch.from_numpy(band_filters()).float())
 
-    def forward(self, video: torch.Tensor, rngs: Sequence[np.random.RandomState]) -> torch.Tensor:
+    def forward(
+        self, video: torch.Tensor, rngs: Sequence[np.random.RandomState], p: float | None = None
+    ) -> torch.Tensor:
         """Augments each clip with one draw that all its frames share.
 
         Args:
             video: (N, 3, T, H, W) in [-1, 1], any floating dtype, which is kept.
             rngs: one generator per clip. The number of draws taken does not depend on p; noise of pixels comes last.
+            p: the probability; None reads the buffer of that name, which on a GPU waits for all that is queued there.
 
         Returns:
             (N, 3, T, H, W), not clamped; differentiable twice. No clip depends on the others.
         """
         assert video.ndim == 5 and video.shape[1] == 3 and len(rngs) == len(video), (tuple(video.shape), len(rngs))
-        p = float(self.p)
+        p = float(self.p) if p is None else p
         height, width = video.shape[-2:]
         return torch.stack(
             [
@@ -333,12 +349,12 @@ class AugmentPipe(torch.nn.Module):
         if not np.array_equal(draw.inverse, np.eye(3)):
             clip = warp(clip, draw.inverse, self.Hz_geom)
         if not np.array_equal(draw.color, np.eye(3, 4)):
-            color = torch.from_numpy(draw.color).to(clip)  # 3 4
+            color = misc.upload(draw.color, clip.device, clip.dtype)  # 3 4
             clip = (color[:, :3] @ clip.flatten(1) + color[:, 3:]).reshape(clip.shape)
         if not np.array_equal(draw.band_gains, np.ones(NUM_BANDS)):
             clip = self._filter(clip, draw.band_gains)
         if self.noise > 0:
-            noise = torch.from_numpy(rng.standard_normal(tuple(clip.shape))).to(clip)
+            noise = misc.upload(rng.standard_normal(tuple(clip.shape)), clip.device, clip.dtype)
             clip = clip + noise * draw.noise_sigma
         if draw.cutout is not None:
             centres = [(torch.arange(size) + 0.5) / size for size in clip.shape[-2:]]  # H and W
@@ -346,12 +362,12 @@ class AugmentPipe(torch.nn.Module):
                 (centre - middle).abs() < self.cutout_size / 2
                 for centre, middle in zip(centres, draw.cutout[::-1], strict=True)
             )
-            clip = clip.masked_fill((row[:, None] & column).to(clip.device), 0)
+            clip = clip.masked_fill(misc.upload(row[:, None] & column, clip.device), 0)
         return clip
 
     def _filter(self, clip: torch.Tensor, gains: np.ndarray) -> torch.Tensor:
         """Filters all frames of a clip (3, T, H, W) along both axes with the weighted sum of the band filters."""
-        kernel = torch.from_numpy(gains).to(clip) @ self.Hz_fbank.to(clip)  # 43
+        kernel = misc.upload(gains, clip.device, clip.dtype) @ self.Hz_fbank.to(clip)  # 43
         margin = len(kernel) // 2
         frames = clip.flatten(0, 1)[:, None]  # 3T 1 H W
         frames = F.pad(frames, (margin, margin, margin, margin), mode="reflect")
@@ -364,7 +380,8 @@ class AdaController:
     """Raises p while the discriminator is too sure of real clips and lowers it otherwise (ADA, section 3.1).
 
     The measure of overfitting is r_t, the mean sign of the discriminator's outputs for real clips. Every `interval`
-    steps p moves by `interval * speed` towards r_t = target. Sums over ranks are the caller's business.
+    steps p moves by `interval * speed` towards r_t = target. Signs are counted where they are, on each rank's device;
+    p is a number of the host.
     """
 
     def __init__(self, target: float = 0.6, interval: int = 4, speed: float = 0.000125, max_p: float = 0.5):
@@ -374,22 +391,36 @@ class AdaController:
         self.max_p = max_p
         self.p = 0.0
         self.num_steps = 0
-        self.sign_sum = 0.0
-        self.sign_count = 0
+        self.sign_sum = 0.0  # over all ranks, of what has been gathered from them
+        self.sign_count = 0  # over all ranks
+        self._own: torch.Tensor | None = None  # this rank's sum, not gathered yet
 
-    def update(self, real_sign_sum: float, count: int) -> float:
-        """Takes one step's sum of signs over `count` real outputs of all ranks; returns p for the next step."""
+    def update(self, real_signs: torch.Tensor) -> float:
+        """Takes the signs of one step's outputs for this rank's real clips; returns p for the next step.
+
+        Ranks take equally many; a NaN says nothing, but counts. Every `interval` steps this is a collective and waits
+        for the device, since the next clips are augmented by what it finds.
+        """
+        own = real_signs.detach().nan_to_num().sum()
+        self._own = own if self._own is None else self._own + own
         self.num_steps += 1
-        self.sign_sum += real_sign_sum
-        self.sign_count += count
+        self.sign_count += real_signs.numel() * distributed.get_world_size()
         if self.num_steps % self.interval == 0:
+            self._gather()
             direction = float(np.sign(self.sign_sum / self.sign_count - self.target))
             self.p = float(np.clip(self.p + direction * self.interval * self.speed, 0, self.max_p))
             self.sign_sum, self.sign_count = 0.0, 0
         return self.p
 
+    def _gather(self) -> None:
+        """Adds what the ranks have counted to the sum that all of them know."""
+        if self._own is not None:
+            self.sign_sum += distributed.all_reduce_sum(self._own).item()
+            self._own = None
+
     def state_dict(self) -> dict[str, Any]:
-        """Plain values only."""
+        """Plain values only, the same on all ranks, which must all ask."""
+        self._gather()
         return {name: getattr(self, name) for name in ("p", "num_steps", "sign_sum", "sign_count")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -397,3 +428,4 @@ class AdaController:
         self.num_steps = int(state["num_steps"])
         self.sign_sum = float(state["sign_sum"])
         self.sign_count = int(state["sign_count"])
+        self._own = None

@@ -13,9 +13,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from torch_utils import misc
+
 POLICIES = ("color", "translation", "cutout")
 TRANSLATION_RATIO = 0.25  # of the long edge, on both axes
 CUTOUT_RATIO = 0.5  # of each edge
+
+
+def parse_policy(policy: str) -> list[str]:
+    """The augmentations of a policy such as "color,cutout", in its order; "" and "none" have none.
+
+    Raises:
+        ValueError: the policy names an unknown augmentation.
+    """
+    names = [name for name in policy.split(",") if name] if policy != "none" else []
+    unknown = [name for name in names if name not in POLICIES]
+    if unknown:
+        raise ValueError(
+            f"Unknown augmentation {unknown[0]!r} in policy {policy!r}: choose from {', '.join(POLICIES)}, or none"
+        )
+    return names
 
 
 def diff_augment(
@@ -26,7 +43,7 @@ def diff_augment(
     Args:
         video: (N, 3, T, H, W) in [-1, 1], any floating dtype, which is kept.
         rngs: one generator per clip; each gives 7 numbers, whatever the policy is.
-        policy: comma-separated subset of "color", "translation" and "cutout", applied in the order written.
+        policy: comma-separated subset of "color", "translation" and "cutout", applied in the order written, or "none".
 
     Returns:
         (N, 3, T, H, W), not clamped.
@@ -34,10 +51,7 @@ def diff_augment(
     Raises:
         ValueError: the policy names an unknown augmentation.
     """
-    names = [name for name in policy.split(",") if name]
-    unknown = [name for name in names if name not in POLICIES]
-    if unknown:
-        raise ValueError(f"Unknown augmentation {unknown[0]!r} in policy {policy!r}: choose from {', '.join(POLICIES)}")
+    names = parse_policy(policy)
     assert video.ndim == 5 and len(rngs) == len(video), (tuple(video.shape), len(rngs))
     draws = np.stack([rng.random_sample(7) for rng in rngs])  # N 7
     for name in names:
@@ -52,7 +66,7 @@ def diff_augment(
 
 def _color(video: torch.Tensor, draws: np.ndarray) -> torch.Tensor:
     """Brightness, saturation and contrast, in this order; `draws` (N, 3) are uniform in [0, 1)."""
-    factors = torch.from_numpy(draws).to(video.device, video.dtype)[..., None, None, None, None]  # N 3 1 1 1 1
+    factors = misc.upload(draws, video.device, video.dtype)[..., None, None, None, None]  # N 3 1 1 1 1
     video = video + (factors[:, 0] - 0.5)
     mean = video.mean(dim=1, keepdim=True)  # N 1 T H W
     video = mean + 2 * factors[:, 1] * (video - mean)
@@ -79,7 +93,7 @@ def _cutout(video: torch.Tensor, draws: np.ndarray) -> torch.Tensor:
     for axis in range(2):
         position = np.arange(sizes[axis])[None] - starts[:, axis, None]
         inside.append((position >= 0) & (position < holes[axis]))  # N H and N W
-    mask = torch.from_numpy(inside[0][:, :, None] & inside[1][:, None, :]).to(video.device)  # N H W
+    mask = misc.upload(inside[0][:, :, None] & inside[1][:, None, :], video.device)  # N H W
     return video.masked_fill(mask[:, None, None], 0)
 
 
@@ -114,8 +128,8 @@ def temporal_stretch(video: torch.Tensor, rngs: Sequence[np.random.RandomState],
     clip = torch.arange(num_clips, device=video.device)[:, None]  # N 1
     stretched = torch.zeros_like(video).transpose(1, 2)  # N T C H W
     for index, weight in ((before, (1 - (position - before)) * present), (after, (position - before) * present)):
-        frames = video[clip, :, torch.from_numpy(index).to(video.device)]  # N T C H W
-        stretched = stretched + frames * torch.from_numpy(weight).to(video)[..., None, None, None]
+        frames = video[clip, :, misc.upload(index, video.device)]  # N T C H W
+        stretched = stretched + frames * misc.upload(weight, video.device, video.dtype)[..., None, None, None]
     return stretched.transpose(1, 2)  # N C T H W
 
 

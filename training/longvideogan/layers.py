@@ -4,26 +4,37 @@ LongVideoGAN: Brooks et al., "Generating Long Videos of Dynamic Scenes", NeurIPS
 learning rate (Karras et al. 2018): parameters are stored as N(0, 1) and scaled by 1 / sqrt(fan in) when used.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-import scipy.signal
 import torch
 from torch import Tensor, nn
 
-from torch_utils import distributed, persistence
+from torch_utils import distributed, misc, persistence
 from torch_utils.ops import bias_act, upfirdn2d
 
 CLAMP = 256.0  # published limit of every activation; keeps half precision from overflowing
+HALF_FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def kaiser_lowpass(num_taps: int, cutoff: float, width: float, sampling_rate: float) -> Tensor:
     """Windowed-sinc low-pass with a Kaiser window and unit DC gain: float32 (num_taps,).
 
-    `cutoff` and the transition `width` are in the units of `sampling_rate` (StyleGAN3, appendix C).
+    `cutoff` and the transition `width` are in the units of `sampling_rate` (StyleGAN3, appendix C). The taps are those
+    of `scipy.signal.firwin`, bit for bit; importing that would take as long as opening both networks.
     """
-    taps = scipy.signal.firwin(num_taps, cutoff, width=width, fs=sampling_rate)
-    return torch.as_tensor(taps, dtype=torch.float32)
+    cutoff, width = 2 * cutoff / sampling_rate, 2 * width / sampling_rate  # of the highest frequency there is
+    attenuation = 2.285 * (num_taps - 1) * np.pi * width + 7.95  # in dB; both formulas are Kaiser's
+    beta = 0.0
+    if attenuation > 50:
+        beta = 0.1102 * (attenuation - 8.7)
+    elif attenuation > 21:
+        beta = 0.5842 * (attenuation - 21) ** 0.4 + 0.07886 * (attenuation - 21)
+    offset = np.arange(num_taps) - (num_taps - 1) / 2
+    taps = cutoff * np.sinc(cutoff * offset) * np.kaiser(num_taps, beta)
+    return torch.as_tensor(taps / taps.sum(), dtype=torch.float32)
 
 
 def normalize_second_moment(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
@@ -38,11 +49,78 @@ def center_crop(x: Tensor, dim: int, size: int) -> Tensor:
     return x if have == size else x.narrow(dim, (have - size) // 2, size)
 
 
-def update_magnitude(magnitude_ema: Tensor, x: Tensor, beta: float) -> None:
-    """Move the running mean square `magnitude_ema` () towards that of `x`, averaged over every rank, in place."""
-    with torch.no_grad():
-        magnitude = distributed.all_reduce_mean(x.detach().to(magnitude_ema.dtype).square().mean())
-        magnitude_ema.copy_(magnitude.lerp(magnitude_ema, beta))
+class Reading(NamedTuple):
+    """The mean of `count` values, waiting to be taken into a running average."""
+
+    average: Tensor
+    mean: Tensor
+    count: int
+    beta: float
+
+
+class Tracker(nn.Module):
+    """A module with a running average in a buffer, which each reading moves at once unless readings are collected."""
+
+    readings: list[Reading] | None = None  # a list while `collect_magnitudes` is open
+
+    @torch.no_grad()
+    def track(self, average: Tensor, mean: Tensor, count: int, beta: float) -> None:
+        """Move `average` in place, towards a `mean` of its shape and of `count` values, averaged over every rank."""
+        if self.readings is not None:
+            self.readings.append(Reading(average, mean, count, beta))
+        else:
+            average.copy_(distributed.all_reduce_mean(mean).lerp(average, beta))
+
+    @torch.no_grad()
+    def track_magnitude(self, magnitude_ema: Tensor, x: Tensor, beta: float) -> None:
+        """Move the running mean square `magnitude_ema` () towards that of `x`."""
+        self.track(magnitude_ema, x.detach().to(magnitude_ema.dtype).square().mean(), x.numel(), beta)
+
+
+@contextlib.contextmanager
+def collect_magnitudes(network: nn.Module) -> Iterator[None]:
+    """Keep the running averages of `network` as they are while the block runs, and then move each of them once.
+
+    What each one moves towards is the mean of all values that it was shown, over all calls and all ranks, so it does
+    not matter into how many calls they were divided. The averages do not change if the block is left by an error.
+    """
+    trackers = [module for module in network.modules() if isinstance(module, Tracker)]
+    for tracker in trackers:
+        tracker.readings = []
+    try:
+        yield
+        readings = [tracker.readings for tracker in trackers if tracker.readings]
+    finally:
+        for tracker in trackers:
+            del tracker.readings
+    if not readings:
+        return
+    # One collective for all of them; counts of values exceed what single precision holds.
+    sums = [torch.stack([mean.double() * count for _, mean, count, _ in seen]).sum(dim=0) for seen in readings]
+    counts = np.array([float(sum(reading.count for reading in seen)) for seen in readings])
+    counts = misc.upload(counts, sums[0].device, sums[0].dtype)
+    total = distributed.all_reduce_sum(torch.cat([counts, *(value.flatten() for value in sums)]))
+    counts, *means = total.split([len(readings), *(value.numel() for value in sums)])
+    for (average, _, _, beta), count, mean in zip([seen[0] for seen in readings], counts, means, strict=True):
+        mean = (mean / count).reshape(average.shape).to(average.dtype)
+        average.copy_(mean.lerp(average, beta))
+
+
+class MixedPrecision(nn.Module):
+    """A layer that can keep its features in half precision; parameters, styles and averages never are.
+
+    `formats` are the half precisions that suit it and `half` the one in use, by name; None is the parameters' own
+    precision. fp16 is used on CUDA alone, as it is tens of times slower than fp32 elsewhere.
+    """
+
+    formats: tuple[str, ...] = ()
+    half: str | None = None
+
+    def feature_dtype(self, x: Tensor, parameter: Tensor, force_fp32: bool = False) -> torch.dtype:
+        """The precision of the features that this layer makes of `x`, where `parameter` is one of its own."""
+        if self.half is None or force_fp32 or (self.half == "fp16" and not x.is_cuda):
+            return parameter.dtype
+        return HALF_FORMATS[self.half]
 
 
 @persistence.persistent_class

@@ -7,6 +7,8 @@ import torch
 
 from torch_utils.ops.bias_act import activation_funcs, bias_act
 
+IMPLS = ["ref", "cpu"]
+
 FORMULAS = {
     "linear": lambda x, alpha: x,
     "relu": lambda x, alpha: np.maximum(x, 0),
@@ -24,16 +26,17 @@ def random(seed, *shape):
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("act", FORMULAS)
 @pytest.mark.parametrize("track", [False, True])
-def test_equals_numpy(act, track):
+def test_equals_numpy(impl, act, track):
     x, b = random(0, 3, 4, 5) * 3, random(1, 5)
     before = x.clone()
-    y = bias_act(x.requires_grad_(track), b, dim=2, act=act, clamp=1.5).detach()
+    y = bias_act(x.requires_grad_(track), b, dim=2, act=act, clamp=1.5, impl=impl).detach()
     spec = activation_funcs[act]
     expected = spec.def_gain * FORMULAS[act](x.detach().numpy() + b.numpy(), spec.def_alpha)
     np.testing.assert_allclose(y, np.clip(expected, -1.5, 1.5), rtol=1e-9, atol=1e-8)
-    y = bias_act(x, None, act=act, alpha=0.4, gain=-0.7).detach()
+    y = bias_act(x, None, act=act, alpha=0.4, gain=-0.7, impl=impl).detach()
     np.testing.assert_allclose(y, -0.7 * FORMULAS[act](x.detach().numpy(), 0.4), rtol=1e-9, atol=1e-8)
     assert torch.equal(x.detach(), before)
 
@@ -45,22 +48,24 @@ def test_default_gains():
     assert set(activation_funcs) == set(FORMULAS) and activation_funcs["lrelu"].def_alpha == 0.2
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("act", FORMULAS)
-def test_gradcheck(act):
+def test_gradcheck(impl, act):
     x, b = random(0, 2, 3, 4).requires_grad_(), random(1, 3).requires_grad_()
 
     def function(x, b):
-        return bias_act(x, b, act=act, gain=1.3, clamp=1.1)
+        return bias_act(x, b, act=act, gain=1.3, clamp=1.1, impl=impl)
 
     assert torch.autograd.gradcheck(function, (x, b))
     assert torch.autograd.gradgradcheck(function, (x, b))
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("act", FORMULAS)
-def test_nan_and_channels_last_are_kept(act):
+def test_nan_and_channels_last_are_kept(impl, act):
     x = random(0, 2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
     x[1, 2, 3, 4] = torch.nan
-    y = bias_act(x, random(1, 3), act=act, clamp=1)
+    y = bias_act(x, random(1, 3), act=act, clamp=1, impl=impl)
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(y.isnan(), x.isnan())
 

@@ -12,7 +12,7 @@ from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "ops.json").read_text())
-IMPLS = ["ref", "matmul"]
+IMPLS = ["ref", "matmul", "cpu"]
 
 
 def normal(seed, shape, scale=1.0):

@@ -70,7 +70,7 @@ def cases(draw):
     return random(seed, draw(st.integers(1, 2)), draw(st.integers(1, 3)), height, width), f, options
 
 
-@pytest.mark.parametrize("impl", ["ref", "matmul"])
+@pytest.mark.parametrize("impl", ["ref", "matmul", "cpu"])
 @settings(max_examples=120, deadline=None)
 @given(case=cases())
 def test_equals_oracle(impl, case):
@@ -80,7 +80,7 @@ def test_equals_oracle(impl, case):
     np.testing.assert_allclose(y.numpy(), expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("impl", ["ref", "matmul"])
+@pytest.mark.parametrize("impl", ["ref", "matmul", "cpu"])
 @settings(max_examples=60, deadline=None)
 @given(case=cases())
 def test_gradient_is_the_transpose(impl, case):
@@ -114,7 +114,7 @@ def test_transposed_axis_is_an_involution(case):
     )
 
 
-@pytest.mark.parametrize("impl", ["ref", "matmul"])
+@pytest.mark.parametrize("impl", ["ref", "matmul", "cpu"])
 @pytest.mark.parametrize("up, down", [(1, 1), (2, 1), (3, 2), (2, 5)])
 def test_equals_scipy_on_long_axes(impl, up, down):
     x, f = random(0, 1, 2, 5, 700), random(1, 13)
@@ -127,25 +127,27 @@ def test_equals_scipy_on_long_axes(impl, up, down):
     np.testing.assert_allclose(y.numpy()[..., common:], 0, atol=1e-12)
 
 
+@pytest.mark.parametrize("impl", ["matmul", "cpu"])
 @pytest.mark.parametrize("shape", [(2, 3, 150, 130), (40, 8, 70, 20), (1, 64, 900, 1)])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_blocks_and_chunks(shape, channels_last):
+def test_blocks_and_chunks(impl, shape, channels_last):
     x, f = random(0, *shape, dtype=torch.float32), random(1, 12, dtype=torch.float32) / 4
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     options = {"up": (1, 2), "down": (1, 3), "padding": (6, 5, 4, -3)}
-    y = upfirdn2d(x, f, impl="matmul", **options)
+    y = upfirdn2d(x, f, impl=impl, **options)
     torch.testing.assert_close(y, upfirdn2d(x, f, impl="ref", **options), rtol=1e-5, atol=1e-5)
     if channels_last:
         assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_non_contiguous_input():
+@pytest.mark.parametrize("impl", ["matmul", "cpu"])
+def test_non_contiguous_input(impl):
     x, f = random(0, 9, 3, 10, 12).transpose(0, 1)[:, ::2, 1:, ::3], random(1, 4)
-    torch.testing.assert_close(upfirdn2d(x, f, impl="matmul"), upfirdn2d(x.contiguous(), f, impl="ref"))
+    torch.testing.assert_close(upfirdn2d(x, f, impl=impl), upfirdn2d(x.contiguous(), f, impl="ref"))
 
 
-@pytest.mark.parametrize("impl", ["ref", "matmul"])
+@pytest.mark.parametrize("impl", ["ref", "matmul", "cpu"])
 @pytest.mark.parametrize("f_shape", [(5,), (3, 4), (6, 1), None])
 def test_gradcheck(impl, f_shape):
     x, f = random(0, 1, 2, 5, 4).requires_grad_(), None if f_shape is None else random(1, *f_shape)
@@ -166,26 +168,28 @@ def test_half_precision(impl, dtype, tolerance):
     torch.testing.assert_close(y.float(), upsample2d(x.float(), f, impl="ref"), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("impl", ["matmul", "cpu"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_not_finite_values_stay_where_they_are(value):
+def test_not_finite_values_stay_where_they_are(impl, value):
     x, f = random(0, 1, 2, 30, 30, dtype=torch.float32), setup_filter([1, 2, 3, 4, 4, 3, 2, 1])
     x[0, 1, 11, 17] = value
-    y = upsample2d(x, f, impl="matmul")
+    y = upsample2d(x, f, impl=impl)
     expected = upsample2d(x, f, impl="ref")
     assert 0 < (~expected.isfinite()).sum() < 200
     torch.testing.assert_close(y, expected, equal_nan=True)
 
 
-def test_filter_changes_are_seen():
+@pytest.mark.parametrize("impl", ["matmul", "cpu"])
+def test_filter_changes_are_seen(impl):
     x, f = random(0, 1, 1, 8, 8), random(1, 5)
-    first = upfirdn2d(x, f, impl="matmul")
+    first = upfirdn2d(x, f, impl=impl)
     with torch.no_grad():
         f.mul_(2)
-    torch.testing.assert_close(upfirdn2d(x, f, impl="matmul"), first * 4)
+    torch.testing.assert_close(upfirdn2d(x, f, impl=impl), first * 4)
     f.data.mul_(0.5)
-    torch.testing.assert_close(upfirdn2d(x, f, impl="matmul"), first)
+    torch.testing.assert_close(upfirdn2d(x, f, impl=impl), first)
     f.data = f.data.flip(0) * 3
-    torch.testing.assert_close(upfirdn2d(x, f, impl="matmul", flip_filter=True), first * 9)
+    torch.testing.assert_close(upfirdn2d(x, f, impl=impl, flip_filter=True), first * 9)
 
 
 def test_equal_filters_share_one_plan():
@@ -196,19 +200,21 @@ def test_equal_filters_share_one_plan():
     assert matmul._make_plan.cache_info().misses == 1
 
 
-def test_inference_mode_leaves_a_usable_cache():
+@pytest.mark.parametrize("impl", ["matmul", "cpu"])
+def test_inference_mode_leaves_a_usable_cache(impl):
     x, f = random(7, 1, 1, 23, 8), random(8, 5)
     with torch.inference_mode():
-        y = upfirdn2d(x, f, impl="matmul")
+        y = upfirdn2d(x, f, impl=impl)
     x.requires_grad_()
-    upfirdn2d(x, f, impl="matmul").sum().backward()
+    upfirdn2d(x, f, impl=impl).sum().backward()
     torch.testing.assert_close(y.clone(), upfirdn2d(x, f, impl="ref").detach())
     assert x.grad is not None
 
 
-def test_identity_does_not_alias_its_input():
+@pytest.mark.parametrize("impl", ["matmul", "cpu"])
+def test_identity_does_not_alias_its_input(impl):
     x = random(0, 1, 1, 4, 4)
-    upfirdn2d(x, None, impl="matmul").zero_()
+    upfirdn2d(x, None, impl=impl).zero_()
     assert x.abs().sum() > 0
 
 
@@ -227,7 +233,7 @@ def test_transforms_and_compilation_give_the_eager_gradient():
         torch.testing.assert_close(gradient, eager)
 
 
-@pytest.mark.parametrize("impl", ["ref", "matmul"])
+@pytest.mark.parametrize("impl", ["ref", "matmul", "cpu"])
 def test_too_small_input_is_refused(impl):
     x, f = torch.ones(1, 1, 4, 6), torch.ones(8)
     with pytest.raises(ValueError, match="height of the padded input is 7 samples.*8 taps"):
@@ -239,7 +245,7 @@ def test_too_small_input_is_refused(impl):
 
 def test_malformed_arguments_are_refused():
     x = torch.ones(1, 1, 4, 4)
-    with pytest.raises(ValueError, match="unknown impl 'fast'.*auto, ref, matmul, cuda"):
+    with pytest.raises(ValueError, match="unknown impl 'fast'.*auto, ref, matmul, cpu, cuda"):
         upfirdn2d(x, None, impl="fast")
     for scaling in (0, 1.5, [1, 2, 3], "2", [2, 0]):
         with pytest.raises(ValueError, match="scaling factor"):

@@ -1,6 +1,7 @@
 """The ADA pipe: filters, geometry, colour, corruptions, firing laws, independence of the batch, and the controller."""
 
 import io
+import math
 import pickle
 
 import numpy as np
@@ -34,6 +35,59 @@ def _smooth(*shape, cutoff=2.0):
 
 def _warp(clip, inverse):
     return ada.warp(torch.from_numpy(clip), np.asarray(inverse, dtype=float), ada.AugmentPipe().Hz_geom).numpy()
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Which transforms, and how strong
+
+
+def test_sets_of_transforms_are_the_published_ones():
+    blit, geometry = {"xflip", "rotate90", "xint"}, {"scale", "rotate", "aniso", "xfrac"}
+    color = {"brightness", "contrast", "lumaflip", "hue", "saturation"}
+    expected = [set(), blit, blit | geometry, blit | geometry | color]
+    expected += [expected[-1] | {"imgfilter"}, expected[-1] | {"imgfilter", "noise"}, set(EVERYTHING)]
+    assert [set(multipliers) for multipliers in ada.AUGMENTATIONS.values()] == expected
+    assert all(set(multipliers.values()) <= {1.0} for multipliers in ada.AUGMENTATIONS.values())
+    assert list(ada.AUGMENTATIONS) == ["none", "b", "bg", "bgc", "bgcf", "bgcfn", "bgcfnc"]
+    assert ada.BGC == ada.AUGMENTATIONS["bgc"]
+    pipe = ada.AugmentPipe(**ada.BGC)
+    strengths = (pipe.xint_max, pipe.scale_std, pipe.rotate_max, pipe.aniso_std, pipe.xfrac_std)
+    assert strengths == (0.125, 0.2, 1, 0.2, 0.125)
+    assert (pipe.brightness_std, pipe.contrast_std, pipe.hue_max, pipe.saturation_std) == (0.2, 0.5, 1, 1)
+
+
+def test_laws_of_the_condition_pipe():
+    pipe = ada.AugmentPipe(**ada.CONDITION)
+    draws = [pipe.draw(np.random.RandomState(seed), 0.5, 36, 64) for seed in range(1500)]
+    assert all(np.array_equal(draw.color, np.eye(3, 4)) and draw.cutout is None for draw in draws)
+    assert all(np.array_equal(draw.band_gains, np.ones(4)) for draw in draws)
+    # Scale, stretch and shift each happen half of the time; the determinant has the scale alone.
+    scales = np.array([np.linalg.det(draw.inverse[:2, :2]) ** 0.5 for draw in draws])
+    scaled = scales[np.abs(scales - 1) > 1e-12]
+    assert scipy.stats.binomtest(len(scaled), 1500, 0.5).pvalue > 1e-3 and _p_normal(np.log2(scaled), 0.08) > 1e-3
+    ratios = np.array([np.linalg.svd(draw.inverse[:2, :2], compute_uv=False) for draw in draws])
+    stretches = np.log2(ratios[:, 0] / ratios[:, 1]) / 2
+    stretched = stretches[stretches > 1e-9]
+    assert scipy.stats.binomtest(len(stretched), 1500, 0.5).pvalue > 1e-3
+    assert scipy.stats.kstest(stretched / 0.08, "halfnorm").pvalue > 1e-3
+    # Shifts come last, so they are scaled and turned like everything else: undone, they are in image edges.
+    shifts = np.array([np.linalg.solve(draw.inverse[:2, :2], draw.inverse[:2, 2]) for draw in draws]) / (64, 36)
+    shifted = shifts[np.abs(shifts).max(axis=1) > 0]
+    assert scipy.stats.binomtest(len(shifted), 1500, 0.5).pvalue > 1e-3
+    assert _p_normal(shifted[:, 0], 0.016) > 1e-3 and _p_normal(shifted[:, 1], 0.016) > 1e-3
+    levels = np.array([draw.noise_sigma for draw in draws if draw.noise_sigma > 0])
+    assert scipy.stats.binomtest(len(levels), 1500, 0.5).pvalue > 1e-3
+    assert scipy.stats.kstest(levels / 0.08, "halfnorm").pvalue > 1e-3
+    # A turn by either rotation happens half of the time, and none is beyond twice the largest.
+    angles = np.array([np.arctan2(turn[1, 0], turn[0, 0]) for turn in (_nearest_rotation(d.inverse) for d in draws)])
+    assert scipy.stats.binomtest(int((np.abs(angles) > 1e-9).sum()), 1500, 0.5).pvalue > 1e-3
+    assert np.abs(angles).max() < 2 * 0.016 * np.pi + 1e-9
+
+
+def _nearest_rotation(inverse):
+    """The orthogonal factor of the linear part of a map, which a stretch between two turns leaves nearly alone."""
+    u, _, v = np.linalg.svd(inverse[:2, :2])
+    return u @ v
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -387,7 +441,8 @@ def test_survives_pickling():
 
 def test_controller_moves_every_fourth_step():
     controller = ada.AdaController()
-    history = [controller.update(signs, 10) for signs in (8, 4, 6, 7, 5, 5, 5, 9, 10, 10, 10, 10)]
+    sums = (8, 4, 6, 7, 5, 5, 5, 9, 10, 10, 10, 10)
+    history = [controller.update(torch.tensor([1.0] * n + [0.0] * (10 - n))) for n in sums]
     # Means over four steps: 0.625, 0.6 exactly, 1.
     np.testing.assert_allclose(
         history, [0, 0, 0, 0.0005, 0.0005, 0.0005, 0.0005, 0.0005, 0.0005, 0.0005, 0.0005, 0.001]
@@ -396,12 +451,15 @@ def test_controller_moves_every_fourth_step():
 
 def test_controller_stays_in_range_and_resumes():
     controller = ada.AdaController(speed=0.1)
-    assert [controller.update(-1, 1) for _ in range(4)][-1] == 0
-    assert [controller.update(1, 1) for _ in range(8)][-1] == 0.5
-    for _ in range(3):
-        controller.update(0, 1)
+    sure, unsure = torch.ones(3), torch.tensor([1.0, 0.0, -1.0])
+    assert [controller.update(-sure) for _ in range(4)][-1] == 0
+    assert [controller.update(sure) for _ in range(8)][-1] == 0.5
+    for _ in range(2):
+        controller.update(unsure)
+    controller.update(torch.tensor([math.nan, 1.0, -1.0]))  # a NaN neither sticks nor turns the scale
     resumed = ada.AdaController(speed=0.1)
     state = controller.state_dict()
     assert all(type(value) in (int, float) for value in state.values())
+    assert state == {"p": 0.5, "num_steps": 15, "sign_sum": 0.0, "sign_count": 9}
     resumed.load_state_dict(state)
-    assert resumed.update(0, 1) == controller.update(0, 1) == pytest.approx(0.1)
+    assert resumed.update(unsure) == controller.update(unsure) == pytest.approx(0.1)

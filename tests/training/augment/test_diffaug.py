@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from training.augment import diffaug
@@ -55,6 +56,21 @@ def test_translation_shifts_both_axes_by_a_quarter_of_the_long_edge():
     assert max(abs(count - 24) for count in counts.values()) < 24
 
 
+def test_color_laws():
+    # Brightness moves the mean by U - 0.5; saturation and contrast multiply the spread by 2 U and by U + 0.5.
+    num = 500
+    video = _video(1, 3, 2, 6, 6).expand(num, -1, -1, -1, -1)
+    result = diffaug.diff_augment(video, _rngs(*range(num)), policy="color")
+    brightness = (result.mean(dim=(1, 2, 3, 4)) - video.mean(dim=(1, 2, 3, 4))).numpy()
+    grey, old_grey = (x.mean(dim=1).flatten(1) for x in (result, video))
+    contrast = (grey.std(dim=1) / old_grey.std(dim=1)).numpy()
+    color = (result - result.mean(dim=1, keepdim=True)).flatten(1).norm(dim=1)
+    old_color = (video - video.mean(dim=1, keepdim=True)).flatten(1).norm(dim=1)
+    saturation = (color / old_color).numpy() / contrast
+    for values, low, high in ((brightness, -0.5, 0.5), (contrast, 0.5, 1.5), (saturation, 0, 2)):
+        assert scipy.stats.kstest((values - low) / (high - low), "uniform").pvalue > 1e-3
+
+
 def test_translation_by_the_whole_height_leaves_nothing():
     video = _video(40, 1, 1, 2, 8) + 10  # reach 2 = height
     shifted = diffaug.diff_augment(video, _rngs(*range(40)), policy="translation")
@@ -88,7 +104,8 @@ def test_policy_selects_without_moving_draws():
     step = diffaug.diff_augment(step, _rngs(1, 2), policy="translation")
     step = diffaug.diff_augment(step, _rngs(1, 2), policy="cutout")
     assert torch.equal(step, diffaug.diff_augment(video, _rngs(1, 2)))
-    assert torch.equal(video, diffaug.diff_augment(video, _rngs(1, 2), policy=""))
+    for nothing in ("", "none"):
+        assert torch.equal(video, diffaug.diff_augment(video, _rngs(1, 2), policy=nothing))
     with pytest.raises(ValueError, match="'colour'.*color, translation, cutout"):
         diffaug.diff_augment(video, _rngs(1, 2), policy="colour,cutout")
 

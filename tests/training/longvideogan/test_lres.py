@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from training.longvideogan.lres.discriminator import LowResDiscriminator
-from training.longvideogan.lres.generator import LowResGenerator, TemporalEmbedding, fast_fft_size
+from training.longvideogan.lres.discriminator import DiscriminatorBlock, LowResDiscriminator
+from training.longvideogan.lres.generator import (
+    LowResGenerator,
+    TemporalEmbedding,
+    fast_fft_size,
+    kernel_norms,
+    modulated_conv3d,
+)
 
 # Taps of the 128 filters, as published.
 TAP_COUNTS = """
@@ -67,12 +73,67 @@ def test_filter_bank_is_the_published_one():
     assert torch.allclose(scales, torch.tensor([7.755492, 19.390486, 49.120056]), rtol=1e-5)
 
 
-def test_embedding_is_the_direct_correlation(seeded):
-    bank = TemporalEmbedding(8, 5, 60)
-    noise = seeded(0, 2, 3, 100 + 59)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_embedding_is_the_direct_correlation(seeded, dtype, tolerance):
+    bank = TemporalEmbedding(8, 5, 60).to(dtype)
+    noise = seeded(0, 2, 3, 100 + 59).to(dtype).requires_grad_(True)
     direct = torch.nn.functional.conv1d(noise.flatten(0, 1).unsqueeze(1), bank.blur_filters)  # N*c filters E
     direct = (direct * bank.output_scale).unflatten(0, (2, 3)).flatten(1, 2)
-    assert torch.allclose(bank(noise), direct, atol=1e-5)
+    embedding = bank(noise)
+    assert embedding.dtype == dtype and torch.allclose(embedding, direct, rtol=0, atol=tolerance)
+    weights = seeded(1, *direct.shape).to(dtype)
+    gradients = [torch.autograd.grad((value * weights).sum(), noise)[0] for value in (embedding, direct)]
+    assert torch.allclose(*gradients, rtol=0, atol=10 * tolerance)
+
+
+def test_convolution_is_modulated_as_published(seeded):
+    """Kernel and style divided by their largest values before the epsilon is added, and every factor by itself."""
+    x, weight, style, skip = (
+        seeded(seed, *shape).double().requires_grad_(True)
+        for seed, shape in enumerate([(2, 5, 6, 4, 3), (7, 5, 3, 3, 3), (2, 5, 6), (2, 7, 6, 4, 3)])
+    )
+    gain = torch.tensor(1.3, dtype=torch.float64)
+    peaks = style.abs().amax(dim=1, keepdim=True)  # as published but for the maximum over all frames
+    normalized = weight / weight.abs().amax(dim=[1, 2, 3, 4], keepdim=True) / weight[0].numel() ** 0.5
+    energy = torch.einsum("oityx,nis->nos", normalized.square(), (style / peaks).square())
+    y = torch.nn.functional.conv3d(x * gain * (style / peaks.amax())[..., None, None], normalized, padding=1)
+    y = y * ((energy + 1e-8).rsqrt() * peaks.amax() / peaks)[..., None, None]
+    expected = (y + skip) * 0.5**0.5
+    found = modulated_conv3d(x, weight, style, gain, skip * 0.5**0.5, scale=0.5**0.5)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    slopes = seeded(9, *found.shape).double()
+    for ours, theirs in zip(
+        *(torch.autograd.grad((value * slopes).sum(), [x, weight, style, skip]) for value in (found, expected)),
+        strict=True,
+    ):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-11)
+    inner = modulated_conv3d(x, weight, style, gain, skip[:, :, 1:-1], norms=kernel_norms(weight), pad_time=False)
+    assert torch.allclose(inner, (y + skip)[:, :, 1:-1], rtol=0, atol=1e-12)
+
+
+def test_discriminator_block_is_the_published_one(seeded):
+    """The skip path convolved before it is decimated, the sum of both paths scaled after it."""
+    block = DiscriminatorBlock(3, 6, 5, time_down=True, space_down=True, from_rgb=False).double()
+    with torch.no_grad():
+        for seed, parameter in enumerate(block.parameters()):
+            parameter.copy_(seeded(seed, *parameter.shape))
+    x = (100 * seeded(20, 2, 3, 8, 6, 6).double()).requires_grad_(True)  # some of it beyond the clamp
+    down, bias = block.conv_skip.downsample, block.conv_1._bias
+    assert down is not None and bias is not None
+    skip = down(torch.nn.functional.conv3d(x, block.conv_skip.weight / 3**0.5)).clamp(-256, 256)
+    h = block.conv_0(x)
+    assert h.max() == 256
+    h = down(torch.nn.functional.conv3d(h, block.conv_1.weight / (3 * 45) ** 0.5, padding=(2, 1, 1)))
+    h = torch.nn.functional.leaky_relu(h + bias[:, None, None, None], 0.2) * 2**0.5
+    expected = (h.clamp(-256, 256) + skip) * 0.5**0.5
+    found = block(x)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-11)
+    gradients = [
+        torch.autograd.grad(value.square().sum(), [x, *block.parameters()], retain_graph=True)
+        for value in (found, expected)
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-9)
 
 
 def test_fast_fft_size():

@@ -1,13 +1,18 @@
-"""Streaming: any window, any pieces, any start give the same frames."""
+"""Streaming: any window, any pieces, any start give the same frames; and what may be asked of a sampling."""
 
+import itertools
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.longvideogan.lres.generator import LowResGenerator
-from training.longvideogan.sampling import LowResSource, Pair, SuperResSource, make_source, quantize
-from training.random import noise_blocks
+from training.longvideogan.sampling import LowResSource, Pair, Sampling, SuperResSource, make_source, quantize
+from training.random import noise_blocks, random_state
 
 TOLERANCE = 1e-5
 
@@ -23,28 +28,35 @@ def test_noise_is_a_stream_of_numbered_blocks():
     assert not (noise_blocks(6, 3, 0, 256) == noise_blocks(5, 3, 0, 256)).any()
 
 
-@settings(max_examples=20, deadline=None)
-@given(start=st.integers(-50, 50), count=st.integers(1, 40), chunk=st.integers(1, 48))
-def test_any_window_in_any_pieces_is_part_of_the_whole(start, count, chunk):
-    source = whole_source()
-    whole = WHOLE.setdefault("video", video(source, [7, 8], -64, 192))
-    pieces = video(LowResSource(source.network, chunk_frames=chunk), [7, 8], start, count)
+WHOLE: dict[int, torch.Tensor] = {}
+
+
+@settings(max_examples=30)
+@given(
+    origin=st.sampled_from([0, -10_000_000, 10_000_000]),
+    offset=st.integers(-50, 50),
+    count=st.integers(1, 40),
+    chunk=st.integers(1, 48),
+)
+def test_any_window_in_any_pieces_is_part_of_the_whole(origin, offset, count, chunk):
+    """The whole is computed at once, from the noise that belongs to its frames.
+
+    In double precision: rounding in a network of a few random channels can pass the tolerance in single.
+    """
+    torch.manual_seed(0)
+    network = (
+        LowResGenerator(18, 32, 16, 4, 10, 60, 8, 8, temporal_channels=(8, 8, 6, 6), spatial_channels=(4, 4, 4, 4))
+        .double()
+        .requires_grad_(False)
+    )
+    if origin not in WHOLE:
+        samples = network.num_noise_frames(192)
+        noise = [torch.from_numpy(noise_blocks(seed, 4, origin - 64, samples)) for seed in (7, 8)]
+        WHOLE[origin] = network.synthesize(torch.stack(noise).double(), 192)
+    pieces = video(LowResSource(network, chunk_frames=chunk), [7, 8], origin + offset, count)
     assert pieces.shape == (2, 3, count, 18, 32)
-    assert torch.allclose(pieces, whole[:, :, start + 64 : start + 64 + count], atol=TOLERANCE)
-
-
-WHOLE: dict = {}
-
-
-def whole_source() -> LowResSource:
-    """One network for every example of a property test."""
-    if "source" not in WHOLE:
-        torch.manual_seed(0)
-        network = LowResGenerator(
-            18, 32, 16, 4, 10, 60, 8, 8, temporal_channels=(8, 8, 6, 6), spatial_channels=(4, 4, 4, 4)
-        )
-        WHOLE["source"] = LowResSource(network.requires_grad_(False))
-    return WHOLE["source"]
+    expected = WHOLE[origin][:, :, offset + 64 : offset + 64 + count]
+    assert torch.allclose(pieces, expected, atol=TOLERANCE, rtol=0)
 
 
 def test_each_video_may_start_elsewhere(tiny_lres):
@@ -95,3 +107,175 @@ def test_sample_is_frames_quantised(tiny_lres):
     whole = torch.cat(list(source.sample([3], 2, 70)), dim=1)
     assert whole.shape == (1, 70, 18, 32, 3) and whole.dtype == torch.uint8
     assert torch.equal(whole, quantize(video(source, [3], 2, 70)))
+
+
+def test_without_a_number_of_frames_there_is_no_end(tiny_lres, tiny_sres):
+    pair = Pair(tiny_lres, tiny_sres)
+    expected = video(pair, [1], 10_000_000, 200)
+    endless = torch.cat(list(itertools.islice(pair.frames([1], 10_000_000, None), 25)), dim=2)
+    assert endless.shape[2] >= 190
+    assert torch.allclose(endless, expected[:, :, : endless.shape[2]], atol=TOLERANCE)
+
+    def condition(starts, num_frames):
+        return video(pair.lres, [1], starts, num_frames)
+
+    alone = next(iter(SuperResSource(tiny_sres).frames([1], 10_000_000, None, condition)))
+    assert torch.allclose(alone, expected[:, :, : alone.shape[2]], atol=TOLERANCE)
+
+
+# Sampling ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_frames", [33, 48])
+def test_legacy_is_the_published_video_of_that_length(tiny_lres, tiny_sres, num_frames):
+    """One stream draws the noise, then z; the low-resolution video is as long as published and synthesised as a whole.
+
+    With 33 frames it is still 48 long, and with a context of 4 at either end 56, of which the first 41 count.
+    """
+    sampling = Sampling(rng="legacy")
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn(1, 4, tiny_lres.num_noise_frames(48), generator=generator)
+    whole = tiny_lres.synthesize(noise, 48, legacy_alignment=True)
+    alone = video(LowResSource(tiny_lres, chunk_frames=11, sampling=sampling), [5], 0, num_frames)
+    assert torch.allclose(alone, whole[:, :, :num_frames], atol=TOLERANCE, rtol=0)
+
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn(1, 4, tiny_lres.num_noise_frames(56), generator=generator)
+    z = torch.randn(1, 16, generator=generator)
+    whole = tiny_lres.synthesize(noise, 56, legacy_alignment=True)
+    expected = tiny_sres(whole, z)[:, :, :num_frames]
+    pair = make_source(tiny_lres, tiny_sres, sampling)
+    assert isinstance(pair, Pair)
+    lres, sres = (torch.cat(parts, dim=2) for parts in zip(*pair.both([5], 0, num_frames), strict=True))
+    assert torch.allclose(lres, whole[:, :, 4 : 4 + num_frames], atol=TOLERANCE, rtol=0)
+    assert torch.allclose(sres, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_truncation_pulls_every_frame_towards_one(tiny_lres, tiny_sres):
+    names = set(tiny_lres.state_dict())
+    plain, half, none = (
+        video(make_source(tiny_lres, sampling=Sampling(truncation=psi)), [1, 2], 0, 20) for psi in (1.0, 0.5, 0.0)
+    )
+    assert torch.equal(plain, video(make_source(tiny_lres), [1, 2], 0, 20))
+    assert (none - none[:1, :, :1]).abs().max() < TOLERANCE
+    assert plain.std(dim=2).mean() > half.std(dim=2).mean() > 100 * none.std(dim=2).mean()
+    assert set(tiny_lres.state_dict()) == names
+
+    def condition(starts, num_frames):
+        frames = [noise_blocks(0, 3 * 18 * 32, start, num_frames).reshape(3, 18, 32, -1) for start in starts]
+        return torch.from_numpy(np.stack(frames)).movedim(-1, 2)
+
+    source = make_source(sres=tiny_sres, sampling=Sampling(truncation=0.0))
+    tiny_sres.SG3.mapping.w_avg += 0.3
+    same = video(source, [1, 2], 0, 3, condition)
+    assert torch.allclose(same[0], same[1], atol=1e-6) and same.abs().max() > 1e-3
+    other = video(make_source(sres=tiny_sres), [1, 2], 0, 3, condition)
+    assert not torch.allclose(other[0], other[1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temporal_scale=0.3, truncation=0.8),
+        Sampling(temporal_scale=1.7, blend=((5, 30), (6, 31))),
+        Sampling(blend=((5, 16), (7, 40)), truncation=0.7),
+        Sampling(loop=24),
+        Sampling(loop=32, temporal_scale=0.75),
+    ],
+    ids=lambda sampling: ",".join(f"{k}={v}" for k, v in vars(sampling).items() if v != getattr(Sampling(), k)),
+)
+def test_every_sampling_gives_the_same_frames_from_any_start_in_any_pieces(tiny_lres, sampling):
+    source = LowResSource(tiny_lres, sampling=sampling)
+    whole = video(source, [3, 4], -20, 80)
+    assert not torch.allclose(whole, video(LowResSource(tiny_lres), [3, 4], -20, 80), atol=1e-2)
+    for start, count, chunk in [(-20, 9, 4), (-3, 30, 7), (17, 43, 64)]:
+        part = video(LowResSource(tiny_lres, chunk, sampling), [3, 4], start, count)
+        assert torch.allclose(part, whole[:, :, start + 20 : start + 20 + count], atol=TOLERANCE, rtol=0)
+    apart = video(source, [4, 3], [-5, 8], 20)
+    assert torch.allclose(apart[0], whole[1, :, 15:35], atol=TOLERANCE, rtol=0)
+    assert torch.allclose(apart[1], whole[0, :, 28:48], atol=TOLERANCE, rtol=0)
+
+
+def test_a_loop_repeats_to_the_last_bit_and_moves_no_faster_across_its_seam(tiny_lres):
+    for loop in (24, 72):
+        frames = video(make_source(tiny_lres, sampling=Sampling(loop=loop)), list(range(20)), 0, 2 * loop)
+        assert torch.equal(frames[:, :, :loop], frames[:, :, loop:])
+        motion = frames.diff(dim=2).square().mean(dim=[0, 1, 3, 4]).sqrt()
+        assert motion[loop - 1] < 1.25 * motion.mean() and motion.min() > 1e-3
+
+
+def test_a_blend_ends_as_the_video_of_its_last_seed(tiny_lres, tiny_sres):
+    """At low resolution; the super-resolution latent stays that of the video's own seed."""
+    pair = make_source(tiny_lres, tiny_sres, Sampling(blend=((9, 16),)))
+    assert isinstance(pair, Pair)
+    lres, sres = (torch.cat(parts, dim=2) for parts in zip(*pair.both([3], 300, 8), strict=True))
+    assert torch.allclose(lres, video(make_source(tiny_lres), [9], 300, 8), atol=TOLERANCE)
+
+    def condition(starts, num_frames):
+        return video(make_source(tiny_lres), [9], starts, num_frames)
+
+    assert torch.allclose(sres, video(make_source(sres=tiny_sres), [3], 300, 8, condition), atol=TOLERANCE)
+    early = video(pair.lres, [3], -300, 8)
+    assert torch.allclose(early, video(make_source(tiny_lres), [3], -300, 8), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"rng": "old"}, "use 'blocks' or 'legacy'"),
+        ({"truncation": float("nan")}, "use a number"),
+        ({"temporal_scale": 0.0}, "use a positive number"),
+        ({"blend": ((1, 8), (2, 8))}, r"frames \[8, 8\]: use ascending frames"),
+        ({"blend": ((1, 0),)}, "use ascending frames from 1"),
+        ({"loop": 0}, "use a positive number of frames"),
+        ({"loop": 8, "blend": ((1, 4),)}, "loop and blend do not go together"),
+        ({"rng": "legacy", "temporal_scale": 0.5}, "leave them out, or use rng 'blocks'"),
+        ({"rng": "legacy", "loop": 8}, "leave them out, or use rng 'blocks'"),
+    ],
+)
+def test_what_no_sampling_can_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**options)
+
+
+def test_what_the_networks_cannot_do_is_refused(tiny_lres, tiny_sres):
+    with pytest.raises(ValueError, match="every 8 frames, so use a multiple, such as 16"):
+        make_source(tiny_lres, sampling=Sampling(loop=18))
+    with pytest.raises(ValueError, match="4.8 latent frames: use numbers whose product is whole"):
+        make_source(tiny_lres, sampling=Sampling(loop=16, temporal_scale=0.3))
+    with pytest.raises(ValueError, match="act on a low-resolution network"):
+        make_source(sres=tiny_sres, sampling=Sampling(temporal_scale=0.5))
+    for source in (
+        make_source(tiny_lres, sampling=Sampling(rng="legacy")),
+        make_source(tiny_lres, tiny_sres, Sampling(rng="legacy")),
+    ):
+        with pytest.raises(ValueError, match="from 7 on.*begin at frame 0"):
+            source.frames([1], 7, 8)
+        with pytest.raises(ValueError, match="without end.*give a number of frames"):
+            source.frames([1], 0, None)
+
+
+def test_the_latent_of_a_pair_is_the_seeds_own_draw(tiny_sres):
+    source = SuperResSource(tiny_sres)
+    lres = torch.randn(1, 3, 9, 18, 32)
+    z = random_state("sres-z", 6, 0).standard_normal(16)
+    found = video(source, [6], 4, 1, lambda starts, num_frames: lres[:, :, starts[0] : starts[0] + num_frames])
+    assert torch.allclose(found, tiny_sres(lres, torch.from_numpy(z[None]).float()), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_length():
+    """In one process, so that the second peak can only be higher by what 16 times the frames take."""
+    program = (
+        "from benchmarks.generate import Task, measure\n"
+        "for n in (256, 4096): print(measure(Task('stream', 'toy', False, n, 'cpu', 1)).peak)"
+    )
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    short, long = map(float, output.split())
+    assert long <= 1.05 * short
+
+
+def test_gradients_are_on_for_whoever_reads_the_frames(tiny_lres, tiny_sres):
+    frames = make_source(tiny_lres, tiny_sres).frames([0], 0, 20)
+    next(frames)
+    assert torch.is_grad_enabled()

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch_utils import misc, persistence
 from torch_utils.ops import bias_act
 from torch_utils.safe_pickle import Record
+from training.longvideogan.compilation import region
 from training.longvideogan.layers import (
     CLAMP,
     FullyConnectedLayer,
+    MixedPrecision,
     as_tuple,
     pad_to_square,
     resample_space,
@@ -67,21 +69,26 @@ class Conv3dLayer(nn.Module):
         self._bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.downsample = downsample
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, Cin, T, H, W) -> (N, Cout, T', H', W')."""
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """(N, Cin, T, H, W) -> `gain` times (N, Cout, T', H', W')."""
+        act_gain = gain * bias_act.activation_funcs[self.activation].def_gain
         weight = self.weight * self.weight[0].numel() ** -0.5
+        if self.activation == "linear" and self._bias is None:
+            weight, act_gain = weight * act_gain, 1.0
         pointwise = weight.shape[2:].numel() == 1
         if self.downsample is not None and pointwise:
             x = self.downsample(x)  # commutes exactly with a 1x1x1 convolution without bias, at 1/4 or 1/8 of the work
-        x = nn.functional.conv3d(x, weight, padding=[size // 2 for size in weight.shape[2:]])
+        x = nn.functional.conv3d(x, weight.to(x.dtype), padding=[size // 2 for size in weight.shape[2:]])
         if self.downsample is not None and not pointwise:
             x = self.downsample(x)
-        return bias_act.bias_act(x, self._bias, act=self.activation, clamp=CLAMP)
+        return bias_act.bias_act(x, self._bias, act=self.activation, gain=act_gain, clamp=CLAMP * gain)
 
 
 @persistence.persistent_class
-class DiscriminatorBlock(nn.Module):
+class DiscriminatorBlock(MixedPrecision):
     """Residual block; the first one of a network also lifts RGB to features."""
+
+    formats = ("bf16",)
 
     def __init__(
         self, in_channels: int, out_channels: int, time_kernel: int, time_down: bool, space_down: bool, from_rgb: bool
@@ -101,9 +108,11 @@ class DiscriminatorBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, Cin, T, H, W) -> (N, Cout, T', H', W'); a block with `from_rgb` takes (N, 3, T, H, W)."""
+        x = x.to(self.feature_dtype(x, self.conv_0.weight))
         if self.conv_vid is not None:
             x = self.conv_vid(x)
-        return (self.conv_1(self.conv_0(x)) + self.conv_skip(x)) * 0.5**0.5
+        scale = 0.5**0.5  # for unit variance of the sum; in either path, where it costs nothing
+        return self.conv_1(self.conv_0(x), scale) + self.conv_skip(x, scale)
 
 
 @persistence.persistent_class
@@ -137,7 +146,7 @@ class DiscriminatorEpilogue(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T, 4, 4) -> (N, 1)."""
-        x = x.movedim(2, 4).flatten(1, 3)  # N C*4*4 T
+        x = x.to(self.linear_1.weight.dtype).movedim(2, 4).flatten(1, 3)  # N C*4*4 T
         x = self.conv1d_3(self.conv1d_2(self.conv1d_1(self.conv1d_0(x))))
         return self.linear_1(self.linear_0(x.flatten(1)))
 
@@ -187,6 +196,7 @@ class LowResDiscriminator(nn.Module):
             edge //= 1 + space_down
         self.epilogue = DiscriminatorEpilogue(channels[-1] * FINAL_EDGE**2, num_frames // 8, epilogue_channels)
 
+    @region
     def forward(self, video: Tensor) -> Tensor:
         """(N, 3, num_frames, height, width) -> logits (N, 1)."""
         misc.assert_shape(video, [None, 3, self.num_frames, self.height, self.width])

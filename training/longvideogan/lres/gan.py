@@ -5,10 +5,11 @@ one temporal scale too long and cut at a random offset, so that the discriminato
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.augment import diffaug
 from training.config import resolve
@@ -28,6 +29,16 @@ class LowResOptions(GANOptions):
     num_frames: int = 128
     diffaug: str = "color,translation,cutout"
     temporal_stretch: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        diffaug.parse_policy(self.diffaug)
+        longest = math.log2(max(self.num_frames, 1))
+        if not 0 <= self.temporal_stretch <= longest:
+            raise ValueError(
+                f"Temporal stretch is {self.temporal_stretch} octaves; it must be at least 0 and at most {longest:g}, "
+                f"at which a clip of {self.num_frames} frames shrinks to one"
+            )
 
 
 class LowResGAN(GAN):
@@ -51,6 +62,10 @@ class LowResGAN(GAN):
         )
         super().__init__(opts, torch.device(device), generator, discriminator)
         self.dataset_sizes = [(opts.height, opts.width)]
+
+    def discriminator_blocks(self) -> list[nn.Module]:
+        """The blocks of D that may be frozen, from its input on."""
+        return list(self.D.blocks)
 
     def batch_spec(self, step: int) -> list[BatchSpec]:
         """Real clips for the discriminator, and as many again when R1 is due."""

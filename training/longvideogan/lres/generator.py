@@ -7,7 +7,7 @@ of the frame rate and double it five times.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from torch_utils import misc, persistence
 from torch_utils.ops import bias_act
 from torch_utils.safe_pickle import Record
+from training.longvideogan.compilation import region
 from training.longvideogan.layers import (
     CLAMP,
     FullyConnectedLayer,
+    MixedPrecision,
+    Tracker,
     Upsample,
     as_tuple,
     center_crop,
@@ -27,7 +30,6 @@ from training.longvideogan.layers import (
     log_uniform,
     normalize_second_moment,
     resample_time,
-    update_magnitude,
 )
 
 TEMPORAL_PADDING = 8  # extra samples at each end of every temporal level, in samples of that level
@@ -36,7 +38,7 @@ SPACE_DOUBLES_IN = (1, 3)  # temporal blocks that also double height and width
 
 
 @persistence.persistent_class
-class MagnitudeEMA(nn.Module):
+class MagnitudeEMA(Tracker):
     """Running mean square of an input, kept to normalise it (StyleGAN3, appendix F.1 "EMA input magnitude")."""
 
     magnitude_ema: Tensor
@@ -48,7 +50,7 @@ class MagnitudeEMA(nn.Module):
     def forward(self, x: Tensor, beta: float = 1.0) -> Tensor:
         """The scalar gain that brings `x` to unit magnitude; `beta` below 1 first updates the running mean."""
         if beta != 1.0:
-            update_magnitude(self.magnitude_ema, x, beta)
+            self.track_magnitude(self.magnitude_ema, x, beta)
         return self.magnitude_ema.rsqrt()
 
 
@@ -125,29 +127,69 @@ class TemporalDownsample(nn.Module):
         return resample_time(x, self.filter, down=2)
 
 
-def modulated_conv3d(x: Tensor, weight: Tensor, style: Tensor, gain: Tensor, demodulate: bool = True) -> Tensor:
+class KernelNorms(NamedTuple):
+    """What the demodulation knows of a kernel: the squared norm of each (Co, Ci) of it, and its floor (Co, 1)."""
+
+    energy: Tensor
+    floor: Tensor
+
+
+def kernel_norms(weight: Tensor) -> KernelNorms:
+    """The norms of a kernel (Co, Ci, kt, kh, kw), each found in one pass over it."""
+    rows = weight.flatten(1)
+    peak = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))  # largest absolute value
+    energy = torch.linalg.vector_norm(weight, dim=[2, 3, 4]).square()
+    return KernelNorms(energy, 1e-8 * rows.shape[1] * peak.square().unsqueeze(1))
+
+
+def demodulation(norms: KernelNorms, style: Tensor) -> Tensor:
+    """The factors (N, Co, T) that bring what a kernel makes of inputs scaled by `style` (N, Ci, T) to unit variance.
+
+    The published network divides the kernel by its largest value and the style by its largest one before it adds
+    1e-8; both cancel but for that epsilon, which is brought to their scale instead. It is relative to the largest
+    style of the frame itself: relative to that of all frames, as published, a frame would depend on which others are
+    computed with it.
+    """
+    energy = style.square()
+    epsilon = norms.floor * energy.amax(dim=1, keepdim=True)  # (N, Co, T)
+    return (norms.energy @ energy + epsilon).clamp(min=1e-30).rsqrt()
+
+
+def modulated_conv3d(
+    x: Tensor,
+    weight: Tensor,
+    style: Tensor,
+    gain: Tensor,
+    add: Tensor,
+    scale: float = 1.0,
+    norms: KernelNorms | None = None,
+    pad_time: bool = True,
+) -> Tensor:
     """3-D convolution whose input channels are scaled by a style that changes over time (section 3.1).
 
-    x (N, Ci, T, H, W), weight (Co, Ci, kt, kh, kw), style (N, Ci, T), scalar gain -> (N, Co, T, H, W). The style
-    scales input frames; the demodulation uses the style of the output frame alone, an approximation for kt > 1 that
-    trained weights rely on.
+    x (N, Ci, T, H, W), weight (Co, Ci, kt, kh, kw), style (N, Ci, T), scalar gain of x -> (N, Co, T, H, W), times
+    `scale`, plus `add`, which has that shape or one that broadcasts to it. The style scales input frames; the
+    demodulation uses the style of the output frame alone, an approximation for kt > 1 that trained weights rely on.
+    `norms` are those of the kernel, for who computes them once for many calls. Without `pad_time` the kt // 2 frames
+    at each end are only read, and not put out.
     """
-    fan_in = weight[0].numel()
     padding = [size // 2 for size in weight.shape[2:]]
-    if not demodulate:
-        return nn.functional.conv3d(x * (style * gain)[..., None, None], weight * fan_in**-0.5, padding=padding)
-    # Both maxima cancel but for the epsilon; they keep half precision in range and belong to the gradient.
-    weight = weight * (fan_in**-0.5 / weight.abs().amax(dim=[1, 2, 3, 4], keepdim=True))
-    style = style / style.abs().amax(dim=[1, 2], keepdim=True)
-    energy = weight.square().sum(dim=[2, 3, 4])  # (Co, Ci)
-    demodulation = (energy @ style.square() + 1e-8).rsqrt()  # (N, Co, T)
-    y = nn.functional.conv3d(x * (style * gain)[..., None, None], weight, padding=padding)
-    return y * demodulation[..., None, None]
+    border = 0 if pad_time else padding[0]
+    padding[0] -= border
+    own = style[:, :, border : style.shape[2] - border]
+    factors = demodulation(norms or kernel_norms(weight), own)
+    # The style scales the input and the demodulation the output, so the kernel is used as it is, whatever its size.
+    y = nn.functional.conv3d(
+        x * (style * (gain * scale))[..., None, None].to(x.dtype), weight.to(x.dtype), padding=padding
+    )
+    return torch.addcmul(add.to(y.dtype), y, factors[..., None, None].to(y.dtype))
 
 
 @persistence.persistent_class
-class GeneratorBlock(nn.Module):
+class GeneratorBlock(MixedPrecision):
     """Residual block of two modulated convolutions; resampling comes after the sum, bias and activation after it."""
+
+    formats = ("bf16",)
 
     def __init__(
         self, in_channels: int, out_channels: int, w_channels: int, time_kernel: int, time_up: bool, space_up: bool
@@ -168,16 +210,45 @@ class GeneratorBlock(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, size: Sequence[int], magnitude_ema_beta: float = 1.0) -> Tensor:
         """x (N, Cin, T, H, W), w (N, w channels, T) -> (N, Cout, *size): resampled, then centre-cropped to `size`."""
+        x = x.to(self.feature_dtype(x, self.weight_0))
         gain_0 = self.input_magnitude_ema_0(x, magnitude_ema_beta)
-        h = modulated_conv3d(x, self.weight_0, self.affine_0(w), gain_0)
-        h = bias_act.bias_act(h, self.bias_0, act="lrelu", clamp=CLAMP)
+        h = self.hidden(x, w, gain_0)
         gain_1 = self.input_magnitude_ema_1(h, magnitude_ema_beta)
-        h = modulated_conv3d(h, self.weight_1, self.affine_1(w), gain_1)
-        skip = nn.functional.conv3d(x, self.weight_skip * (gain_0 * x.shape[1] ** -0.5))
-        y = (skip + h) * 0.5**0.5
-        y = center_crop(self.temporal_upsample(y), 2, size[0])
+        y = self.residual(x, gain_0, h, w, gain_1)
+        return self.finish(center_crop(self.temporal_upsample(y), 2, size[0]), size[1:])
+
+    # What streaming does with other ranges of time -----------------------------------------------------------------
+
+    @region
+    def hidden(
+        self, x: Tensor, w: Tensor, gain: Tensor, norms: KernelNorms | None = None, pad_time: bool = True
+    ) -> Tensor:
+        """The first convolution, activated; see `modulated_conv3d`."""
+        bias = self.bias_0[:, None, None, None]
+        h = modulated_conv3d(x, self.weight_0, self.affine_0(w), gain, bias, norms=norms, pad_time=pad_time)
+        return bias_act.bias_act(h, act="lrelu", clamp=CLAMP)
+
+    @region
+    def residual(
+        self,
+        x: Tensor,
+        gain_0: Tensor,
+        h: Tensor,
+        w: Tensor,
+        gain_1: Tensor,
+        norms: KernelNorms | None = None,
+        pad_time: bool = True,
+    ) -> Tensor:
+        """The sum of the skip path from `x` and the second convolution of `h`, brought to unit variance."""
+        scale = 0.5**0.5  # in the weights of either path, where it costs nothing
+        skip = nn.functional.conv3d(x, (self.weight_skip * (gain_0 * (scale * x.shape[1] ** -0.5))).to(x.dtype))
+        return modulated_conv3d(h, self.weight_1, self.affine_1(w), gain_1, skip, scale, norms, pad_time)
+
+    @region
+    def finish(self, y: Tensor, size: Sequence[int]) -> Tensor:
+        """Resample and crop height and width to `size`, and activate."""
         y = self.spatial_upsample(y)
-        y = center_crop(center_crop(y, 3, size[1]), 4, size[2])
+        y = center_crop(center_crop(y, 3, size[0]), 4, size[1])
         return bias_act.bias_act(y, self.bias_1, act="lrelu", clamp=CLAMP)
 
 
@@ -194,8 +265,8 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, magnitude_ema_beta: float = 1.0) -> Tensor:
         """x (N, C, T, H, W), w (N, w channels, T) -> (N, 3, T, H, W)."""
-        gain = self.input_magnitude_ema(x, magnitude_ema_beta)
-        y = modulated_conv3d(x, self.weight, self.affine(w), gain, demodulate=False)
+        gain = self.input_magnitude_ema(x, magnitude_ema_beta) * self.weight.shape[1] ** -0.5
+        y = nn.functional.conv3d(x.to(self.weight.dtype) * (self.affine(w) * gain)[..., None, None], self.weight)
         return bias_act.bias_act(y, self.bias, act="linear", clamp=CLAMP)
 
 
@@ -203,7 +274,7 @@ def check_size(height: int, width: int) -> None:
     """Refuse a frame size that the low-resolution networks cannot have: ValueError with sizes that work."""
     long, short = max(height, width), min(height, width)
     if long < 16 or long & (long - 1) or short * 4 < long:
-        nearest = max(16, 1 << round(math.log2(long)))
+        nearest = max(16, 1 << round(math.log2(max(long, 1))))
         raise ValueError(
             f"low-resolution frames of {height}x{width}: the longer edge must be a power of two from 16 and the "
             f"shorter at least a quarter of it; use a longer edge of {nearest}, such as {nearest * 9 // 16}x{nearest}"

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch_utils import misc, persistence
 from torch_utils.ops import bias_act, conv2d_resample, upfirdn2d
 from torch_utils.safe_pickle import Record
-from training.longvideogan.layers import CLAMP, FullyConnectedLayer, pad_to_square
+from training.longvideogan.compilation import region
+from training.longvideogan.layers import CLAMP, HALF_FORMATS, FullyConnectedLayer, MixedPrecision, pad_to_square
 from training.longvideogan.sres.schedule import check_pair
 
 FINAL_EDGE = 4
@@ -41,14 +42,18 @@ class Conv2dLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.register_buffer("resample_filter", binomial_filter())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, Cin, H, W) -> (N, Cout, H / down, W / down)."""
-        weight = (self.weight * self.weight[0].numel() ** -0.5).to(x.dtype)
-        x = conv2d_resample.conv2d_resample(
-            x, weight, f=self.resample_filter if self.down > 1 else None, down=self.down, padding=weight.shape[2] // 2
-        )
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """(N, Cin, H, W) -> `gain` times (N, Cout, H / down, W / down)."""
+        act_gain = gain * bias_act.activation_funcs[self.activation].def_gain
+        weight = self.weight * self.weight[0].numel() ** -0.5
+        if self.activation == "linear" and self.bias is None:
+            weight, act_gain = weight * act_gain, 1.0
+        f = self.resample_filter if self.down > 1 else None
+        padding = weight.shape[2] // 2
+        x = conv2d_resample.conv2d_resample(x, weight.to(x.dtype), f=f, down=self.down, padding=padding)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return bias_act.bias_act(x, bias, act=self.activation, clamp=self.clamp)
+        clamp = None if self.clamp is None else self.clamp * gain
+        return bias_act.bias_act(x, bias, act=self.activation, gain=act_gain, clamp=clamp)
 
 
 def binomial_filter() -> Tensor:
@@ -57,12 +62,13 @@ def binomial_filter() -> Tensor:
 
 
 @persistence.persistent_class
-class DiscriminatorBlock(nn.Module):
+class DiscriminatorBlock(MixedPrecision):
     """Residual block that halves the resolution; the first of a network also lifts its input to features."""
 
     def __init__(self, image_channels: int, in_channels: int, out_channels: int, fp16: bool):
         super().__init__()
-        self.fp16 = fp16
+        if fp16:
+            self.formats, self.half = tuple(HALF_FORMATS), "fp16"
         self.register_buffer("resample_filter", binomial_filter())
         self.fromrgb = Conv2dLayer(image_channels, in_channels, 1) if image_channels else None
         self.conv0 = Conv2dLayer(in_channels, in_channels, 3)
@@ -71,11 +77,11 @@ class DiscriminatorBlock(nn.Module):
 
     def forward(self, x: Tensor, force_fp32: bool = False) -> Tensor:
         """(N, Cin, H, W) -> (N, Cout, H / 2, W / 2)."""
-        if x.is_cuda:  # on a CPU half precision is tens of times slower than single
-            x = x.to(torch.float16 if self.fp16 and not force_fp32 else torch.float32)
+        x = x.to(self.feature_dtype(x, self.conv0.weight, force_fp32))
         if self.fromrgb is not None:
             x = self.fromrgb(x)
-        return (self.conv1(self.conv0(x)) + self.skip(x)) * 0.5**0.5
+        scale = 0.5**0.5  # for unit variance of the sum; in either path, where it costs nothing
+        return self.conv1(self.conv0(x), scale) + self.skip(x, scale)
 
 
 @persistence.persistent_class
@@ -90,8 +96,7 @@ class DiscriminatorEpilogue(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, 4, 4) -> (N, 1)."""
-        x = x.float() if x.dtype == torch.float16 else x
-        return self.out(self.fc(self.conv(x).flatten(1)))
+        return self.out(self.fc(self.conv(x.to(self.conv.weight.dtype)).flatten(1)))
 
 
 @persistence.persistent_class
@@ -158,6 +163,7 @@ class SuperResDiscriminator(nn.Module):
         self.b4 = DiscriminatorEpilogue(channels(FINAL_EDGE))
         self.upsample = BilinearUpsample(edge // max(lres_height, lres_width))
 
+    @region
     def forward(self, lres_video: Tensor, video: Tensor, force_fp32: bool = False) -> Tensor:
         """lres_video (N, 3, T, h, w) or already enlarged (N, 3, T, H, W), video (N, 3, T, H, W) -> logits (N, 1)."""
         misc.assert_shape(video, [None, 3, self.num_frames, self.height, self.width])

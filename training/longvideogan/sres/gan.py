@@ -8,11 +8,12 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from torch_utils import distributed
-from training.augment.ada import BGC, CONDITION, AdaController, AugmentPipe
+from torch_utils import misc
+from training.augment.ada import AUGMENTATIONS, CONDITION, AdaController, AugmentPipe
 from training.config import resolve
 from training.dataset import BatchSpec, ClipPart
 from training.longvideogan.gan import GAN, Batch, GANOptions, Rngs, seeded_networks
@@ -37,8 +38,29 @@ class SuperResOptions(GANOptions):
     lres_height: int = 36
     lres_width: int = 64
     num_frames: int = 4
+    augment: str = "bgc"
     ada_interval: int = 4
     ada_target: float = 0.6
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_frames < 1:
+            raise ValueError(f"clips of {self.num_frames} frames: use a length of at least 1; the published one is 4")
+        if self.augment not in AUGMENTATIONS:
+            raise ValueError(f"Unknown augmentation {self.augment!r}; choose from {', '.join(AUGMENTATIONS)}")
+        if "imgfilter" in AUGMENTATIONS[self.augment] and min(self.height, self.width) < 22:
+            raise ValueError(
+                f"Augmentation {self.augment!r} filters over 21 pixels on either side, more than frames of "
+                f"{self.height}x{self.width} have; use bgc"
+            )
+        if self.ada_interval < 1:
+            raise ValueError(
+                f"ADA interval {self.ada_interval}: it must be at least 1; to train without ADA, set augment to none"
+            )
+        if not -1 < self.ada_target < 1:
+            raise ValueError(
+                f"ADA target {self.ada_target}: it is a mean of signs, so it must be above -1 and below 1, such as 0.6"
+            )
 
 
 class SuperResGAN(GAN):
@@ -64,11 +86,13 @@ class SuperResGAN(GAN):
         super().__init__(opts, torch.device(device), generator, discriminator)
         self.context = self.G.temporal_context
         self.dataset_sizes = [(opts.lres_height, opts.lres_width), (opts.height, opts.width)]
-        self.augment = AugmentPipe(**BGC).to(self.device, self.dtype).requires_grad_(False)
-        self.augment.p.zero_()
+        self.augment = AugmentPipe(**AUGMENTATIONS[opts.augment]).to(self.device, self.dtype).requires_grad_(False)
         self.corrupt = AugmentPipe(**CONDITION).to(self.device, self.dtype).requires_grad_(False)
-        self.corrupt.p.fill_(CONDITION_PROBABILITY)
         self.ada = AdaController(interval=opts.ada_interval, target=opts.ada_target)
+
+    def discriminator_blocks(self) -> list[nn.Module]:
+        """The blocks of D that may be frozen, from its input on."""
+        return [self.D.get_submodule(f"b{resolution}") for resolution in self.D.resolutions]
 
     def batch_spec(self, step: int) -> list[BatchSpec]:
         """Conditions for G; conditions and sharp frames for D; both, without context, when R1 is due."""
@@ -86,13 +110,13 @@ class SuperResGAN(GAN):
 
     def fakes(self, batch: Batch, rngs: Rngs, update_emas: bool = False) -> Batch:
         """Sharp frames of corrupted conditions, and those conditions."""
-        condition = self.corrupt(batch["lres"], rngs)
+        condition = self.corrupt(batch["lres"], rngs, CONDITION_PROBABILITY)
         video = self.G(condition, self.normal(rngs, self.G.z_channels), update_emas=update_emas)
         return {"video": video, "lres": condition}
 
     def reals(self, batch: Batch, rngs: Rngs) -> Batch:
         """Real sharp frames, and their conditions corrupted like those of the fakes."""
-        return {"video": batch["sres"], "lres": self.corrupt(batch["lres"], rngs)}
+        return {"video": batch["sres"], "lres": self.corrupt(batch["lres"], rngs, CONDITION_PROBABILITY)}
 
     def logits(self, clips: Batch, rngs: Rngs) -> Tensor:
         """What D says of frames at both resolutions, after one augmentation of both: (N, 1).
@@ -101,22 +125,18 @@ class SuperResGAN(GAN):
         frames by themselves too.
         """
         lres = self.D.upsample(center_crop(clips["lres"], 2, self.options.num_frames))
-        both = self.augment(torch.cat([lres, clips["video"]], dim=2), rngs)
+        both = self.augment(torch.cat([lres, clips["video"]], dim=2), rngs, self.ada.p)
         lres, video = both.chunk(2, dim=2)
-        shown = torch.tensor([float(rng.uniform() < KEEP_CONDITION) for rng in rngs]).to(video)
+        shown = np.array([float(rng.uniform() < KEEP_CONDITION) for rng in rngs])
+        shown = misc.upload(shown, video.device, video.dtype)
         return self.D(lres * shown[:, None, None, None, None], video)
 
     def step(self, batches: Iterator[Batch], step: int) -> dict[str, Tensor]:
         """See `GAN.step`; ends with a change of the augmentation."""
         values = super().step(batches, step)
-        self.update_ada(values["loss/D_sign_real"])
-        return values | {"progress/augment_p": self.augment.p.clone()}
-
-    def update_ada(self, real_signs: Tensor) -> None:
-        """Count how D judged the reals of all ranks, and let the controller move the strength of the augmentation."""
-        count = len(real_signs) * distributed.get_world_size()
-        p = self.ada.update(distributed.all_reduce_sum(real_signs.sum()).item(), count)
-        self.augment.p.fill_(p)
+        if self.options.augment != "none":
+            self.ada.update(values["loss/D_sign_real"])
+        return values | {"progress/augment_p": torch.tensor(self.ada.p)}
 
     def state_dict(self) -> dict[str, Any]:
         """The strength of the augmentation and the signs counted towards its next change."""
@@ -125,4 +145,3 @@ class SuperResGAN(GAN):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.ada.load_state_dict(state["ada"])
-        self.augment.p.fill_(self.ada.p)

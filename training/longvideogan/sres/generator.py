@@ -10,15 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_utils import distributed, misc, persistence
+from torch_utils import misc, persistence
 from torch_utils.ops import filtered_lrelu, upfirdn2d
 from torch_utils.safe_pickle import Record
+from training.longvideogan.compilation import region
 from training.longvideogan.layers import (
     CLAMP,
+    HALF_FORMATS,
     FullyConnectedLayer,
+    MixedPrecision,
+    Tracker,
     kaiser_lowpass,
     normalize_second_moment,
-    update_magnitude,
 )
 from training.longvideogan.sres.schedule import FILTER_SIZE, MARGIN, Layer, check_pair, layer_schedule
 
@@ -72,7 +75,7 @@ def fit_canvas(x: Tensor, width: int, height: int) -> Tensor:
 
 
 @persistence.persistent_class
-class MappingNetwork(nn.Module):
+class MappingNetwork(Tracker):
     """z -> w, with a running average of w for truncation (StyleGAN2)."""
 
     w_avg: Tensor
@@ -87,13 +90,12 @@ class MappingNetwork(nn.Module):
         """(N, z channels) -> (N, w channels)."""
         w = self.fc1(self.fc0(normalize_second_moment(z)))
         if update_emas:
-            with torch.no_grad():
-                self.w_avg.copy_(distributed.all_reduce_mean(w.detach().mean(dim=0)).lerp(self.w_avg, W_AVG_BETA))
+            self.track(self.w_avg, w.detach().mean(dim=0), len(w), W_AVG_BETA)
         return w if truncation == 1 else self.w_avg.lerp(w, truncation)
 
 
 @persistence.persistent_class
-class SynthesisLayer(nn.Module):
+class SynthesisLayer(MixedPrecision, Tracker):
     """Modulated convolution, then a leaky ReLU between an up- and a down-sampling filter (StyleGAN3, figure 4b)."""
 
     _record_init_args = False  # built from a schedule, which the weights' own shapes tell as well
@@ -104,7 +106,9 @@ class SynthesisLayer(nn.Module):
 
     def __init__(self, layer: Layer, w_channels: int, fp16: bool):
         super().__init__()
-        self.fp16 = fp16
+        if fp16:
+            # The colours of the last layer are put out: eight bits of bf16 are too few for their grey levels.
+            self.formats, self.half = ("fp16",) if layer.is_rgb else tuple(HALF_FORMATS), "fp16"
         self.is_rgb = layer.is_rgb
         self.up, self.down = layer.up, layer.down
         self.padding = list(layer.padding)
@@ -137,12 +141,17 @@ class SynthesisLayer(nn.Module):
     def forward(self, x: Tensor, w: Tensor, update_emas: bool = False, force_fp32: bool = False) -> Tensor:
         """x (N*T, Cin, h, w), w (N, w channels) -> (N*T, Cout, h', w'); the frames of a video share its kernel."""
         if update_emas:
-            update_magnitude(self.magnitude_ema, x, MAGNITUDE_BETA)
-        dtype = torch.float16 if self.fp16 and x.is_cuda and not force_fp32 else x.dtype
-        weights = self.modulated_weights(w).to(dtype)
-        padding = weights.shape[-1] - 1
-        videos = x.to(dtype).chunk(w.shape[0])
-        x = torch.cat([nn.functional.conv2d(v, k, padding=padding) for v, k in zip(videos, weights, strict=True)])
+            self.track_magnitude(self.magnitude_ema, x, MAGNITUDE_BETA)
+        return self.filtered(x, w, self.feature_dtype(x, self.weight, force_fp32))
+
+    @region
+    def filtered(self, x: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
+        """The layer proper, with features of `dtype`."""
+        kernels = self.modulated_weights(w).to(dtype)
+        padding = kernels.shape[-1] - 1
+        videos = x.to(dtype).chunk(len(w))
+        videos = [nn.functional.conv2d(v, k, padding=padding) for v, k in zip(videos, kernels, strict=True)]
+        x = torch.cat(videos) if len(w) > 1 else videos[0]  # a single one is not copied
         x = filtered_lrelu.filtered_lrelu(
             x,
             fu=self.up_filter,
@@ -209,11 +218,14 @@ class SynthesisNetwork(nn.Module):
         """One (N*T, C, h, w) per layer, and w (N, w channels) -> (N*T, 3, H, W)."""
         x = None if self.input is None else self.input().expand(conditions[0].shape[0], -1, -1, -1)
         for name, condition in zip(self.layer_names, conditions, strict=True):
-            # Concatenating with the condition brings half-precision features back to the condition's precision.
-            x = condition if x is None else torch.cat([x.to(condition.dtype), condition], dim=1)
-            x = getattr(self, name)(x, w, update_emas, force_fp32)
+            layer = self.get_submodule(name)
+            assert isinstance(layer, SynthesisLayer)
+            # Magnitudes are measured before features and condition are rounded to a layer's precision.
+            dtype = condition.dtype if update_emas else layer.feature_dtype(condition, layer.weight, force_fp32)
+            x = condition if x is None else torch.cat([x.to(dtype), condition.to(dtype)], dim=1)
+            x = layer(x, w, update_emas, force_fp32)
         assert x is not None
-        return (x * OUTPUT_SCALE).to(conditions[0].dtype)
+        return x.to(conditions[0].dtype) * OUTPUT_SCALE
 
 
 @persistence.persistent_class

@@ -84,27 +84,40 @@ class Layer:
 
 
 def check_size(height: int, width: int) -> None:
-    """Refuse an output size whose longer edge is not a power of two from 64: ValueError with one that works."""
-    long = max(height, width)
-    if long < 64 or long & (long - 1):
-        nearest = max(64, 1 << round(math.log2(long)))
+    """Refuse an output size that the networks cannot have: ValueError with one that works."""
+    long, short = max(height, width), min(height, width)
+    if long < 64 or long & (long - 1) or short * 4 < long:
+        nearest = max(64, 1 << round(math.log2(max(long, 1))))
         raise ValueError(
             f"super-resolution frames of {height}x{width}: the longer edge must be a power of two from 64; "
-            f"the nearest is {nearest}, such as {nearest * 9 // 16}x{nearest}"
+            f"the nearest is {nearest}, such as {nearest * 9 // 16}x{nearest}, and the shorter at least a quarter of it"
         )
     check_square_padding("super-resolution frames", height, width)
 
 
 def check_pair(height: int, width: int, lres_height: int, lres_width: int) -> None:
-    """Refuse a low-resolution size that is not the output size halved a whole number of times: ValueError."""
+    """Refuse a low-resolution size that no low-resolution network could feed to this output size: ValueError.
+
+    It is the output size halved a whole number of times, with a longer edge from 16 and edges of even difference.
+    """
     check_size(height, width)
-    factor = max(height, width) // max(lres_height, lres_width)
-    exact = (lres_height * factor, lres_width * factor) == (height, width)
-    if not exact or factor < 2 or factor & (factor - 1):
-        possible = [f"{height >> j}x{width >> j}" for j in (1, 2, 3) if not (height % (1 << j) or width % (1 << j))]
+    halved = [(height >> j, width >> j) for j in range(1, max(height, width).bit_length() - 4)]
+    possible = [
+        (low_height, low_width)
+        for j, (low_height, low_width) in enumerate(halved, 1)
+        if (low_height << j, low_width << j) == (height, width) and (low_height - low_width) % 2 == 0
+    ]
+    if not possible:
+        nearest = (f"{max(edge // 4 * 4, 4)}" for edge in (height, width))
+        raise ValueError(
+            f"super-resolution frames of {height}x{width}: their edges cannot be halved to a low-resolution size; "
+            f"use {'x'.join(nearest)}"
+        )
+    if (lres_height, lres_width) not in possible:
         raise ValueError(
             f"low-resolution frames of {lres_height}x{lres_width} for {height}x{width}: both edges must be those of "
-            f"the output divided by the same power of two from 2; possible are {', '.join(possible)}"
+            "the output divided by the same power of two from 2, differ by an even number, and the longer be at least "
+            f"16; possible are {', '.join(f'{low_height}x{low_width}' for low_height, low_width in possible)}"
         )
 
 

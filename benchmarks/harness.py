@@ -1,0 +1,299 @@
+"""What benchmarks share: facts about the machine, timing in turns, tables, bars, and one JSON file for each run.
+
+A ratio is made of times that were measured alternately in one run, so that whatever else the machine does meets all
+contestants alike; it is the median of the ratios of the rounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+import torch
+
+from dnnlib.util import atomic_path
+from torch_utils.ops import backends
+
+ROOT = Path(__file__).parent.parent
+WARM_UP_SEC = 2.0  # a first round that takes longer counts as a measurement
+CUDA_WARM_UP = 3  # calls before the first that counts on a GPU: kernels are built, memory is taken
+
+Cell = str | float | None  # int is a float
+Times = dict[str, list[float]]
+
+
+# ----------------------------------------------------------------------------
+# Timing.
+
+
+def interleave(
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int = 5,
+    device: torch.device | str = "cpu",
+    budget_sec: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
+    """Seconds of each call, name -> one entry a round: in every round each contestant has one turn.
+
+    A round that is not counted goes first, unless it takes longer than `WARM_UP_SEC`: then it counts. No new round
+    begins once `budget_sec` are over. On CUDA a call takes from its first kernel to its last by the device's clock, or
+    what it takes the host to queue them if that is longer.
+    """
+    device = torch.device(device)
+    begin = time.perf_counter()
+    times: Times = {name: [] for name in contestants}
+    for _ in range(CUDA_WARM_UP - 1 if device.type == "cuda" else 0):
+        for contestant in contestants.values():
+            contestant()
+    is_warm, done = False, 0
+    while done < rounds and (done == 0 or time.perf_counter() - begin <= budget_sec):
+        taken = {name: seconds(contestant, device, clock) for name, contestant in contestants.items()}
+        if is_warm or sum(taken.values()) > WARM_UP_SEC:
+            for name, sec in taken.items():
+                times[name].append(sec)
+            done += 1
+        is_warm = True
+    return times
+
+
+def seconds(
+    function: Callable[[], object],
+    device: torch.device | str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """How long one call takes; on CUDA with everything that it queues, and nothing that was queued before."""
+    if torch.device(device).type != "cuda":
+        begin = clock()
+        function()
+        return clock() - begin
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    start.record()
+    function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def median(times: Sequence[float]) -> float:
+    return statistics.median(times)
+
+
+def ratio(times: Times, slow: str, fast: str) -> float:
+    """How many times as fast `fast` is as `slow`: the median over the rounds."""
+    return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
+
+
+# ----------------------------------------------------------------------------
+# What was measured where.
+
+
+def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What a figure cannot be understood without."""
+    device = torch.device(device)
+    facts: dict[str, Any] = {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "commit": commit(),
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load": round(psutil.getloadavg()[0], 2),  # what others did when it began
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "operators": backends.select_impl("auto", torch.empty([], device=device)),  # what "auto" means here
+    }
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        facts |= {"gpu": found.name, "gpu_gib": round(found.total_memory / 2**30, 1), "cuda": torch.version.cuda}
+        facts["cudnn"] = torch.backends.cudnn.version()
+    return facts
+
+
+VARIABLES = ("TORCH_UTILS_OPS", "OMP_NUM_THREADS", "THP_MEM_ALLOC_ENABLE", "PYTORCH_CUDA_ALLOC_CONF")
+
+
+def describe(facts: Mapping[str, Any]) -> str:
+    """The machine in a line: what it is, what else it did, and when."""
+    where = f"{facts['cpu']} ({facts['instructions']}), {facts['threads']} threads on {facts['cores']} cores"
+    if "gpu" in facts:
+        where = f"{facts['gpu']}, CUDA {facts['cuda']}; {where}"
+    variables = "".join(f", {name}={value}" for name, value in facts["variables"].items())
+    where += f", load {facts['load']}; torch {facts['torch']}, {facts['operators']} operators{variables}"
+    return f"{where}; {facts['date'][:10]}, {facts['commit']}"
+
+
+def cpu_name() -> str:
+    """The processor as Linux calls it, else as Python does."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """Short name of the commit that is measured, with a plus sign if files differ from it."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "no commit"
+    return f"commit {name.stdout.strip()}{'+' if changes.stdout.strip() else ''}"
+
+
+# ----------------------------------------------------------------------------
+# Tables.
+
+
+@dataclass
+class Table:
+    """Rows of words and numbers under a title; None is a figure that there is not."""
+
+    title: str
+    columns: Sequence[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+    note: str = ""
+
+    def cells(self) -> list[list[str]]:
+        return [list(self.columns), *([as_text(cell) for cell in row] for row in self.rows)]
+
+    def is_number(self, column: int) -> bool:
+        return all(not isinstance(row[column], str) for row in self.rows) and bool(self.rows)
+
+    def text(self) -> str:
+        """For a terminal: columns of equal width, numbers to the right."""
+        cells = self.cells()
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = []
+        for row in cells:
+            parts = [
+                cell.rjust(width) if self.is_number(i) else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            lines.append("  ".join(parts).rstrip())
+        return "\n".join([self.title, *lines, *([self.note] if self.note else [])])
+
+    def markdown(self) -> str:
+        """For a page of the manual."""
+        header, *rows = self.cells()
+        rule = ["---:" if self.is_number(column) else "---" for column in range(len(header))]
+        lines = [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
+        return "\n".join([f"{self.title}.", "", *lines, *(["", self.note] if self.note else [])])
+
+
+def as_text(cell: Cell) -> str:
+    """Numbers with three significant digits, and never an exponent."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, int) or not math.isfinite(cell):
+        return str(cell)
+    return f"{cell:.{max(0, 2 - math.floor(math.log10(abs(cell))))}f}" if cell else "0"
+
+
+@dataclass
+class Bar:
+    """What a figure should reach, and what it reached."""
+
+    name: str
+    at_least: float
+    measured: float
+
+    def row(self) -> list[Cell]:
+        verdict = "met" if self.measured >= self.at_least else f"missed by {1 - self.measured / self.at_least:.0%}"
+        return [self.name, self.at_least, self.measured, verdict]
+
+
+def bars_table(bars: Sequence[Bar]) -> Table:
+    return Table("Bars", ["bar", "at least", "measured", ""], [bar.row() for bar in bars])
+
+
+@dataclass
+class Report:
+    """Everything that one run of a benchmark found; tables are printed as they come."""
+
+    name: str
+    machine: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
+    bars: list[Bar] = field(default_factory=list)
+
+    def add(self, table: Table) -> None:
+        """Print a table and keep it."""
+        click.echo(f"\n{table.text()}")
+        self.tables.append(table)
+
+    def finish(self, path: Path | None) -> None:
+        """Print the bars, and write everything to a JSON file if one is wanted."""
+        if self.bars:
+            click.echo(f"\n{bars_table(self.bars).text()}")
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Report:
+        """What `finish` wrote."""
+        values = json.loads(path.read_text())
+        values["tables"] = [Table(**table) for table in values["tables"]]
+        values["bars"] = [Bar(**bar) for bar in values["bars"]]
+        return cls(**values)
+
+
+# ----------------------------------------------------------------------------
+# Command lines.
+
+
+def options(
+    rounds: int | None = 3, threads: int | None = 2, device: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds --json and --quick, which every benchmark has, and those of --rounds, --threads and --device it can obey."""
+    path, positive = click.Path(path_type=Path, dir_okay=False), click.IntRange(min=1)
+    wanted = [
+        click.option("--json", "json_path", help="Write figures, machine and date to this file", type=path),
+        click.option("--quick", help="Toy sizes, once: shows that it runs, and says nothing", is_flag=True),
+    ]
+    if rounds is not None:
+        say = "Rounds, of which the median counts"
+        wanted.append(click.option("--rounds", help=say, type=positive, default=rounds, show_default=True))
+    if threads is not None:
+        say = "Threads of the CPU"
+        wanted.append(click.option("--threads", help=say, type=positive, default=threads, show_default=True))
+    if device:
+        choice = click.Choice(["cpu", "cuda"])
+        wanted.append(click.option("--device", help="Where", type=choice, default="cpu", show_default=True))
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in wanted:
+            function = option(function)
+        return function
+
+    return add
+
+
+def begin(name: str, device: str = "cpu", threads: int = 1, **options: Any) -> Report:
+    """Set the number of threads, and print what is measured where."""
+    torch.set_num_threads(threads)
+    report = Report(name, machine(device), {"device": device, "threads": threads, **options})
+    click.echo(f"{name}: {describe(report.machine)}")
+    return report

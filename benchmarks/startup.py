@@ -1,0 +1,118 @@
+"""Times the way from the command to the first frame, each time in a fresh process, with and without kept kernels.
+
+python -m benchmarks.startup                    a pair of networks of the toy's size and of the published one
+python -m benchmarks.startup --size toy --quick
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from benchmarks import harness, subjects
+from training.checkpoint import save_network
+
+# What a fresh process does, and the moments that it notes, in seconds since it was started.
+CHILD = """
+import json, sys, time
+started, device, threads, *paths = sys.argv[1:]
+moments = {}
+def note(name):
+    moments[name] = time.time() - float(started)
+note("Python has started")
+import torch
+note("torch is imported")
+from training.longvideogan.sampling import open_source
+note("longtake is imported")
+torch.set_num_threads(int(threads))
+torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+source = open_source(*paths, device=device)
+note("networks are opened")
+next(iter(source.frames([0], 0, 1))).cpu()
+note("the first frame is there")
+print(json.dumps(moments))
+"""
+CASES = ("ref", "matmul", "auto, no kernels kept", "auto, kernels kept")
+IMPORTS = ("import dnnlib.util", "import torch", "import generate", "import train_lres", "import calc_metrics")
+
+
+def run_child(program: str, arguments: list[str], environment: Mapping[str, str]) -> str:
+    """What a fresh process prints."""
+    variables = {**os.environ, "PYTHONPATH": str(harness.ROOT), **environment}
+    child = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=harness.ROOT, env=variables, capture_output=True, text=True
+    )
+    if child.returncode:
+        raise click.ClickException(f"a fresh process failed:\n{child.stderr}")
+    return child.stdout
+
+
+def first_frame(case: str, paths: list[str], device: str, threads: int, cache: Path) -> dict[str, float]:
+    """The moments of one process, in order; `cache` is where it keeps kernels, and is empty if it is to build them."""
+    environment = {"TORCH_UTILS_OPS": case.split(",")[0], "DNNLIB_CACHE_DIR": str(cache)}
+    return json.loads(run_child(CHILD, [str(time.time()), device, str(threads), *paths], environment))
+
+
+def time_first_frame(report: harness.Report, size: str, device: str, threads: int, rounds: int, folder: Path) -> None:
+    """Add the table of one size: the moments of each case, and what building kernels adds."""
+    paths = [str(folder / f"{stage}-{size}.pkl") for stage in subjects.NAMES]
+    for stage, path in zip(subjects.NAMES, paths, strict=True):
+        save_network(subjects.make_generator(stage, size), path)
+    found: dict[str, list[dict[str, float]]] = {case: [] for case in CASES}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            for case in CASES:  # kernels that the third one builds are there for the fourth
+                found[case].append(first_frame(case, paths, device, threads, Path(cache)))
+    table = harness.Table(
+        f"Both stages, {size}: seconds from the command until", ["moment", *CASES], note=f"{rounds} rounds."
+    )
+    for moment in found[CASES[0]][0]:
+        table.rows.append([moment, *(harness.median([once[moment] for once in found[case]]) for case in CASES)])
+    report.add(table)
+
+
+def time_imports(report: harness.Report, rounds: int) -> None:
+    """Add the table of what imports cost."""
+    times: harness.Times = {program: [] for program in ("pass", *IMPORTS)}
+    for _ in range(rounds):
+        for program in times:
+            times[program].append(harness.seconds(lambda program=program: run_child(program, [], {})))
+    nothing = harness.median(times["pass"])
+    rows: list[list[harness.Cell]] = [["python, importing nothing", nothing, None]]
+    rows += [[program, harness.median(times[program]), harness.median(times[program]) - nothing] for program in IMPORTS]
+    title = "A process that only imports: seconds"
+    report.add(harness.Table(title, ["program", "from start to end", "without Python itself"], rows))
+
+
+@click.command()
+@click.option(
+    "--size",
+    "sizes",
+    help="Whose networks; repeatable",
+    type=click.Choice(subjects.SIZES),
+    multiple=True,
+    default=["toy", "default"],
+    show_default=True,
+)
+@harness.options(rounds=2)
+def main(sizes: tuple[str, ...], device: str, threads: int, rounds: int, quick: bool, json_path: Path | None) -> None:
+    """Print when fresh processes have imported what they need, opened both networks, and made a frame."""
+    sizes, rounds = (("toy",), 1) if quick else (sizes, rounds)
+    report = harness.begin("startup", device, threads, sizes=sizes, rounds=rounds)
+    time_imports(report, rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        for size in sizes:
+            time_first_frame(report, size, device, threads, rounds if size == "toy" else 1, Path(folder))
+    report.finish(json_path)
+
+
+if __name__ == "__main__":
+    main()

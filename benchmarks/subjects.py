@@ -1,0 +1,109 @@
+"""What benchmarks of the networks work on: both stages at the size of a preset, with made-up weights and clips."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+from training import registry
+from training.longvideogan.gan import GAN, r1_penalty
+from training.longvideogan.lres.generator import LowResGenerator
+from training.longvideogan.presets import STAGES
+from training.longvideogan.sres.generator import SuperResGenerator
+
+DTYPES = ("float32", "float16", "bfloat16")
+SIZES = ("toy", "labdoom-small", "default")  # presets that both stages have; `default` is the published size
+NAMES = {"longvideogan-lres": "low resolution", "longvideogan-sres": "super-resolution"}
+LRES, SRES = NAMES
+SRES_FRAMES = 1  # what the generator of super-resolution makes at once here; its training makes four
+
+
+def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --size, --dtype and --budget, of benchmarks that time something at every shape of the networks."""
+    for option in (
+        click.option("--budget", help="Seconds after which no new round of a row begins", type=float, default=4.0),
+        click.option("--dtype", help="Of tensors", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True),
+        click.option("--size", help="Whose", type=click.Choice(SIZES), default="default", show_default=True),
+    ):
+        function = option(function)
+    return function
+
+
+def make_system(stage: str, size: str, device: str = "cpu", **changes: Any) -> GAN:
+    """A stage at the size of a preset, its weights not trained, which costs the same; R1 is due at step 0 only."""
+    model = {**copy.deepcopy(STAGES[stage][size]["model"]), "grad_accum": 1, "r1_interval": 10**9, **changes}
+    return registry.resolve(registry.SYSTEMS[stage])(model, torch.device(device))
+
+
+def make_generator(stage: str, size: str, device: str = "cpu") -> Any:
+    """The generator of a stage alone, its weights not trained."""
+    torch.manual_seed(0)
+    model = STAGES[stage][size]["model"]
+    edges = {name: model[name] for name in ("height", "width", "lres_height", "lres_width") if name in model}
+    network = {LRES: LowResGenerator, SRES: SuperResGenerator}[stage](**edges, **model.get("generator", {}))
+    return network.eval().requires_grad_(False).to(device)
+
+
+def make_batches(system: GAN, step: int) -> list[dict[str, Tensor]]:
+    """Clips of noise for a step, on the device."""
+    rng = torch.Generator().manual_seed(step)
+    return [
+        {
+            part.name: (
+                torch.rand(system.options.batch, 3, part.num_frames, part.height, part.width, generator=rng) * 2 - 1
+            ).to(system.device)
+            for part in spec.parts
+        }
+        for spec in system.batch_spec(step)
+    ]
+
+
+def passes(system: Any) -> dict[str, Callable[[], object]]:
+    """What training does with a network, one clip at a time; gradients are left as they are found: none."""
+    rng = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=rng).to(system.device)
+
+    opts, G, D = system.options, system.G, system.D
+    if system.needs_condition:
+        condition = normal(1, 3, SRES_FRAMES + 2 * system.context, opts.lres_height, opts.lres_width) * 0.5
+        z, lres = normal(1, G.z_channels), normal(1, 3, opts.num_frames, opts.lres_height, opts.lres_width)
+        make: Callable[[], Tensor] = lambda: G(condition, z)  # noqa: E731
+        judge: Callable[[Tensor], Tensor] = lambda video: D(lres, video)  # noqa: E731
+    else:
+        noise = normal(1, G.noise_channels, G.num_noise_frames(opts.num_frames))
+        make = lambda: G.synthesize(noise, opts.num_frames)  # noqa: E731
+        judge = D
+    video = normal(1, 3, opts.num_frames, opts.height, opts.width) * 0.5
+
+    def forward(network: torch.nn.Module, function: Callable[[], Tensor]) -> None:
+        with torch.no_grad():
+            function()
+
+    def backward(network: torch.nn.Module, function: Callable[[], Tensor]) -> None:
+        network.requires_grad_(True)
+        function().square().mean().backward()
+        network.requires_grad_(False).zero_grad(set_to_none=True)
+
+    def penalty() -> Tensor:
+        clip = video.detach().requires_grad_(True)
+        return r1_penalty(judge(clip), clip)
+
+    return {
+        "G forward": lambda: forward(G, make),
+        "G forward + backward": lambda: backward(G, make),
+        "D forward": lambda: forward(D, lambda: judge(video)),
+        "D forward + backward": lambda: backward(D, lambda: judge(video)),
+        "D R1": lambda: backward(D, penalty),
+    }
+
+
+def num_frames(system: Any, name: str) -> int:
+    """Frames that a pass of `passes` makes or judges."""
+    return SRES_FRAMES if system.needs_condition and name.startswith("G") else system.options.num_frames

@@ -1,0 +1,342 @@
+"""Look into the zips of a dataset for `inspect_dataset`: what each one holds, and all that is wrong with it."""
+
+import collections
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+from PIL.JpegImagePlugin import get_sampling
+
+from dataset_tools import archive
+from dataset_tools.frames import Size, center_crop_and_resize, encode_jpeg
+from dnnlib.util import atomic_path
+from training.preview import contact_sheet
+from training.shards import decode_rgb
+
+QUICK_FRAMES = 8  # of each clip that are decoded where not all are
+_FORMAT_EVERY = 64  # frames of a clip, of which the first tells how they were encoded
+_MATCHED_FRAMES, _MATCHED_AROUND = 12, 4  # frames of a clip compared between sizes, each with so many on either side
+_SHEET_CLIPS, _SHEET_COLUMNS, _SHEET_WIDTH, _CAPTION_HEIGHT = 8, 8, 256, 16
+_ASPECT_TOLERANCE = 0.03  # since sizes are whole pixels
+_CHROMAS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
+_FAULTS = (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+# In grey levels: a picture is flat within the first, black up to the second. A picture and its smaller self differ by
+# 0.5 to 3 in brightness; by more than the third, they are not the same. There is motion to tell moments apart if some
+# are farther by this factor and so much more, and another moment is a better counterpart if it is closer by the last.
+_FLAT, _BLACK, _OTHER, _MOTION_FACTOR, _MOTION_MORE, _CLOSER = 3, 16, 20.0, 1.5, 0.3, 0.1
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # as halved colour would drown small motion
+
+
+class Problem(NamedTuple):
+    """Something wrong: a kind that `inspect_dataset` knows, where, what, and in which partition, if in one."""
+
+    kind: str
+    place: str
+    detail: str = ""
+    partition: int | None = None
+
+
+def parse_size(folder: str) -> Size | None:
+    """The size that a folder such as "0036x0064" is for, None for any other folder."""
+    match = re.fullmatch(r"(\d{4,})x(\d{4,})", folder)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def partition_of(path: Path) -> int | None:
+    """The number of a zip named like partition_0000.zip, None for any other."""
+    return archive.index_of(path.name) if re.fullmatch(r"partition_\d{4,}\.zip", path.name) else None
+
+
+class Clip(NamedTuple):
+    """What the directory of a zip tells about a clip."""
+
+    shard: Path
+    num_frames: int
+    names: bytes  # a hash of the frames' names
+    content: bytes  # a hash of the frames' checksums and lengths
+    num_repeats: int  # frames whose file is the same as that of the frame before
+    longest_repeat: int
+
+
+class Shard:
+    """An open zip: `clips` maps each clip to its entries; `problems` lists what is wrong with its directory.
+
+    Entries may be read by many threads at once. A zip that is not whole has no clips.
+    """
+
+    def __init__(self, path: Path) -> None:
+        size = parse_size(path.parent.name)
+        assert size is not None, path
+        self.path, self.size, self.partition = path, size, partition_of(path)
+        self.name = f"{path.parent.name}/{path.name}"
+        self.problems: list[Problem] = []
+        self.clips: dict[str, list[zipfile.ZipInfo]] = {}
+        self._zip: zipfile.ZipFile | None = None
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except _FAULTS as error:
+            self.report("damaged shard", "", str(error))
+            return
+        infos = self._zip.infolist()
+        entries = {info.filename: info for info in infos}
+        self._check_entries(infos, entries)
+        try:
+            listed = json.loads(self._zip.read("frame_paths.json"))
+            listed = {clip: [f"{clip}/{name}" for name in names] for clip, names in listed.items()}
+        except (*_FAULTS, KeyError, AttributeError, TypeError) as error:
+            self.report("no index", "", str(error))
+            return
+        for clip, names in sorted(listed.items()):
+            if not names:
+                self.report("empty clip", clip)
+            for name in names:
+                if name not in entries:
+                    self.report("missing frame", name)
+            self.clips[clip] = [entries[name] for name in names if name in entries]
+        named = {name for names in listed.values() for name in names}
+        for name in entries.keys() - named:
+            if "/" in name and not name.endswith("/"):
+                self.report("unlisted entry", name)
+
+    def _check_entries(self, infos: Sequence[zipfile.ZipInfo], entries: dict[str, zipfile.ZipInfo]) -> None:
+        if len(infos) > len(entries):
+            counts = collections.Counter(info.filename for info in infos)
+            num_double = sum(count > 1 for count in counts.values())
+            same = all(entries[info.filename].CRC == info.CRC for info in infos)
+            detail = f"{num_double} names, {len(infos) - len(entries)} entries too many, " + (
+                "all with the same content" if same else "not all with the same content; the last of each counts"
+            )
+            self.report("double entry", "", detail)
+        packed = [info for info in entries.values() if info.compress_type != zipfile.ZIP_STORED]
+        exotic = [info for info in packed if info.compress_type != zipfile.ZIP_DEFLATED]
+        for kind, found in (
+            ("encrypted entry", [info for info in entries.values() if info.flag_bits & 1]),
+            ("unknown compression", exotic),
+            ("compressed entry", packed if not exotic else []),
+        ):
+            if found:
+                self.report(kind, "", f"{len(found)} of {len(entries)} entries, such as {found[0].filename}")
+
+    def report(self, kind: str, what: str, detail: str = "") -> None:
+        """Note a problem of this zip, or of a clip or frame in it."""
+        place = f"{self.name}  {what}".rstrip()
+        self.problems.append(Problem(kind, place, detail, self.partition))
+
+    def summary(self, clip: str) -> Clip:
+        """What the directory tells about a clip."""
+        entries = self.clips[clip]
+        names = "\n".join(entry.filename for entry in entries)
+        keys = [(entry.CRC, entry.file_size) for entry in entries]
+        repeats, run, longest = 0, 0, 0
+        for before, key in zip(keys, keys[1:], strict=False):
+            run = run + 1 if key == before else 0
+            repeats, longest = repeats + (run > 0), max(longest, run)
+        return Clip(self.path, len(entries), _hash(names), _hash(repr(keys)), repeats, longest)
+
+    def read(self, entry: zipfile.ZipInfo) -> bytes:
+        """The content of an entry, checked by its checksum; raises one of many errors if damaged."""
+        assert self._zip is not None
+        return self._zip.read(entry)
+
+    def close(self) -> None:
+        """Close the file, if it could be opened."""
+        if self._zip is not None:
+            self._zip.close()
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+# ----------------------------------------------------------------------------
+# Frames.
+
+
+@dataclass
+class ClipScan:
+    """What came of reading a clip's frames: how many, how many of them are of one colour, how they were encoded.
+
+    `sha256` is that of all files one after another, None where not all were read.
+    """
+
+    num_frames: int = 0
+    num_bytes: int = 0
+    num_blank: int = 0
+    sha256: str | None = None
+    formats: collections.Counter[tuple[str, int]] = field(default_factory=collections.Counter)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def scan_clip(shard: Shard, clip: str, all_frames: bool) -> ClipScan:
+    """Read and decode the frames of a clip, all or a few, the first and the last among them."""
+    scan = ClipScan()
+    entries = shard.clips[clip]
+    digest = hashlib.sha256()
+    out = np.empty((*shard.size, 3), np.uint8)
+    chosen = range(len(entries)) if all_frames else _spread(len(entries), QUICK_FRAMES)
+    for position, frame in enumerate(chosen):
+        entry = entries[frame]
+        try:
+            data = shard.read(entry)
+        except _FAULTS as error:
+            reason = str(error).partition(" for file ")[0]
+            scan.problems.append(Problem("damaged frame", f"{shard.name}  {entry.filename}", reason, shard.partition))
+            continue
+        digest.update(data)
+        scan.num_frames += 1
+        scan.num_bytes += len(data)
+        try:
+            decode_rgb(data, out)
+        except _FAULTS as error:
+            kind, detail = explain(data, shard.size, error)
+            scan.problems.append(Problem(kind, f"{shard.name}  {entry.filename}", detail, shard.partition))
+            continue
+        scan.num_blank += is_blank(out)
+        if position % _FORMAT_EVERY == 0:
+            scan.formats[encoding(data)] += 1
+    if all_frames and scan.num_frames == len(entries):
+        scan.sha256 = digest.hexdigest()
+    return scan
+
+
+def _spread(length: int, count: int) -> list[int]:
+    return np.unique(np.linspace(0, length - 1, count).round().astype(int)).tolist() if length else []
+
+
+def explain(data: bytes, size: Size, error: Exception) -> tuple[str, str]:
+    """Kind and detail of a frame that cannot be used, given the error that it made."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if image.mode != "RGB":
+                return "colour mode", f"{image.mode}, not RGB"
+            if (image.height, image.width) != size:
+                return "frame size", f"{image.height}x{image.width}, not {size[0]}x{size[1]}"
+    except _FAULTS:
+        if not len(data):
+            return "unreadable frame", "it is empty"
+    return "unreadable frame", re.sub(r" <_io\.BytesIO .*>", "", str(error))
+
+
+def is_blank(frame: np.ndarray) -> bool:
+    """Whether a picture, uint8 (H, W, 3), is of one colour or black."""
+    step = max(frame.shape[0] // 32, 1)
+    for pixels in (frame[::step, ::step], frame):  # a few pixels tell in nearly all cases
+        low, high = pixels.min(axis=(0, 1)), pixels.max(axis=(0, 1))
+        if (high - low).max() > _FLAT and high.max() > _BLACK:
+            return False
+    return True
+
+
+def encoding(data: bytes) -> tuple[str, int]:
+    """Chroma subsampling and estimated quality, 1 to 100, of a JPEG; ("PNG", 0) and the like for other files."""
+    with Image.open(io.BytesIO(data)) as image:
+        if image.format != "JPEG":
+            return str(image.format), 0
+        table = np.array(image.quantization[0])  # type: ignore
+        return _CHROMAS.get(get_sampling(image), "other"), int(np.abs(_tables() - table).sum(axis=1).argmin()) + 1
+
+
+@functools.cache
+def _tables() -> np.ndarray:
+    """The luminance tables that JPEG encoders take for the qualities 1 to 100: (100, 64), scaled from that of 50."""
+    with Image.open(io.BytesIO(encode_jpeg(np.zeros((8, 8, 3), np.uint8), 50))) as image:
+        standard = np.array(image.quantization[0])  # type: ignore
+    percent = np.array([5000 // quality if quality < 50 else 200 - 2 * quality for quality in range(1, 101)])
+    return ((standard * percent[:, None] + 50) // 100).clip(1, 255)
+
+
+# ----------------------------------------------------------------------------
+# Pictures of two sizes.
+
+
+class Match(NamedTuple):
+    """How a clip's pictures of two sizes agree: medians over frames, in grey levels and frames.
+
+    `shift` says how many frames later than its own number a large frame's best counterpart comes, as far as there is
+    motion to tell.
+    """
+
+    distance: float
+    shift: int
+
+
+def same_aspect(first: Size, second: Size) -> bool:
+    """Whether frames of two sizes show the same part of a source; what others share cannot be known without that."""
+    return abs(first[0] * second[1] / (first[1] * second[0]) - 1) < _ASPECT_TOLERANCE
+
+
+def match_clip(small: Shard, large: Shard, clip: str) -> Match | None:
+    """Compare some frames of a clip in two sizes of the same aspect; None if none of them can be read."""
+    small_entries, large_entries = small.clips[clip], large.clips[clip]
+    distances, shifts = [], []
+    for frame in _spread(len(large_entries), _MATCHED_FRAMES):
+        first = max(frame - _MATCHED_AROUND, 0)
+        try:
+            (picture,) = _pictures(large, large_entries[frame : frame + 1])
+            reference = center_crop_and_resize(picture, *small.size) @ _LUMA
+            others = _pictures(small, small_entries[first : frame + _MATCHED_AROUND + 1])
+            around = [float(np.abs(reference - other @ _LUMA).mean()) for other in others]
+        except _FAULTS:
+            continue
+        here, best = around[frame - first], min(around)
+        distances.append(here)
+        if max(around) > _MOTION_FACTOR * best + _MOTION_MORE:
+            shifts.append(first + around.index(best) - frame if here > best + _CLOSER else 0)
+    return Match(float(np.median(distances)), round(float(np.median(shifts or [0])))) if distances else None
+
+
+def mismatch(match: Match) -> str:
+    """In words, what a comparison revealed; empty if the pictures are the same."""
+    if match.shift:
+        return f"moved by {match.shift:+d} frames"
+    if match.distance > _OTHER:
+        return f"other pictures, {match.distance:.0f} grey levels apart"
+    return ""
+
+
+def _pictures(shard: Shard, entries: Sequence[zipfile.ZipInfo]) -> Iterator[np.ndarray]:
+    for entry in entries:
+        out = np.empty((*shard.size, 3), np.uint8)
+        decode_rgb(shard.read(entry), out)
+        yield out
+
+
+# ----------------------------------------------------------------------------
+# A picture of it all.
+
+
+def draw_sheet(clips: Mapping[str, Clip], out: Path) -> None:
+    """Write a PNG of some clips: under its name a row of evenly spaced frames of each; purple if it cannot be read."""
+    num_rows = min(_SHEET_CLIPS, len(clips))
+    names = [sorted(clips)[row * len(clips) // num_rows] for row in range(num_rows)]
+    rows = []
+    for name in names:
+        caption = Image.new("RGB", (_SHEET_COLUMNS * _SHEET_WIDTH, _CAPTION_HEIGHT))
+        ImageDraw.Draw(caption).text((4, 2), f"{name}   {clips[name].num_frames} frames", "white")
+        tiles = []
+        with contextlib.closing(Shard(clips[name].shard)) as shard:
+            height = max(round(shard.size[0] * _SHEET_WIDTH / shard.size[1]), 1)
+            entries = shard.clips[name]
+            for frame in _spread(len(entries), _SHEET_COLUMNS):
+                try:
+                    picture = Image.fromarray(next(_pictures(shard, entries[frame : frame + 1])))
+                except _FAULTS:
+                    picture = Image.new("RGB", (1, 1), "purple")
+                tiles.append(np.asarray(picture.resize((_SHEET_WIDTH, height), Image.Resampling.LANCZOS)))
+        rows += [np.asarray(caption), contact_sheet(tiles, _SHEET_COLUMNS)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as path:
+        Image.fromarray(np.concatenate(rows)).save(path, "PNG")

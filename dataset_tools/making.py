@@ -1,0 +1,478 @@
+"""What all dataset makers share: their options, and the way from opened footage to described partitions of clips."""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import math
+import os
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from dataset_tools import archive
+from dataset_tools.frames import CHROMAS, Size, SizesType, encode_at_sizes
+from dataset_tools.shots import ShotDetector
+from dnnlib import video
+
+DEFAULT_SIZES: tuple[Size, ...] = ((36, 64), (144, 256))
+
+# A video is broken if it holds this much less than it states, since sound may go on a little longer than the pictures,
+# or if so many frames less come out of it, since a few may be coded but never shown.
+_MISSING_SHARE, _MISSING_SEC, _MISSING_FRAMES = 0.1, 1.0, 2
+
+_CONTENT = ("fps", "trim_start", "trim_end", "min_frames", "split_shots", "quality", "chroma")
+_JOB = ("partition", "num_partitions", "val_fraction", "split", "workers", "skip_bad", "dry_run")
+
+# How far sources are read before their turn: that many at once, each by so many encoded frames.
+_SOURCES_AHEAD, _FRAMES_AHEAD = 8, 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the content of a clip, given its source; times in seconds, no `fps`: the source's."""
+
+    sizes: tuple[Size, ...] = DEFAULT_SIZES
+    fps: float | None = None
+    trim_start: float = 0.0
+    trim_end: float = 0.0
+    min_frames: int = 1
+    split_shots: bool = False
+    quality: int = 100
+    chroma: str = "4:4:4"
+
+    def facts(self) -> dict[str, Any]:
+        """The entries of dataset.json; sizes and frame rate stand there as they were found in the end."""
+        facts = dataclasses.asdict(self)
+        del facts["sizes"]
+        return {"resampled_fps": facts.pop("fps"), **facts}
+
+
+@dataclass(frozen=True)
+class Footage:
+    """An opened source: frames a second, and its frames, each uint8 (H, W, 3).
+
+    The generator raises ValueError if the source is broken or ends early, and is closed when no more is wanted.
+    """
+
+    fps: float
+    frames: Generator[np.ndarray, None, None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that becomes a clip.
+
+    `name` is the clip's path inside the dataset, `group` the video it belongs to, as --val-fraction sees it. `open`
+    may take its time, such as for a download, is called in a thread, and raises ValueError naming the source if that
+    is broken. `describe`, if there is one, says in a few words what --dry-run shall tell, and raises likewise.
+    """
+
+    name: str
+    group: str
+    open: Callable[[Recipe], Footage]
+    describe: Callable[[Recipe], str] | None = None
+
+
+def open_video(
+    path: str | os.PathLike[str], recipe: Recipe, start_sec: float = 0.0, end_sec: float | None = None
+) -> Footage:
+    """Open a window of a video file, trimmed at both of its ends as the recipe says; ValueError if it is broken.
+
+    The frames raise ValueError if they end before the window does, or before the length that the file states.
+    """
+    stated, timing = video.probe(path).duration_sec or 0.0, video.scan(path)
+    if timing.duration_sec < stated * (1 - _MISSING_SHARE) - _MISSING_SEC:
+        raise ValueError(
+            f"{path} ends early: it states {stated:.1f} s but holds {timing.duration_sec:.1f} s of pictures"
+        )
+    end = timing.duration_sec if end_sec is None else end_sec
+    start, end = start_sec + recipe.trim_start, end - recipe.trim_end
+    if end <= start:
+        raise ValueError(f"nothing is left of {path} after trimming: it is {timing.duration_sec:g} s long")
+    fps = recipe.fps or timing.fps
+    # Without a need for it the end is left to the file, whose last frame may be shown a little longer.
+    needs_end = end_sec is not None or recipe.trim_end > 0
+    frames = video.iter_video_frames(path, recipe.fps, start, end if needs_end else None)
+    return Footage(fps, _refuse_early_end(frames, path, math.floor((end - start) * fps)))
+
+
+def _refuse_early_end(
+    frames: Iterator[np.ndarray], path: str | os.PathLike[str], expected_frames: int
+) -> Generator[np.ndarray, None, None]:
+    num_frames = 0
+    for frame in frames:
+        yield frame
+        num_frames += 1
+    if num_frames < max(expected_frames * (1 - _MISSING_SHARE) - _MISSING_FRAMES, 1):
+        raise ValueError(f"{path} ends early: only {num_frames} of {expected_frames} frames could be decoded")
+
+
+def _options(default_sizes: Sequence[Size]) -> list[Callable[..., Any]]:
+    edge, seconds, count = click.IntRange(1, 9999), click.FloatRange(min=0), click.IntRange(min=1)
+
+    def option(name: str, text: str, kind: click.ParamType, default: Any = None, **more: Any) -> Callable[..., Any]:
+        return click.option(name, help=text, type=kind, default=default, show_default=default is not None, **more)
+
+    sizes = ",".join(f"{height}x{width}" for height, width in default_sizes)
+    return [
+        option("--sizes", f"Frame sizes to store, height x width  [default: {sizes}]", SizesType(), metavar="HxW,..."),
+        option("--height", "Height of the only size to store, with --width", edge),
+        option("--width", "Width of the only size to store, with --height", edge),
+        option("--fps", "Frames a second to store  [default: as in the source]", click.FloatRange(0, min_open=True)),
+        option("--trim-start", "Seconds to leave out at the start of each source", seconds, 0.0),
+        option("--trim-end", "Seconds to leave out at the end of each source", seconds, 0.0),
+        option("--min-frames", "Leave out clips of fewer frames", count, 1),
+        click.option("--split-shots", help="Store each shot between two cuts as a clip of its own", is_flag=True),
+        option("--quality", "Quality of the JPEGs", click.IntRange(1, 100), 100),
+        option("--chroma", "Colour resolution of the JPEGs: full, or half", click.Choice(list(CHROMAS)), "4:4:4"),
+        option(
+            "--val-fraction",
+            "Share of the sources to set apart; OUTPUT_DIR/train and OUTPUT_DIR/val then are the datasets",
+            click.FloatRange(0, 1, max_open=True),
+            0.0,
+        ),
+        option("--split", "What the dataset is for, as noted in it", click.Choice(["train", "val", "test"]), "train"),
+        option("--partition", "Make this partition only, from 0 on  [default: all]", click.IntRange(min=0)),
+        option("--num-partitions", "Zips to divide the clips of a size into", click.IntRange(1, 9999), 10),
+        option("--workers", "Threads that resize and encode  [default: one for each core]", count),
+        click.option("--skip-bad", help="Succeed even if some sources are broken", is_flag=True),
+        click.option("--dry-run", help="List what would be made, and write nothing", is_flag=True),
+    ]
+
+
+def maker_options(
+    default_sizes: Sequence[Size] = DEFAULT_SIZES,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator: the options all makers share.
+
+    The command's function gets two arguments for them: `recipe`, a Recipe, and `job`, the keyword arguments of `make`
+    that are not about content. A ValueError in it becomes the command's error message.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(sizes: tuple[Size, ...] | None, height: int | None, width: int | None, **others: Any) -> None:
+            if (height is None) != (width is None):
+                raise click.UsageError("--height and --width go together")
+            if height is not None and width is not None:
+                if sizes is not None:
+                    raise click.UsageError("give either --sizes or --height and --width")
+                sizes = ((height, width),)
+            content = {name: others.pop(name) for name in _CONTENT}
+            job = {name: others.pop(name) for name in _JOB}
+            if job["val_fraction"] and job["split"] != "train":
+                raise click.UsageError("give either --val-fraction or --split")
+            try:
+                function(recipe=Recipe(sizes or tuple(default_sizes), **content), job=job, **others)
+            except ValueError as error:
+                raise click.ClickException(str(error)) from error
+
+        return functools.reduce(lambda wrapped, option: option(wrapped), reversed(_options(default_sizes)), command)
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class _Set:
+    """One dataset to make: its folder, what belongs into it, and what dataset.json says about it."""
+
+    root: Path
+    sources: Sequence[Source]
+    facts: Mapping[str, Any]
+
+
+@dataclass
+class _Tally:
+    """What came of everything that was made."""
+
+    num_clips: int = 0
+    num_frames: int = 0
+    rates: collections.Counter[float] = dataclasses.field(default_factory=collections.Counter)
+    broken: list[str] = dataclasses.field(default_factory=list)
+    short: list[str] = dataclasses.field(default_factory=list)
+
+    def remarks(self) -> Iterator[str]:
+        """What the user should know of it, in lines."""
+        if len(self.rates) > 1:
+            found = ", ".join(f"{rate:g} ({count} clips)" for rate, count in self.rates.most_common())
+            yield f"The clips differ in frame rate: {found}; give --fps to make them equal."
+        for reason in (*self.short, *self.broken):
+            yield f"Left out: {reason}"
+
+
+def make(
+    output_dir: Path,
+    sources: Sequence[Source],
+    recipe: Recipe,
+    *,
+    partition: int | None,
+    num_partitions: int,
+    val_fraction: float,
+    split: str,
+    workers: int | None,
+    skip_bad: bool,
+    dry_run: bool,
+    origin: str,
+    packages: Sequence[str],
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the partitions asked for of a dataset of all sources, whose order counts, and describe them.
+
+    `origin` and `facts` go to dataset.json, as do the versions of `packages`. ValueError if it would not fit what
+    is already there, or if sources are broken and not `skip_bad`; the good ones are written before that.
+    """
+    assert len({source.name for source in sources}) == len(sources), "two sources have one name"
+    facts = {"source": origin, "seed": None, "val_fraction": val_fraction, **recipe.facts(), **(facts or {})}
+    sets = _divide(output_dir, sources, val_fraction, split, facts)
+    if partition is not None:
+        archive.partition(sources, partition, num_partitions)  # refuses a number that is too high
+    indices = range(num_partitions) if partition is None else [partition]
+    for part in sets:
+        archive.refuse_mixture(part.root, recipe.sizes, indices, num_partitions, **part.facts)
+    shards = [(part, i, archive.partition(part.sources, i, num_partitions)) for i in indices for part in sets]
+    if recipe.split_shots:
+        ShotDetector(1.0)  # refuses at once if the package for it is missing
+    workers = workers or len(os.sched_getaffinity(0))
+    total = sum(len(shard_sources) for _, _, shard_sources in shards)
+    if dry_run:
+        tally = _list_shards(shards, recipe, workers)
+        click.echo(f"{tally.num_clips} clips would be made in {output_dir}. Next: the same without --dry-run")
+    else:
+        tally = _make_shards(shards, recipe, num_partitions, packages, workers)
+        for line in tally.remarks():
+            click.echo(line, err=True)
+        done = f"{tally.num_clips} clips, {tally.num_frames} frames are in"
+        if partition is not None:
+            commands = "; ".join(f"python -m dataset_tools.merge {part.root}" for part in sets)
+            click.echo(f"{done} partition {partition} of {output_dir}. Next, when all are made: {commands}")
+        elif tally.num_clips:
+            click.echo(f"{done} {output_dir}. Next: python train_lres.py --dataset={sets[0].root}")
+        else:
+            raise ValueError(f"no clip came of {total} sources; see above why, and mend them or change the options")
+    broken = f"{len(tally.broken)} of {total} sources are broken"
+    if tally.broken and not skip_bad:
+        raise ValueError(f"{broken}; mend them, or accept that by --skip-bad")
+    if tally.broken:
+        click.echo(f"{broken} and left out, as --skip-bad allows.", err=True)
+
+
+def _divide(
+    output_dir: Path, sources: Sequence[Source], val_fraction: float, split: str, facts: Mapping[str, Any]
+) -> list[_Set]:
+    """The datasets to make; ValueError where one would lie inside another."""
+    inner = [output_dir / name for name in ("train", "val")]
+    for folder in [output_dir] if val_fraction else inner:
+        if (folder / archive.DESCRIPTION).exists():
+            raise ValueError(
+                f"{folder} already holds a dataset, which was made {'without' if val_fraction else 'with'} "
+                "--val-fraction; do likewise, or give another output folder"
+            )
+    if not val_fraction:
+        parts = {split: (output_dir, sources)}
+    else:
+        in_val = [_is_val(source.group, val_fraction) for source in sources]
+        chosen = {
+            name: [source for source, val in zip(sources, in_val, strict=True) if val == (name == "val")]
+            for name in ("train", "val")
+        }
+        for name, found in chosen.items():
+            if not found:
+                raise ValueError(
+                    f"with --val-fraction {val_fraction:g}, none of {len(sources)} sources falls into {name}; change "
+                    "the fraction"
+                )
+        parts = {path.name: (path, chosen[path.name]) for path in inner}
+    return [
+        _Set(root, found, {**facts, "split": name, "num_sources": len(found), "sources_sha256": _digest(found)})
+        for name, (root, found) in parts.items()
+    ]
+
+
+def _is_val(group: str, val_fraction: float) -> bool:
+    """By a hash of the video's name alone, so that more videos leave the others where they are."""
+    number = int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest(), "little")
+    return number < val_fraction * 2**64
+
+
+def _digest(sources: Sequence[Source]) -> str:
+    """Tells one list of clips from another: partitions of different ones do not fit together."""
+    return hashlib.sha256("\n".join(source.name for source in sources).encode()).hexdigest()
+
+
+def _list_shards(shards: Sequence[tuple[_Set, int, Sequence[Source]]], recipe: Recipe, workers: int) -> _Tally:
+    """Print what would be made, a line for each source."""
+
+    def describe(source: Source) -> tuple[bool, str]:
+        try:
+            return True, source.describe(recipe) if source.describe else ""
+        except ValueError as error:
+            return False, f"broken: {error}"
+
+    tally = _Tally()
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for part, index, sources in shards:
+            for source, (is_good, text) in zip(sources, pool.map(describe, sources), strict=True):
+                click.echo(f"{part.facts['split']}  partition {index:04d}  {source.name}  {text}".rstrip())
+                tally.num_clips += is_good
+                if not is_good:
+                    tally.broken.append(text)
+    return tally
+
+
+def _make_shards(
+    shards: Sequence[tuple[_Set, int, Sequence[Source]]],
+    recipe: Recipe,
+    num_partitions: int,
+    packages: Sequence[str],
+    workers: int,
+) -> _Tally:
+    """Write one shard after the other under a progress bar, each described as soon as it is there."""
+    tally = _Tally()
+    all_sources = [source for _, _, sources in shards for source in sources]
+    with contextlib.ExitStack() as stack:
+        readers = stack.enter_context(contextlib.closing(_read_ahead(all_sources, recipe, workers)))
+        bar = stack.enter_context(
+            click.progressbar(
+                length=len(all_sources),
+                label="Storing clips",
+                item_show_func=lambda item: None if item is None else str(item)[-40:],
+            )
+        )
+        for part, index, sources in shards:
+            rates: collections.Counter[float] = collections.Counter()
+            left_out = []
+            with archive.ShardWriter(part.root, recipe.sizes, index) as writer:
+                for source in sources:
+                    known, num_dropped = len(writer.frame_paths), len(writer.dropped)
+                    reader = next(readers)
+                    try:
+                        _store(writer, source, reader, recipe, bar)
+                    except ValueError as error:
+                        tally.broken.append(str(error))
+                        left_out.append(str(error))
+                    rates[reader.fps] += len(writer.frame_paths) - known
+                    if num_short := len(writer.dropped) - num_dropped:
+                        reason = (
+                            f"{source.name}: {num_short} of {num_short + len(writer.frame_paths) - known} clips have "
+                            f"fewer than {recipe.min_frames} frames"
+                        )
+                        tally.short.append(reason)
+                        left_out.append(reason)
+                    bar.update(1, source.name)
+            report = writer.report(+rates, left_out)
+            archive.describe_dataset(part.root, [report], num_partitions, packages, **part.facts)
+            tally.rates.update(+rates)
+            tally.num_clips += len(report.clips)
+            tally.num_frames += sum(clip["frames"] for clip in report.clips.values())
+    return tally
+
+
+def _store(writer: archive.ShardWriter, source: Source, reader: "_Reader", recipe: Recipe, bar: Any) -> None:
+    """Write one source as a clip, or shot by shot; ValueError, with nothing written, if it is broken."""
+    facts = {"fps": reader.start(), "group": source.group}
+    with writer.clip(source.name, recipe.min_frames, facts) as clip:
+        for num_frames, files in enumerate(reader):
+            clip(files)
+            if num_frames % 100 == 99:
+                bar.current_item = f"{source.name}, frame {num_frames + 1}"
+                bar.render_progress()
+        clip.cuts = reader.cuts
+
+
+def _read_ahead(sources: Sequence[Source], recipe: Recipe, workers: int) -> Generator["_Reader", None, None]:
+    """Readers of all sources in order; of those whose turn is still to come, a few are at work already.
+
+    So neither starting programs nor waiting for a download keeps the cores idle, even if each source is very short.
+    """
+    budget = threading.Semaphore(2 * workers)  # whole frames in memory, over all sources
+    readers = collections.deque[_Reader]()
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        try:
+            for source in sources:
+                readers.append(_Reader(source, recipe, pool, budget))
+                if len(readers) == min(_SOURCES_AHEAD, workers + 1):
+                    yield readers[0]
+                    readers.popleft()
+            while readers:
+                yield readers[0]
+                readers.popleft()
+        finally:
+            for reader in readers:
+                reader.stop()
+
+
+class _Reader:
+    """Opens, reads and encodes one source in the background, at most some frames before they are asked for.
+
+    Ask for `start()`, then iterate over the files of each frame, then look at `cuts`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        recipe: Recipe,
+        pool: concurrent.futures.Executor,
+        budget: threading.Semaphore,
+    ) -> None:
+        self.fps = 0.0
+        self.cuts: list[int] | None = None
+        self._source, self._recipe, self._pool, self._budget = source, recipe, pool, budget
+        self._results = queue.SimpleQueue[Any]()
+        self._room = threading.Semaphore(_FRAMES_AHEAD)
+        self._stopped = False
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def start(self) -> float:
+        """Wait until the source is open; returns its frames a second."""
+        self.fps = self._next()
+        return self.fps
+
+    def __iter__(self) -> Iterator[list[bytes]]:
+        while (future := self._next()) is not None:
+            yield future.result()
+            self._room.release()
+
+    def stop(self) -> None:
+        """Make the background give up soon."""
+        self._stopped = True
+        self._room.release()
+
+    def _next(self) -> Any:
+        result = self._results.get()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def _run(self) -> None:
+        try:
+            footage = self._source.open(self._recipe)
+            self._results.put(footage.fps)
+            with contextlib.closing(footage.frames):
+                self._read(footage)
+            self._results.put(None)
+        except BaseException as error:  # it is raised where the results are awaited
+            self._results.put(error)
+
+    def _read(self, footage: Footage) -> None:
+        recipe = self._recipe
+        detector = ShotDetector(footage.fps) if recipe.split_shots else None
+        for frame in footage.frames:
+            self._room.acquire()
+            if self._stopped:
+                return
+            self._budget.acquire()
+            future = self._pool.submit(encode_at_sizes, frame, recipe.sizes, recipe.quality, recipe.chroma)
+            future.add_done_callback(lambda _: self._budget.release())
+            self._results.put(future)
+            if detector is not None:
+                detector.add(frame)
+        self.cuts = None if detector is None else detector.finish()

@@ -1,0 +1,301 @@
+"""Downloads that end whole or not at all: resumed where they broke, checked, and done once for all processes.
+
+In the cache folder the bytes go to `<md5 of the address>.part`, which is renamed when the last one is there. Beside it,
+`<md5>.etag` holds the server's name for this version of the content: only bytes of one version are ever put together.
+Whoever downloads holds a lock on the part; the system drops it when the process ends, however that happens.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import click
+import requests
+
+from dnnlib.locks import open_locked
+
+CHUNK_BYTES = 1 << 20
+CONNECT_TIMEOUT_SEC = 10.0
+READ_TIMEOUT_SEC = 60.0
+FIRST_DELAY_SEC = 0.25
+LONGEST_DELAY_SEC = 4.0
+
+# A server that sends less than this within the read time-out has stalled.
+SLOWEST_BYTES_PER_SEC = 1000
+
+# Client errors that a second try can cure: request timeout, too early, too many requests.
+TRANSIENT_CLIENT_ERRORS = (408, 425, 429)
+
+REMEDY = "check the address and the connection, or fetch the file by other means and give its path"
+
+
+def split_hash(url: str, sha256: str | None = None) -> tuple[str, str | None]:
+    """Takes the fragment "#sha256=<hex digits>" off an address: (address, hash in lower case or None).
+
+    Raises ValueError if the fragment is no hash, or contradicts `sha256`.
+    """
+    address, _, fragment = url.partition("#")
+    if not fragment.startswith("sha256="):
+        return url, sha256.lower() if sha256 is not None else None
+    found = fragment.removeprefix("sha256=").lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", found):
+        raise ValueError(f"{url} ends in {len(found)} characters for its SHA-256, expected 64 hexadecimal digits")
+    if sha256 is not None and sha256.lower() != found:
+        raise ValueError(f"{url} names another SHA-256 than the {sha256.lower()} expected of it")
+    return address, found
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file, as lower-case hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_web_page(head: bytes) -> bool:
+    """Tells whether a file that begins with `head` is HTML, as what servers send instead of a file often is."""
+    return bool(re.match(rb"(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body)\b", head, re.I | re.S))
+
+
+def fetch(url: str, folder: Path, num_attempts: int = 10, verbose: bool = True, sha256: str | None = None) -> Path:
+    """Gives the file of an address in the cache `folder`, downloading it if it is not there, or has another hash.
+
+    Of several processes that ask at once, one downloads and the others wait for it.
+
+    Raises ValueError if the address cannot be reached, what comes is not whole or not what `sha256` says, the folder
+    cannot be written, or a download is needed and DNNLIB_OFFLINE is set.
+    """
+    path = _find_cached(url, folder, sha256)
+    if path is not None:
+        return path
+    _refuse_offline(url, f"is not in {folder}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / f"{_prefix(url)}.part", url, verbose) as file:
+            path = _find_cached(url, folder, sha256)
+            return path if path is not None else _complete(url, file, folder, num_attempts, verbose, sha256)
+    except OSError as error:
+        raise ValueError(
+            f"cannot keep {url} in {folder} ({error.strerror}): free some space, or set DNNLIB_CACHE_DIR to a folder "
+            "on a larger disk that you may write to"
+        ) from error
+
+
+def fetch_into(url: str, file: IO[bytes], num_attempts: int, verbose: bool, sha256: str | None) -> None:
+    """Downloads an address into an open file, without the cache; raises ValueError as `fetch` does."""
+    _refuse_offline(url, "is asked for without the cache")
+    _download(url, _Part(file), num_attempts, verbose, sha256)
+
+
+def _refuse_offline(url: str, reason: str) -> None:
+    if os.environ.get("DNNLIB_OFFLINE", "0") not in ("", "0"):
+        raise ValueError(
+            f"{url} {reason}, and DNNLIB_OFFLINE forbids downloads: unset DNNLIB_OFFLINE, or give the path of a file"
+        )
+
+
+def _prefix(url: str) -> str:
+    return hashlib.md5(url.encode("utf-8"), usedforsecurity=False).hexdigest()
+
+
+def _find_cached(url: str, folder: Path, sha256: str | None) -> Path | None:
+    # The server may have renamed the file between two downloads, so more than one can match: the newest counts.
+    paths = sorted(folder.glob(f"{_prefix(url)}_*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    if not paths or (sha256 is not None and file_sha256(paths[0]) != sha256):
+        return None
+    return paths[0]
+
+
+@contextlib.contextmanager
+def _locked(path: Path, url: str, verbose: bool) -> Iterator[IO[bytes]]:
+    """Opens the part and holds its lock; a part that is still there at the end stays, unless it is empty."""
+
+    def tell() -> None:
+        if verbose:
+            print(f"Another process is downloading {url}; waiting for it ...", flush=True)
+
+    file = open_locked(path, "a+b", tell)
+    with file:
+        try:
+            yield file
+        finally:
+            if path.exists() and path.stat().st_size == 0:
+                path.unlink()
+                path.with_suffix(".etag").unlink(missing_ok=True)
+
+
+def _complete(url: str, file: IO[bytes], folder: Path, num_attempts: int, verbose: bool, sha256: str | None) -> Path:
+    part_path = folder / f"{_prefix(url)}.part"
+    part = _Part(file, part_path.with_suffix(".etag"))
+    try:
+        name = _download(url, part, num_attempts, verbose, sha256)
+    except BaseException:
+        if not part.etag:  # bytes of a version without a name could not be continued
+            part.restart(None)
+        raise
+    os.fsync(file.fileno())
+    path = folder / f"{_prefix(url)}_{re.sub(r'[^0-9a-zA-Z._-]', '_', name)[-128:]}"
+    os.replace(part_path, path)
+    part_path.with_suffix(".etag").unlink(missing_ok=True)
+    return path
+
+
+class _Part:
+    """The bytes that have come so far, and the ETag of the version they belong to ("" if it has none)."""
+
+    def __init__(self, file: IO[bytes], etag_path: Path | None = None):
+        self.file = file
+        self.etag_path = etag_path
+        known = etag_path is not None and etag_path.exists()
+        self.etag = etag_path.read_text() if etag_path is not None and known else ""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes there are; the file is left at its end."""
+        return self.file.seek(0, os.SEEK_END)
+
+    def restart(self, etag: str | None) -> None:
+        """Drops all bytes, before bytes of the version `etag` come; a weak one does not tell versions apart."""
+        self.file.seek(0)
+        self.file.truncate()
+        self.etag = etag if etag is not None and etag.startswith('"') else ""
+        if self.etag_path is not None:
+            self.etag_path.write_text(self.etag)
+
+
+# ----------------------------------------------------------------------------
+# One download, in as many attempts as it takes.
+
+
+class _AttemptError(Exception):
+    """What came is not what was announced or asked for; another try may cure it."""
+
+
+class _FinalError(Exception):
+    """The server's answer, which another try would not change."""
+
+
+def _download(url: str, part: _Part, num_attempts: int, verbose: bool, sha256: str | None) -> str:
+    """Downloads into `part` and returns the name that the server or the address gives the content."""
+    if verbose:
+        print(f"Downloading {url} ...", flush=True)
+    problem = ""
+    for attempt in range(num_attempts):
+        if attempt > 0:
+            delay_sec = min(FIRST_DELAY_SEC * 2 ** (attempt - 1), LONGEST_DELAY_SEC)
+            if verbose:
+                print(f"    {problem}; trying again in {delay_sec:g} s", flush=True)
+            time.sleep(delay_sec)
+        try:
+            name = _attempt(url, part, verbose)
+            _check(part, sha256)
+            return name
+        except requests.TooManyRedirects:
+            problem = "the server only ever redirects to other addresses"
+            break
+        except requests.exceptions.SSLError:
+            problem = "the server's certificate could not be verified"
+            break
+        except (_FinalError, requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
+            problem = str(error)
+            break
+        except requests.Timeout:
+            problem = "the server did not answer in time"
+        except requests.ConnectionError:
+            problem = "no connection to the server (offline, or the host does not exist)"
+        except (requests.RequestException, _AttemptError) as error:
+            problem = str(error)
+    raise ValueError(f"cannot download {url}: {problem}; {REMEDY}")
+
+
+def _attempt(url: str, part: _Part, verbose: bool) -> str:
+    # Without compression on the way, Content-Length counts the very bytes that are written.
+    headers = {"Accept-Encoding": "identity"}
+    if part.etag and part.num_bytes > 0:
+        headers |= {"Range": f"bytes={part.num_bytes}-", "If-Range": part.etag}
+    with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT_SEC, READ_TIMEOUT_SEC)) as response:
+        total = _begin(response, part)
+        _receive(response, part, total, verbose)
+        if total is not None and part.num_bytes != total:
+            raise _AttemptError(f"only {part.num_bytes} of {total} bytes came")
+        match = re.search(r'filename="?([^";]+)"?', response.headers.get("Content-Disposition", ""))
+        return match[1] if match else url
+
+
+def _begin(response: requests.Response, part: _Part) -> int | None:
+    """Looks at the answer, drops bytes that it does not continue, and returns the length of the whole, if known."""
+    status, headers = response.status_code, response.headers
+    if status == 206:
+        match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", headers.get("Content-Range", ""))
+        if match and int(match[1]) == part.num_bytes and headers.get("ETag") == part.etag:
+            return int(match[3])
+        part.restart(None)
+        raise _AttemptError("the server continued another version of the file, or elsewhere")
+    if status == 416:
+        part.restart(None)
+        raise _AttemptError("the server has fewer bytes than came before")
+    if status != 200:
+        error = _AttemptError if status >= 500 or status in TRANSIENT_CLIENT_ERRORS else _FinalError
+        raise error(f"the server answered {status} {response.reason}")
+    is_encoded = "Content-Encoding" in headers  # then lengths and ranges count other bytes than ours
+    part.restart(None if is_encoded else headers.get("ETag"))
+    length = headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() and not is_encoded else None
+
+
+def _receive(response: requests.Response, part: _Part, total: int | None, verbose: bool) -> None:
+    show = verbose and total is not None and sys.stderr.isatty()
+    bar = click.progressbar(length=total, label="   ", file=sys.stderr) if show else None
+    num_before = part.num_bytes
+    window_begin, window_bytes = time.monotonic(), 0
+    with bar if bar is not None else contextlib.nullcontext():
+        if bar is not None:
+            bar.update(num_before)
+        for chunk in _chunks(response, part):
+            if part.file.tell() == 0:
+                _refuse_page(response, chunk)
+            part.file.write(chunk)
+            if bar is not None:
+                bar.update(len(chunk))
+            window_bytes += len(chunk)
+            elapsed_sec = time.monotonic() - window_begin
+            if elapsed_sec > READ_TIMEOUT_SEC:
+                if window_bytes < SLOWEST_BYTES_PER_SEC * elapsed_sec:
+                    raise _AttemptError(f"the server sent only {window_bytes} bytes in {elapsed_sec:.3g} s")
+                window_begin, window_bytes = time.monotonic(), 0
+    part.file.flush()
+
+
+def _chunks(response: requests.Response, part: _Part) -> Iterator[bytes]:
+    """The bytes as they come: a full piece would be waited for as long as each byte of it is in time."""
+    read: Callable[..., bytes] = response.raw.read1
+    try:
+        while chunk := read(CHUNK_BYTES, decode_content="Content-Encoding" in response.headers):
+            yield chunk
+    except Exception as error:
+        # urllib3's own errors, and the socket's, which requests translates only in methods that wait for full pieces.
+        if "timed out" in str(error):
+            raise _AttemptError(f"the server fell silent after {part.num_bytes} bytes") from None
+        raise _AttemptError(f"the connection broke after {part.num_bytes} bytes") from None
+
+
+def _refuse_page(response: requests.Response, chunk: bytes) -> None:
+    if is_web_page(chunk) and not re.search(r"\.html?($|\?)", response.url):
+        raise _FinalError("the server sent a web page instead of the file (a log-in or error page?)")
+
+
+def _check(part: _Part, sha256: str | None) -> None:
+    if part.num_bytes == 0:
+        raise _AttemptError("the server sent an empty file")
+    if sha256 is None:
+        return
+    part.file.seek(0)
+    found = hashlib.file_digest(part.file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
+    if found != sha256:
+        part.restart(None)
+        raise _AttemptError(f"its SHA-256 is {found}, expected {sha256}")

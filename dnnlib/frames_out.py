@@ -1,0 +1,197 @@
+"""Files of frames: videos, folders of pictures and arrays behind one interface, written as the frames come.
+
+# A video that turns out shorter than planned appears under the name that fits it, or not at all
+with staging(folder) as stage:
+    with open_writer(stage / "video.mp4", height, width, fps=30) as writer:
+        for frames in chunks:
+            writer.write(frames)
+    publish(stage / "video.mp4", folder / f"{writer.num_frames}_frames.mp4")
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from dnnlib import util
+from dnnlib.video import VideoWriter
+
+SUFFIXES = {"mp4": ".mp4", "webm": ".webm", "gif": ".gif", "png": "", "npz": ".npz"}  # a folder has none
+ARRAY = "frames"  # the name of the array inside an npz file
+COPY_BYTES = 1 << 20
+_STAGE = ".unfinished-"
+
+
+class PngWriter:
+    """Write frames as they are into a folder: 000000.png, 000001.png and so on. A context manager.
+
+    Pictures appear one by one; write into `staging` where a part of them must not be taken for the whole.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], height: int, width: int) -> None:
+        self.path = Path(path)
+        self.height = height
+        self.width = width
+        self.num_frames = 0
+
+    def __enter__(self) -> "PngWriter":
+        self.path.mkdir()
+        return self
+
+    def write(self, frames: np.ndarray) -> None:
+        """Append frames: uint8 (T, height, width, 3)."""
+        assert frames.dtype == np.uint8 and frames.shape[1:] == (self.height, self.width, 3)
+        for frame in frames:
+            write_picture(self.path / f"{self.num_frames:06d}.png", frame)
+            self.num_frames += 1
+
+    def __exit__(self, *exception: Any) -> None:
+        pass
+
+
+class NpzWriter:
+    """Write frames as they are into an npz file, whose array `frames` is uint8 (T, height, width, 3).
+
+    A context manager whose file appears, whole, when the context is left normally. Frames go straight to the disk. The
+    array's header comes first and tells T: if T is not `num_frames` in the end, the file is copied once.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], height: int, width: int, num_frames: int | None = None) -> None:
+        self.path = Path(path)
+        self.height = height
+        self.width = width
+        self.planned = num_frames or 0
+        self.num_frames = 0
+
+    def __enter__(self) -> "NpzWriter":
+        with contextlib.ExitStack() as stack:
+            self._temporary = stack.enter_context(util.atomic_path(self.path))
+            self._archive = stack.enter_context(zipfile.ZipFile(self._temporary, "w"))
+            self._member = stack.enter_context(self._archive.open(f"{ARRAY}.npy", "w", force_zip64=True))
+            self._write_header(self._member, self.planned)
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, frames: np.ndarray) -> None:
+        """Append frames: uint8 (T, height, width, 3)."""
+        assert frames.dtype == np.uint8 and frames.shape[1:] == (self.height, self.width, 3)
+        self._member.write(np.ascontiguousarray(frames).data)
+        self.num_frames += len(frames)
+
+    def __exit__(self, *exception: Any) -> None:
+        if exception[0] is not None:
+            self._stack.__exit__(*exception)
+            return
+        with self._stack:
+            if self.num_frames != self.planned:
+                self._member.close()
+                self._archive.close()
+                self._correct_header()
+
+    def _write_header(self, file: IO[bytes], num_frames: int) -> None:
+        shape = (num_frames, self.height, self.width, 3)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+    def _correct_header(self) -> None:
+        """Copy the file with the number of frames that it really has."""
+        with (
+            util.atomic_path(self._temporary) as temporary,
+            zipfile.ZipFile(self._temporary) as source,
+            zipfile.ZipFile(temporary, "w") as target,
+            source.open(f"{ARRAY}.npy") as old,
+            target.open(f"{ARRAY}.npy", "w", force_zip64=True) as new,
+        ):
+            np.lib.format.read_magic(old)
+            np.lib.format.read_array_header_1_0(old)
+            self._write_header(new, self.num_frames)
+            shutil.copyfileobj(old, new, COPY_BYTES)
+
+
+FrameWriter = VideoWriter | PngWriter | NpzWriter
+
+
+def open_writer(
+    path: str | os.PathLike[str],
+    height: int,
+    width: int,
+    fps: float = 30.0,
+    crf: int = 18,
+    num_frames: int | None = None,
+) -> FrameWriter:
+    """The writer for what `path` is called: .mp4, .webm, .gif or .npz, and without a suffix a folder of PNG.
+
+    `num_frames` is how many frames are to be expected, where that is known.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix == ".npz":
+        return NpzWriter(path, height, width, num_frames)
+    if suffix:
+        return VideoWriter(path, height, width, fps, crf)
+    return PngWriter(path, height, width)
+
+
+def write_picture(path: Path, frame: np.ndarray) -> None:
+    """uint8 (H, W, 3) -> a PNG file."""
+    with util.atomic_path(path) as temporary:
+        Image.fromarray(frame).save(temporary)
+
+
+@contextlib.contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A hidden folder inside `folder` for files that are not finished; it goes when the block is left, in any way.
+
+    Those of processes that were killed are removed first. A lock on each tells them from those still at work.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage in folder.glob(f"{_STAGE}*"):
+        with _locked(stage, wait=False) as is_ours:
+            if is_ours:
+                shutil.rmtree(stage, ignore_errors=True)
+    while True:
+        stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=folder))
+        with _locked(stage, wait=True):
+            if not stage.exists():  # another process took it for abandoned before the lock was there
+                continue
+            try:
+                yield stage
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
+            return
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, wait: bool) -> Iterator[bool]:
+    """Hold the lock of a folder, which the system drops when the process ends; gives whether it is held.
+
+    It is not if another process holds it and `wait` is False, nor on file systems that cannot lock.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # removed in between
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        is_held = True
+    except OSError:
+        is_held = False
+    try:
+        yield is_held
+    finally:
+        os.close(descriptor)
+
+
+def publish(path: Path, target: Path) -> Path:
+    """Move a finished file or folder to `target`, in place of what is there, and return `target`."""
+    if path.is_dir() and target.is_dir():
+        shutil.rmtree(target)  # a folder cannot be replaced in one go
+    os.replace(path, target)
+    return target

@@ -1,0 +1,227 @@
+"""What the measures of long videos share: their options, their results, and errors by leaving videos out."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metrics import checks
+from metrics.detectors import registry
+from metrics.jackknife import NUM_GROUPS, group_videos
+from torch_utils import distributed
+
+Chunk = np.ndarray | Tensor  # uint8 (N, T, H, W, 3): the next T frames of N videos
+Videos = Iterable[Iterable[Chunk]]  # groups of videos, each as successive chunks in time
+
+
+@dataclass(frozen=True)
+class Options:
+    """How videos are measured. `detector` stands in for a measure's own feature network: an object with `features`,
+    which takes uint8 images (N, 3, H, W), or clips (N, 3, T, H, W) for drift, and with a dict `identity`."""
+
+    device: torch.device | str = "cpu"
+    detector: Any = None
+    detector_paths: Mapping[str, str] = field(default_factory=dict)  # files of weights by the name of the detector
+    window: int = 16  # frames of a clip, for drift and motion energy
+    stride: int = 8  # frames between the clips of a generated video, for drift
+    lags: tuple[int, ...] = ()  # frame separations for feature similarity; () for 1, 2, 5, 10, 20, 50, ...
+
+    def open(self, name: str) -> Any:
+        """The detector of a measure that by itself uses the one called `name`."""
+        return self.detector or registry.open_detector(name, self.device, self.detector_paths.get(name))
+
+
+DEFAULTS = Options()
+
+
+class Probe(Protocol):
+    """Takes in a group of videos chunk by chunk, and keeps little of them."""
+
+    def add(self, chunk: np.ndarray) -> None:
+        """The next frames of the group: uint8 (N, T, H, W, 3)."""
+        ...
+
+    def finish(self) -> np.ndarray:
+        """What was found, one row a video: (N, ...)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a probe found in the videos of one side."""
+
+    values: np.ndarray  # (N, ...)
+    videos: np.ndarray  # (N,): which video of the side's footage each was taken from
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def of(self, values: np.ndarray) -> "Rows":
+        """Other values of the same videos."""
+        return Rows(values, self.videos)
+
+    def halves(self) -> tuple[np.ndarray, np.ndarray]:
+        """The values in two halves that share no video, if there are two."""
+        half = group_videos(self.videos, 2) if len(np.unique(self.videos)) > 1 else np.arange(len(self)) % 2
+        return self.values[half == 0], self.values[half == 1]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure by its name: how one side is looked at, and what both sides give together.
+
+    Called with two sides it looks for nothing else; `compare_sides` computes several in one pass.
+    """
+
+    name: str
+    probe: Callable[[Options, str], Probe]  # of the side "real" or "generated"
+    compare: Callable[[Rows, Rows, Options], dict[str, Any]]  # of the real and of the generated videos
+    detector: str | None = None  # what it sees with
+
+    def __call__(self, real: Videos, fake: Videos, options: Options = DEFAULTS) -> dict[str, Any]:
+        return compare_sides([self], real, fake, options)[self.name]
+
+
+class Watch:
+    """What the probes of some measures find in one side, whose videos come in groups, chunk by chunk."""
+
+    def __init__(self, measures: Sequence[Measure], side: str, options: Options) -> None:
+        self.makers = list(dict.fromkeys(measure.probe for measure in measures))  # each once, whoever shares it
+        self.side, self.options = side, options
+        self.probes: list[Probe] = []  # of the group that is being seen
+        self.found: list[dict[int, np.ndarray]] = [{} for _ in self.makers]  # row by number of the video
+        self.size = (0, 0)  # height and width of the frames
+
+    def add(self, chunk: Chunk) -> None:
+        """The next frames of a group: uint8 (N, T, H, W, 3)."""
+        frames = chunk.cpu().numpy() if isinstance(chunk, Tensor) else chunk
+        checks.check_array(frames, f"the {self.side} video")
+        assert frames.ndim == 5, f"chunks are (N, T, H, W, 3), not {frames.shape}"
+        self.size = frames.shape[2:4]
+        self.probes = self.probes or [maker(self.options, self.side) for maker in self.makers]
+        for probe in self.probes:
+            probe.add(frames)
+
+    def end(self, items: Sequence[int]) -> None:
+        """The group is over; these were its videos."""
+        for found, probe in zip(self.found, self.probes, strict=True):
+            found |= zip(items, probe.finish(), strict=True)
+        self.probes = []
+
+    def merge(self, num_videos: int, device: torch.device) -> None:
+        """Bring together what the ranks found in videos 0 to `num_videos`; video 0 is rank 0's."""
+        shapes = [found[0].shape for found in self.found] if distributed.is_main() else []
+        shapes = distributed.broadcast_object(shapes)
+        for found, shape in zip(self.found, shapes, strict=True):
+            rows = torch.zeros(num_videos, *shape, dtype=torch.float64)
+            with distributed.together():
+                self._check_length({shape, *(row.shape for row in found.values())})
+                for item, row in found.items():
+                    rows[item] = torch.from_numpy(row)
+            rows = distributed.all_reduce_sum(rows.to(device)).cpu().numpy()
+            found |= enumerate(rows)
+
+    def rows(self, videos: Sequence[int] | None = None) -> list[Rows]:
+        """Of each maker of probes. `videos` says which each item was taken from; None: each from another."""
+        num_videos = len(self.found[0])
+        if num_videos < 2:
+            raise ValueError(
+                f"{num_videos} {self.side} videos are to be measured, but errors need at least two: give more"
+            )
+        for found in self.found:
+            self._check_length({row.shape for row in found.values()})
+        numbers = np.asarray(range(num_videos) if videos is None else videos)
+        return [Rows(np.stack([found[item] for item in range(num_videos)]), numbers) for found in self.found]
+
+    def _check_length(self, shapes: set[tuple[int, ...]]) -> None:
+        if len(shapes) > 1:
+            raise ValueError(f"the {self.side} videos differ in length: cut all to the same number of frames")
+
+
+def compare_sides(
+    measures: Sequence[Measure], real: Videos, fake: Videos, options: Options = DEFAULTS
+) -> dict[str, dict[str, Any]]:
+    """All measures in one pass through either side, in this process: {name: result}."""
+    watches = {"real": Watch(measures, "real", options), "generated": Watch(measures, "generated", options)}
+    for videos, watch in zip((real, fake), watches.values(), strict=True):
+        for group in videos:
+            num_videos = 0
+            for chunk in group:
+                watch.add(chunk)
+                num_videos = len(chunk)
+            first = len(watch.found[0])
+            if num_videos:
+                watch.end(range(first, first + num_videos))
+    rows = {side: watch.rows() for side, watch in watches.items()}
+    checks.check_sizes(watches["real"].size, watches["generated"].size, "the real videos", "the generated ones")
+    return compare_rows(measures, rows["real"], rows["generated"], options)
+
+
+def compare_rows(
+    measures: Sequence[Measure], real: Sequence[Rows], fake: Sequence[Rows], options: Options
+) -> dict[str, dict[str, Any]]:
+    """The result of each measure by its name, of the rows of two watches."""
+    makers = list(dict.fromkeys(measure.probe for measure in measures))
+    results = {}
+    for item in measures:
+        rows = [side[makers.index(item.probe)] for side in (real, fake)]
+        counts = {"num_real": len(rows[0]), "num_fake": len(rows[1])}
+        results[item.name] = {"metric": item.name, **item.compare(rows[0], rows[1], options), **counts}
+    return results
+
+
+def check_same_length(real: np.ndarray, fake: np.ndarray, name: str) -> None:
+    """Raise ValueError unless rows of both sides, (N, T) and (M, T), cover the same time."""
+    if real.shape[1] != fake.shape[1]:
+        raise ValueError(
+            f"{name} compares videos of one length, but the real ones have {real.shape[1]} and the generated ones "
+            f"{fake.shape[1]} frames: cut both to {min(real.shape[1], fake.shape[1])}"
+        )
+
+
+def curve_gap(real: np.ndarray, fake: np.ndarray) -> float:
+    """Mean absolute difference of the mean curves of rows (N, K) and (M, K)."""
+    return float(np.abs(real.mean(axis=0) - fake.mean(axis=0)).mean())
+
+
+def jackknife_error(statistic: Callable[[np.ndarray, np.ndarray], Any], real: Rows, fake: Rows) -> Any:
+    """Standard error of `statistic(real values, generated values)`, a number or a list of them; the sides are
+    independent, so their variances add."""
+    variances = jackknife_variance(lambda values: statistic(values, fake.values), real)
+    return np.sqrt(variances + jackknife_variance(lambda values: statistic(real.values, values), fake))
+
+
+def jackknife_variance(statistic: Callable[[np.ndarray], Any], rows: Rows) -> Any:
+    """Variance of `statistic(values)`, by leaving out a group of videos at a time (delete-a-group jackknife, Kott
+    2001), of at most 16. Rows of a single video are taken for independent, for want of better."""
+    num_videos = len(np.unique(rows.videos))
+    videos = rows.videos if num_videos > 1 else np.arange(len(rows))
+    num_groups = min(NUM_GROUPS, len(np.unique(videos)))
+    group = group_videos(videos, num_groups)
+    values = np.array([statistic(rows.values[group != number]) for number in range(num_groups)])
+    return (num_groups - 1) * values.var(axis=0)
+
+
+def slope_per_100(frames: np.ndarray, values: np.ndarray) -> float:
+    """Least-squares slope of `values` over `frames`, in units per 100 frames."""
+    centred = frames - frames.mean()
+    return float(100 * (centred @ values) / (centred @ centred))
+
+
+def line(label: str, x: Any, y: Any, band: Any = None) -> dict[str, Any]:
+    """A line of a chart as JSON holds it; `band` is the half width of what is drawn around it."""
+    drawn = {"label": label, "x": _floats(x), "y": _floats(y)}
+    return drawn if band is None else {**drawn, "band": _floats(band)}
+
+
+def chart(title: str, x_name: str, lines: Sequence[dict[str, Any]], **facts: Any) -> dict[str, Any]:
+    """A chart as JSON holds it; `facts` are `band` (what the bands are), `limits` and `guide` (of the vertical
+    axis) and `log_x`."""
+    return {"title": title, "x_name": x_name, "lines": list(lines), **facts}
+
+
+def _floats(values: Any) -> list[float]:
+    return np.asarray(values, float).tolist()

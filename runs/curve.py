@@ -1,0 +1,127 @@
+"""Measure the checkpoints of a run against footage it has not seen: a line a checkpoint and metric, to be drawn.
+
+# Low-resolution stage by itself, over its steps
+python -m runs.curve runs/labdoom/lres/00000-* --dataset=data/labdoom/val -m fvd256_16f --out=outputs/lres.jsonl
+
+# The same frames at full size: by the super-resolution stage, and by bicubic interpolation
+python -m runs.curve LRES.pkl --sres=SRES.pkl --dataset=data/labdoom/val -m fvd256_16f --out=outputs/pair.jsonl
+python -m runs.curve LRES.pkl --bicubic=72x128 --dataset=data/labdoom/val -m fvd256_16f --out=outputs/bicubic.jsonl
+
+# Draw
+python -m metrics.report outputs/lres.jsonl --out=outputs/lres.png
+
+NETWORKS are networks or run directories, of which every checkpoint is measured. What the file has already is not
+measured again.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from metrics import inputs, metric_main
+from metrics.plan import Generated
+from torch_utils import host_memory
+from training.checkpoint import list_networks
+from training.logger import read_lines
+from training.longvideogan.command import Size
+from training.longvideogan.sampling import Condition, LowResSource, Pair, Source, Start, open_source
+
+COUNT = click.IntRange(min=1)
+
+
+class Bicubic(Source):
+    """Low-resolution videos, enlarged by bicubic interpolation: what a super-resolution network has to surpass."""
+
+    def __init__(self, lres: LowResSource, size: tuple[int, int]) -> None:
+        self.lres, self.temporal_scale = lres, lres.temporal_scale
+        self.height, self.width = size
+
+    def frames(
+        self, seeds: Sequence[int], start: Start, num_frames: int | None, condition: Condition | None = None
+    ) -> Iterator[Tensor]:
+        """See `Source.frames`."""
+        for chunk in self.lres.frames(seeds, start, num_frames):
+            images = chunk.transpose(1, 2).flatten(0, 1)
+            images = interpolate(images, (self.height, self.width), mode="bicubic", align_corners=False)
+            yield images.unflatten(0, (len(chunk), -1)).transpose(1, 2)
+
+
+def find_networks(paths: Sequence[Path]) -> list[tuple[int | None, Path]]:
+    """Networks with their steps, where their names tell; of a run directory every averaged generator."""
+    found: list[tuple[int | None, Path]] = []
+    for path in paths:
+        if path.is_dir():
+            checkpoints = list_networks(path)
+            if not checkpoints:
+                raise ValueError(f"{path} has no checkpoints: give a run directory, such as runs/lres/00000-...")
+            found += checkpoints
+        else:
+            named = re.fullmatch(r"ckpt-(\d+)-G-ema\..*", path.name)
+            found.append((int(named[1]) if named else None, path))
+    return found
+
+
+@click.command(help=str(__doc__).replace("\n# ", "\n\b\n# "))
+@click.argument("networks", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--dataset", help="Footage to compare with", required=True)
+@click.option("--sres", help="Make frames sharp with this network; path, URL or name")
+@click.option("--bicubic", help="Enlarge frames to this size by bicubic interpolation", type=Size())
+@click.option("--metric", "-m", "metrics", help="What to measure; repeatable", multiple=True, required=True)
+@click.option(
+    "--num-videos", help="Videos a side for measures of long videos", default=64, show_default=True, type=COUNT
+)
+@click.option("--num-frames", help="Their frames", default=300, show_default=True, type=COUNT)
+@click.option("--seed", help="Chooses the clips, real and generated", default=0, show_default=True)
+@click.option("--device", help="[default: cuda if there is a GPU]", type=click.Choice(["cpu", "cuda"]))
+@click.option("--out", help="JSON lines are added to this file", required=True, type=click.Path(path_type=Path))
+def main(
+    networks: Sequence[Path],
+    dataset: str,
+    sres: str | None,
+    bicubic: tuple[int, int] | None,
+    metrics: Sequence[str],
+    num_videos: int,
+    num_frames: int,
+    seed: int,
+    device: str | None,
+    out: Path,
+) -> None:
+    """See the module's docstring."""
+    if sres and bicubic:
+        raise click.UsageError("--sres and --bicubic are two ways to enlarge the same frames: give one of them.")
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    host_memory.keep_freed(where)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        for step, path in find_networks(networks):
+            name = {"lres": str(path), "sres": sres, "bicubic": bicubic and f"{bicubic[0]}x{bicubic[1]}"}
+            known = [line["metric"] for line in read_lines(out) if all(line[key] == name[key] for key in name)]
+            missing = [metric for metric in metrics if metric not in known]
+            if not missing:
+                continue
+            source = open_source(str(path), sres, where)
+            assert isinstance(source, LowResSource | Pair)
+            if bicubic and isinstance(source, LowResSource):
+                source = Bicubic(source, bicubic)
+            real = inputs.open_videos(dataset, (source.height, source.width))
+            options = {"seed": seed, "device": where, "num_videos": num_videos, "num_frames": num_frames}
+            for result in metric_main.calc_metrics(missing, real, Generated(source), **options):
+                line = {**({} if step is None else {"step": step}), **result, **name}
+                with out.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                values = ", ".join(f"{key} {value:.5g}" for key, value in result["results"].items())
+                click.echo(f"{path}: {values}")
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"Next: python -m metrics.report {out} --out={out.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Rates are found in rounded times, constant and variable ones are told apart, and hidden packets skipped."""
+
+import subprocess
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dnnlib import video_probe
+
+RATES = (24000 / 1001, 24, 25, 30000 / 1001, 30, 50, 60000 / 1001, 60, 120000 / 1001, 240)
+TICKS = (1 / 1000, 1 / 90000, 1 / 15360)
+
+
+def packets(times, tick=1 / 90000, last=0.0):
+    times = np.floor(np.asarray(times) / tick + 1e-6) * tick
+    return video_probe.Packets(times - times[0], times[:1], float(times[0]), tick, last, 0, True)
+
+
+@given(rate=st.sampled_from(RATES), tick=st.sampled_from(TICKS), num=st.integers(2, 3000), start=st.floats(0, 10))
+def test_a_constant_rate_is_found_exactly_in_rounded_times(rate, tick, num, start):
+    given_times = packets(start + np.arange(num) / rate, tick)
+    timing = video_probe.measure(given_times, rate)
+    assert (timing.num_frames, timing.fps, timing.is_variable) == (num, rate, False)
+    assert timing.duration_sec == pytest.approx(num / rate, abs=tick * 1.01)
+    if num / rate > 4:  # long enough to tell 30 from 30000/1001 by the times alone
+        assert video_probe.measure(given_times, 0.0).fps == rate
+
+
+@given(jitter=st.floats(0, 0.07), lost=st.integers(0, 6), seed=st.integers(0, 99))
+def test_uneven_and_lost_frames_are_no_variable_rate(jitter, lost, seed):
+    random = np.random.RandomState(seed)
+    numbers = np.delete(np.arange(700), 100 * np.arange(1, 7)[:lost])
+    times = (numbers + random.uniform(-jitter, jitter, len(numbers)) + 1) / 30
+    timing = video_probe.measure(packets(times), 0.0)
+    assert not timing.is_variable and timing.num_frames == 700 - lost
+    assert timing.fps == pytest.approx(30, rel=0.005)
+
+
+@given(first=st.integers(50, 500), second=st.integers(50, 500), other=st.sampled_from((15, 20, 24, 60)))
+def test_two_rates_are_a_variable_rate_of_their_mean(first, second, other):
+    steps = np.repeat([1 / 30, 1 / other], [first, second])
+    timing = video_probe.measure(packets(np.append(0, np.cumsum(steps)), last=0.5), 0.0)
+    assert timing.is_variable
+    assert timing.fps == pytest.approx((first + second) / steps.sum(), rel=1e-3)
+    assert timing.duration_sec == pytest.approx(steps.sum() + 0.5, rel=1e-3)
+
+
+def test_one_long_pause_is_a_variable_rate():
+    times = np.arange(600) / 30
+    assert video_probe.measure(packets(np.where(times > 10, times + 5, times)), 30).is_variable
+
+
+def test_a_single_frame_has_the_stated_rate():
+    assert video_probe.measure(packets([0]), 25) == video_probe.Timing(1, 25, False, 0.04)
+    assert video_probe.measure(packets([0], last=0.1), 0.0) == video_probe.Timing(1, 10, False, 0.1)
+
+
+def ffmpeg(path, *arguments):
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *arguments, path], check=True)
+    return path
+
+
+def test_only_frames_that_are_shown_count(tmp_path):
+    source = ("-f", "lavfi", "-i", "testsrc2=s=64x64:r=30:d=4")
+    vp8 = (
+        "-c:v",
+        "libvpx",
+        "-b:v",
+        "200k",
+        "-auto-alt-ref",
+        "1",
+        "-lag-in-frames",
+        "16",
+        "-passlogfile",
+        tmp_path / "p",
+    )
+    ffmpeg("-", *source, *vp8, "-pass", "1", "-f", "null")
+    hidden = ffmpeg(tmp_path / "hidden.webm", *source, *vp8, "-pass", "2")
+    text = subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", hidden, "-c", "copy", "-f", "framecrc", "-"],
+        capture_output=True,
+        check=True,
+    ).stdout.decode()
+    assert sum(not line.startswith("#") for line in text.splitlines()) > 120  # some packets only help others
+    timing = video_probe.scan(hidden)
+    assert (timing.num_frames, timing.fps, timing.is_variable) == (120, 30, False)
+
+    long = ffmpeg(tmp_path / "long.mp4", *source, "-c:v", "libx264", "-g", "30")
+    cut = ffmpeg(tmp_path / "cut.mp4", "-ss", "1.5", "-i", long, "-c", "copy")  # frames 30 to 44 are in the file
+    assert video_probe.scan(cut) == video_probe.Timing(75, 30, False, 2.5)
+
+    stream = ffmpeg(
+        tmp_path / "stream.ts", "-i", ffmpeg(tmp_path / "a.mpg", *source, "-c:v", "mpeg2video"), "-c", "copy"
+    )
+    content = stream.read_bytes()
+    packet = 188
+    stream.write_bytes(content[len(content) // 3 // packet * packet :])  # as a recording that starts anywhere
+    frames = subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "quiet", "-i", stream, "-f", "rawvideo", "-pix_fmt", "gray", "-"],
+        capture_output=True,
+        check=True,
+    ).stdout
+    assert video_probe.scan(stream).num_frames == pytest.approx(len(frames) / 64 / 64, abs=2)
+
+
+def test_a_file_is_read_anew_when_it_changes(tmp_path):
+    for num_frames in (10, 20):
+        path = ffmpeg(tmp_path / "a.mp4", "-f", "lavfi", "-i", f"color=s=64x{num_frames * 2}:r=10:d={num_frames / 10}")
+        assert video_probe.scan(path).num_frames == num_frames and video_probe.probe(path).height == num_frames * 2

@@ -1,0 +1,235 @@
+"""The manual agrees with the commands: every command in it parses, every option and file that it names exists."""
+
+import ast
+import importlib
+import importlib.util
+import re
+import shlex
+
+import click
+from click.testing import CliRunner
+
+from training import preview
+from training.config import FREE_OPTIONS
+from training.longvideogan import presets
+
+TRAINING = {"train_lres", "train_sres"}
+# Options of programs that are not ours.
+FOREIGN = {"--standalone", "--nnodes", "--node-rank", "--master-addr", "--master-port", "--nproc-per-node"} | {
+    *(
+        "--nproc_per_node",
+        "--nodes",
+        "--gpus-per-node",
+        "--time",
+        "--signal",
+        "--array",
+        "--logdir",
+        "--shutdown-timeout",
+        "--file",
+        "--tag",
+        "--gpus",
+        "--ipc",
+        "--user",
+        "--volume",
+        "--help",
+    )
+}
+# Pages outside docs/ that the manual sends its readers to.
+ELSEWHERE = ("README.md", "CHANGELOG.md", "training/longvideogan/README.md", "dataset_tools/youtube_configs/README.md")
+
+
+def pages(repo):
+    docs = sorted(path for path in (repo / "docs").glob("*.md") if path.name != "LOG.md")
+    return [*docs, *(repo / name for name in ELSEWHERE)]
+
+
+def commands_of(text):
+    """(module, arguments) of every Python command in the code of a page, `torchrun` and `sbatch` before it left out."""
+    code = [
+        *re.findall(r"```bash\n(.*?)```", text, re.DOTALL),
+        *re.findall(r"`((?:python|torchrun|sbatch|docker run) [^`]+)`", text),
+    ]
+    found = []
+    for line in "\n".join(code).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] in (["torchrun"], ["sbatch"]) or words[:2] == ["docker", "run"]:
+            scripts = [i for i, word in enumerate(words) if word.endswith(".py")]
+            words = ["python", *words[scripts[0] :]] if scripts else []
+            words[1:2] = [word.rpartition("/")[2] for word in words[1:2]]
+        if words[:2] == ["python", "-m"]:
+            found.append((words[2], words[3:]))
+        elif words[:1] == ["python"]:
+            found.append((words[1].removesuffix(".py"), words[2:]))
+    return found
+
+
+def options_of(command):
+    """All option strings of a command and of its subcommands."""
+    commands = [command, *(command.commands.values() if isinstance(command, click.Group) else [])]
+    return {
+        name
+        for entry in commands
+        for parameter in entry.params
+        for name in [*parameter.opts, *parameter.secondary_opts]
+    }
+
+
+def all_commands(repo):
+    return [
+        (str(page.relative_to(repo)), *command) for page in pages(repo) for command in commands_of(page.read_text())
+    ]
+
+
+def test_commands_are_found(repo):
+    assert commands_of(
+        "```bash\ntorchrun --nnodes=2 train_lres.py --batch=8  # so\nls\n```\n`python -m a.b c --d`"
+    ) == [
+        ("train_lres", ["--batch=8"]),
+        ("a.b", ["c", "--d"]),
+    ]
+    assert {module for _, module, _ in all_commands(repo)} >= {*TRAINING, "generate", "training.preview"}
+
+
+def test_every_option_of_every_command_exists(repo):
+    for page, module, arguments in all_commands(repo):
+        known = options_of(importlib.import_module(module).main)
+        for word in arguments:
+            if word.startswith("-") and not re.fullmatch(r"-\d+", word):
+                assert word.split("=")[0] in known | {"--help"}, f"{page}: {module} has no option {word}"
+
+
+def test_every_command_is_taken_with_its_values(repo, tmp_path, monkeypatch):
+    """Each is parsed as it stands; only files that it names need not be there."""
+    monkeypatch.chdir(tmp_path)
+    for page, module, arguments in all_commands(repo):
+        command = importlib.import_module(module).main
+        if isinstance(command, click.Group) and arguments and arguments[0] in command.commands:
+            command, arguments = command.commands[arguments[0]], arguments[1:]
+        if arguments and "--help" not in arguments:  # else it is only named
+            try:
+                command.make_context(module, list(arguments))
+            except click.UsageError as error:
+                where = f"{page}: {module} {shlex.join(arguments)}"
+                assert "does not exist" in error.format_message(), f"{where}: {error.format_message()}"
+
+
+def test_every_training_command_passes_a_dry_run(repo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    training = [command for command in all_commands(repo) if command[1] in TRAINING]
+    assert len(training) >= 10
+    for page, module, arguments in training:
+        result = runner.invoke(importlib.import_module(module).main, [*arguments, "--dry-run"])
+        assert result.exit_code == 0, f"{page}: {module} {shlex.join(arguments)}: {result.output}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_option_named_in_the_text_exists(repo):
+    modules = {module for _, module, _ in all_commands(repo)} | {*TRAINING, "generate", "calc_metrics"}
+    makers = [f"dataset_tools.{path.stem}" for path in (repo / "dataset_tools").glob("make_dataset_from_*.py")]
+    known = {name for module in [*modules, *makers] for name in options_of(importlib.import_module(module).main)}
+    for page in pages(repo):
+        named = {
+            match
+            for code in re.findall(r"`([^`\n]+)`", page.read_text())
+            for match in re.findall(r"--[a-z][\w-]*", code)
+        }
+        assert named <= known | FOREIGN, f"{page.relative_to(repo)} names {named - known - FOREIGN}"
+
+
+def slugs_of(page):
+    """The anchors of a page, as GitHub makes them of its headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_every_link_and_file_exists(repo):
+    for page in [*pages(repo), repo / "docs/LOG.md"]:
+        text = page.read_text()
+        where = page.relative_to(repo)
+        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+            name, _, anchor = target.partition("#")
+            linked = page.parent / name if name else page
+            assert linked.exists(), f"{where} links to {name}"
+            assert not anchor or anchor in slugs_of(linked), f"{where} links to {target}"
+        for path in re.findall(
+            r"`((?:docs|training|tests|dataset_tools|metrics|runs|torch_utils)/[\w./]+\.(?:py|md|sh|sbatch|yaml|json))`",
+            text,
+        ):
+            if path != "training/walk/system.py":  # which the page itself brings
+                assert (repo / path).exists(), f"{where} names {path}"
+        for path in re.findall(r"`?\b(runs/\w+\.(?:sh|sbatch|yaml))", text):
+            assert (repo / path).exists(), f"{where} names {path}"
+
+
+def test_every_page_is_in_the_index_and_leads_somewhere(repo):
+    index = (repo / "docs/README.md").read_text()
+    assert "](docs/README.md)" in (repo / "README.md").read_text()
+    for page in (repo / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in index, f"docs/README.md leaves out {page.name}"
+        if page.name not in ("LOG.md", "README.md"):
+            assert re.search(r"\]\((\.\./)*[\w/]+\.md", page.read_text()), f"docs/{page.name} links to no other page"
+    for name in ELSEWHERE[1:]:
+        assert f"](../{name})" in index
+
+
+def test_every_place_of_the_map_exists(repo):
+    """`file.py: Class.method` in the paper's map, relative to its folder or to the root."""
+    room = repo / "training/longvideogan"
+    places = re.findall(r"`([\w/]+\.py): ([\w.]+)`", (room / "README.md").read_text())
+    assert len(places) > 50
+    for file, name in places:
+        path = next((root / file for root in (room, repo) if (root / file).is_file()), None)
+        assert path is not None, f"{file} is not there"
+        body = ast.parse(path.read_text()).body
+        for part in name.split("."):
+            found = [node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == part]
+            assert found, f"{file} has no {name}"
+            body = found[0].body
+
+
+def test_python_in_the_pages_is_python(repo):
+    for page in pages(repo):
+        for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            for node in ast.walk(ast.parse(code)):
+                if isinstance(node, ast.ImportFrom) and node.module and not node.module.startswith("training.walk"):
+                    module = importlib.import_module(node.module)
+                    for alias in node.names:
+                        known = hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
+                        assert known, f"{page.relative_to(repo)}: {node.module} has no {alias.name}"
+
+
+def test_options_that_may_change_when_a_run_goes_on_are_listed(repo):
+    text = (repo / "docs/checkpoints.md").read_text()
+    listed = text[text.index("**Which options make a run") : text.index("and the number of ranks")]
+    for name in FREE_OPTIONS:
+        if name != "origin":  # which is no option of a command
+            option = "-m" if name == "metrics" else f"--{name.replace('_', '-')}"
+            assert f"`{option}`" in listed, f"docs/checkpoints.md leaves out {option}"
+
+
+def test_variables_named_for_recipes_exist(repo):
+    page = (repo / "docs/recipes.md").read_text()
+    named = set(re.findall(r"`([A-Z][A-Z_]+)`", page)) | set(re.findall(r"\b([A-Z][A-Z_]+)=", page))
+    text = "".join((repo / f"runs/{name}.sh").read_text() for name in ("labdoom", "own_videos", "horseback_8gpu"))
+    assert len(named) > 10
+    for name in named:
+        assert f"{name}=${{{name}" in text, f"no recipe has a variable {name}"
+
+
+def test_extras_named_for_installing_exist(repo):
+    project = (repo / "pyproject.toml").read_text()
+    for page in pages(repo):
+        for extra in re.findall(r"pip install -e '\.\[(\w+)\]'", page.read_text()):
+            assert re.search(rf"^{extra} = \[", project, re.MULTILINE), f"{page.relative_to(repo)}: no extra {extra}"
+
+
+def test_what_there_is_to_know_about_training_is_told(repo):
+    text = (repo / "docs/training.md").read_text()
+    for title, _, _ in preview.CURVES:
+        assert f"| {title} |" in text
+    for stage in TRAINING:
+        for name in options_of(importlib.import_module(stage).main) - {"--metric", "--dry-run"}:
+            assert f"`{name}`" in text, f"docs/training.md leaves out {name} of {stage}"
+    for name in {name for rows in presets.STAGES.values() for name in rows}:
+        assert f"`{name}`" in text

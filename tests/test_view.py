@@ -1,0 +1,396 @@
+"""view.py as browsers know it: what its server answers and refuses, its queue and clips, its start and stop."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import view
+from dnnlib.local_server import Server
+from dnnlib.video import iter_video_frames
+from tests.explorer import (
+    FAR,
+    ServedStudio,
+    ask,
+    ask_json,
+    close,
+    frames_of,
+    make_networks,
+    sampled,
+    serving,
+    until,
+)
+from training import network_file
+from training.longvideogan.sampling import Sampling
+from training.longvideogan.studio import MAX_CLIPS, Entry, list_models
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Tiny networks and where they are saved."""
+    return make_networks(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def studio(networks):
+    """A studio whose server is running."""
+    with serving(networks[2]) as studio:
+        yield studio
+
+
+# ----------------------------------------------------------------------------
+# Frames.
+
+
+@pytest.mark.parametrize("kind", ["lres", "sres"])
+def test_frames_are_those_that_sample_gives(studio, networks, kind):
+    for seed, start, count in ((3, 0, 40), (3, 30, 5), (4, -7, 9), (3, FAR + 1, 6)):
+        frames = frames_of(studio, start, count, kind=kind, seed=seed)
+        assert close(frames, sampled(networks, kind, seed, start, count))
+        assert frames.std() > 10
+    assert not close(frames_of(studio, 0, 4, kind=kind, seed=3), frames_of(studio, 0, 4, kind=kind, seed=4))
+
+
+def test_a_frame_has_the_same_bits_whichever_way_one_comes_to_it(studio, networks):
+    whole = frames_of(studio, 20, 60, kind="sres", seed=5)
+    with serving(networks[2], cache_bytes=100_000) as other:  # a few blocks, so that most are computed again
+        for start in (70, 21, 44, 70, 20):
+            assert np.array_equal(frames_of(other, start, 7, kind="sres", seed=5), whole[start - 20 : start - 13])
+        assert other.cache.num_bytes <= 100_000
+        small = frames_of(other, 64, 3, kind="lres", seed=5)
+    assert np.array_equal(frames_of(studio, 60, 12, kind="lres", seed=5)[4:7], small)
+
+
+def test_truncation_and_speed_reach_the_networks(studio, networks):
+    for kind in ("lres", "sres"):
+        wanted = sampled(networks, kind, 1, 10, 6, Sampling(truncation=0.5, temporal_scale=0.25))
+        assert close(frames_of(studio, 10, 6, kind=kind, seed=1, truncation=0.5, speed=0.25), wanted)
+        assert not close(frames_of(studio, 10, 6, kind=kind, seed=1), wanted)
+
+
+def test_grids_and_pairs_are_made_of_the_frames_of_their_seeds(studio):
+    grid = frames_of(studio, 8, 3, kind="sres", seed=10, grid="2x3")
+    assert grid.shape == (3, 72, 192, 3)
+    for index in range(6):
+        row, column = divmod(index, 3)
+        cell = grid[:, 36 * row : 36 * row + 36, 64 * column : 64 * column + 64]
+        assert np.array_equal(cell, frames_of(studio, 8, 3, kind="sres", seed=10 + index))
+    both = frames_of(studio, 8, 3, kind="both", seed=10)
+    assert np.array_equal(both[:, :, 64:], frames_of(studio, 8, 3, kind="sres", seed=10))
+    assert np.array_equal(both[:, ::2, :64:2], frames_of(studio, 8, 3, kind="lres", seed=10))
+
+
+def test_models_say_what_they_have(studio):
+    assert ask_json(studio, "/api/models")["models"] == ["toy", "small", "broken"]
+    about = ask_json(studio, "/api/model", model="toy")
+    assert about["kinds"]["lres"] == {"height": 18, "width": 32, "block": 32}
+    assert about["kinds"]["both"] == {"height": 36, "width": 128, "block": 4}
+    assert list(ask_json(studio, "/api/model", model="small")["kinds"]) == ["lres"]
+    checked = ask_json(studio, "/api/check", model="toy", seed=" 7", grid="2x2", frame=-3)
+    assert checked["seed"] == 7 and checked["frame"] == -3 and checked["grid"] == "2x2"
+
+
+# ----------------------------------------------------------------------------
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"seed": "abc"}, "seed is 'abc': use a whole number"),
+        ({"seed": "1.5"}, "use a whole number"),
+        ({"seed": ""}, "seed is ''"),
+        ({"seed": "9" * 17}, "use a number from"),
+        ({"seed": "9" * 5000}, "seed is '9999"),
+        ({"count": -4}, "-4 frames were asked for: use a positive number"),
+        ({"count": 0}, "0 frames"),
+        ({"count": 100_000}, "use at most 256"),
+        ({"start": 10**15}, "use a number from"),
+        ({"start": "now"}, "start is 'now'"),
+        ({"kind": "hres"}, "one of lres, sres, both"),
+        ({"grid": "100x100"}, "a grid of 100x100 was asked for: use 1 to 36 cells"),
+        ({"grid": "big"}, "'big' is not a grid"),
+        ({"truncation": "nan"}, "truncation is 'nan': use a number"),
+        ({"truncation": 9}, "from 0 to 2"),
+        ({"speed": 0}, "from 0.05 to 8"),
+        ({"model": "/etc/passwd"}, "there is no model '/etc/passwd' here: use one of toy, small, broken"),
+        ({"model": "../toy"}, "there is no model"),
+        ({"model": "small", "kind": "sres"}, "small has no super-resolution network"),
+        ({"model": "broken"}, "is damaged"),
+        ({"colour": 1}, "'colour' is nothing that can be given here"),
+    ],
+)
+def test_wrong_input_is_answered_in_a_sentence(studio, values, words):
+    status, body = ask(studio, "/api/frames", **{"model": "toy", "start": 0, **values})
+    error = json.loads(body)["error"]
+    assert status == 400 and words in error and len(error) < 300 and "\n" not in error
+
+
+def test_what_is_missing_or_said_twice_is_refused(studio):
+    assert ask(studio, "/api/frames?model=toy")[0] == 400
+    assert ask(studio, "/api/frames?model=toy&start=0&start=1")[0] == 400
+    assert ask(studio, "/api/frames?" + "&".join(f"a{index}=1" for index in range(50)))[0] == 400
+
+
+def test_only_the_page_and_its_questions_are_there(studio):
+    for path in ("/nothing", "/view.py", "/../view.py", "//etc/passwd", "/page/view.html", "/api/clips/x"):
+        status, body = ask(studio, path)
+        assert status == 404 and "there is nothing at" in json.loads(body)["error"]
+    assert ask(studio, "/api/models", method="POST")[0] == 404
+    assert ask(studio, "/api/models", method="DELETE")[0] == 501
+    assert ask(studio, "/api/close", method="POST", headers={"Content-Length": "99999"})[0] == 413
+
+
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "127.0.0.1.evil.example:8008"}, 403),
+        ({"Host": "localhost.evil.example"}, 403),
+        ({"Host": ""}, 403),
+        ({"Host": "localhost:9000"}, 200),  # a tunnel
+        ({"Host": "[::1]:9000"}, 200),
+        ({"Host": "localhost:9000", "Origin": "http://localhost:9000"}, 200),
+        ({"Host": "localhost:9000", "Origin": "http://localhost:3000"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+    ],
+)
+def test_other_pages_get_no_answer(studio, headers, status):
+    assert ask(studio, "/api/models", headers=headers)[0] == status
+
+
+def test_the_page_needs_nothing_from_elsewhere(studio):
+    for path in view.STATIC:
+        status, body = ask(studio, path)
+        assert status == 200
+        assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", body.decode())
+    connection = http.client.HTTPConnection("127.0.0.1", studio.port, timeout=30)
+    connection.request("GET", "/")
+    assert "default-src 'none'" in str(connection.getresponse().headers["Content-Security-Policy"])
+    connection.close()
+
+
+# ----------------------------------------------------------------------------
+# The queue.
+
+
+@contextlib.contextmanager
+def held(studio):
+    """Keeps the studio's thread at one step while the block runs."""
+    begun, gate = threading.Event(), threading.Event()
+
+    def steps():
+        begun.set()
+        assert gate.wait(60)
+        yield
+
+    studio.worker.submit(steps(), "holder")
+    assert begun.wait(10)
+    try:
+        yield
+    finally:
+        gate.set()
+
+
+def in_threads(*requests):
+    """Starts requests; gives the list into which their answers come, and how to wait for them."""
+    answers: list[Any] = [None] * len(requests)
+
+    def fetch(index, studio, values):
+        answers[index] = ask(studio, "/api/frames", **{"model": "toy", **values})
+
+    threads = [threading.Thread(target=fetch, args=(index, *request)) for index, request in enumerate(requests)]
+    for thread in threads:
+        thread.start()
+    return answers, lambda: [thread.join(20) for thread in threads]
+
+
+def test_a_jump_drops_what_the_tab_wanted_before(studio):
+    with held(studio):
+        answers, wait = in_threads((studio, {"seed": 900, "start": 0, "tab": "a", "turn": 1}))
+        until(lambda: studio.worker.num_tasks == 2)
+        later, wait_later = in_threads(
+            (studio, {"seed": 901, "start": 0, "tab": "a", "turn": 2}),
+            (studio, {"seed": 902, "start": 0, "tab": "b", "turn": 1}),
+        )
+        wait()  # it is answered at once, not after the step at hand
+        assert answers[0][0] == 410
+    wait_later()
+    assert [status for status, _ in later] == [200, 200]
+    assert {name.seed for name in studio.cache._blocks} & {900, 901, 902} == {901, 902}
+
+
+def test_requests_of_a_closed_connection_or_tab_are_dropped(studio):
+    with held(studio):
+        connection = socket.create_connection(("127.0.0.1", studio.port))
+        request = "GET /api/frames?model=toy&start=0&seed=910 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        connection.sendall(request.encode())
+        answers, wait = in_threads((studio, {"seed": 911, "start": 0, "tab": "c"}))
+        until(lambda: studio.worker.num_tasks == 3)
+        connection.close()
+        assert ask(studio, "/api/close", method="POST", tab="c")[0] == 200
+        time.sleep(0.3)  # the thread of the closed connection looks every tenth of a second
+    wait()
+    assert answers[0][0] == 410
+    until(lambda: studio.worker.num_tasks == 0)
+    assert not {name.seed for name in studio.cache._blocks} & {910, 911}
+
+
+def test_the_queue_is_bounded(studio):
+    limit = studio.worker.max_per_owner
+    with held(studio):
+        answers, wait = in_threads(*[(studio, {"seed": 920, "start": 0, "tab": "d", "turn": 1})] * limit)
+        until(lambda: studio.worker.num_tasks == limit + 1)
+        status, body = ask(studio, "/api/frames", model="toy", start=0, seed=920, tab="d", turn=1)
+        assert status == 503 and "try again" in json.loads(body)["error"]
+        assert ask(studio, "/api/models")[0] == 200, "what needs no network is answered meanwhile"
+    wait()
+    assert [status for status, _ in answers] == [200] * limit
+
+
+def test_connections_are_bounded(networks):
+    with ServedStudio([Entry("toy", str(networks[2] / "toy-lres.pkl"))]) as studio:
+        with Server("127.0.0.1", 0, partial(view.Handler, studio), max_connections=2) as server:
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            studio.port = server.server_address[1]
+            with contextlib.ExitStack() as stack:
+                for _ in range(2):
+                    stack.enter_context(socket.create_connection(("127.0.0.1", studio.port)))
+                with pytest.raises(OSError):
+                    ask(studio, "/api/models")
+
+            def is_free():
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    return ask(studio, "/api/models")[0] == 200
+
+            until(is_free)
+            server.shutdown()
+
+
+# ----------------------------------------------------------------------------
+# Clips.
+
+
+def make_clip(studio, **values):
+    status, body = ask(studio, "/api/clips", method="POST", **{"model": "toy", "start": 0, "count": 9, **values})
+    assert status == 200, body
+    return json.loads(body)["clip"]
+
+
+def test_a_clip_shows_the_frames(studio, tmp_path):
+    number = make_clip(studio, kind="sres", seed=2, start=FAR, count=11, grid="1x2", fps=25)
+    until(lambda: ask_json(studio, f"/api/clips/{number}")["finished"])
+    about = ask_json(studio, f"/api/clips/{number}")
+    assert about["name"] == f"toy_seeds=2-3_start={FAR}_len=11_grid=1x2_sres.mp4" and about["done"] == 11
+    (tmp_path / "clip.mp4").write_bytes(ask(studio, f"/api/clips/{number}/file")[1])
+    video = np.stack(list(iter_video_frames(tmp_path / "clip.mp4")))
+    frames = frames_of(studio, FAR, 11, kind="sres", seed=2, grid="1x2")
+    assert video.shape == (11, 36 * 4, 128 * 4, 3)
+    assert np.abs(video.reshape(11, 36, 4, 128, 4, 3).mean(axis=(2, 4)) - frames).mean() < 3
+
+
+def test_clips_can_be_given_up_and_are_bounded(studio):
+    with held(studio):
+        number = make_clip(studio, seed=930)
+        status, body = ask(studio, f"/api/clips/{number}/file")
+        assert status == 400 and "0 of 9 frames so far" in json.loads(body)["error"]
+        ask(studio, f"/api/clips/{number}/cancel", method="POST")
+    until(lambda: ask(studio, f"/api/clips/{number}")[0] == 410)
+    for seed in range(MAX_CLIPS + 2):
+        last = make_clip(studio, seed=seed)
+        until(lambda number=last: ask_json(studio, f"/api/clips/{number}")["finished"])
+    assert ask(studio, f"/api/clips/{number}")[0] == 400, "the oldest is forgotten"
+    assert len(list(studio.folder.iterdir())) == MAX_CLIPS
+    for values in ({"count": -1}, {"count": 10**6}, {"fps": 0}, {"format": "exe"}, {"model": "x"}, {"seed": "a"}):
+        status, body = ask(studio, "/api/clips", method="POST", **{"model": "toy", "start": 0, "count": 9, **values})
+        assert status == 400, body
+
+
+# ----------------------------------------------------------------------------
+# The command.
+
+
+def test_models_are_found_by_their_names(networks, tmp_path, monkeypatch):
+    folder = networks[2]
+    monkeypatch.setattr(network_file, "MODELS", folder)
+    assert [(entry.name, entry.sres is None) for entry in list_models()] == [
+        ("broken", True),
+        ("small", True),
+        ("toy", False),
+    ]
+    assert list_models("runs/a/toy-lres.pkl", "b.pkl") == [Entry("toy", "runs/a/toy-lres.pkl", "b.pkl")]
+    monkeypatch.setattr(network_file, "MODELS", tmp_path)
+    result = CliRunner().invoke(view.main, [])
+    assert result.exit_code == 1 and "there is no model in" in result.output
+
+
+def test_what_does_not_start_says_why(networks):
+    folder = networks[2]
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    lres = f"--lres={folder / 'toy-lres.pkl'}"
+    for arguments, words in (
+        ([f"--sres={folder / 'toy-sres.pkl'}"], "--sres is given without --lres"),
+        ([f"--lres={folder / 'toy-sres.pkl'}"], "did you swap"),
+        ([f"--lres={folder / 'missing.pkl'}"], "there is no file"),
+        ([lres, f"--port={port}"], "use another --port"),
+        ([lres, "--port=99999"], "port 99999 does not exist"),
+        ([lres, "--precision=tf32"], "tf32 is for CUDA"),
+    ):
+        result = CliRunner().invoke(view.main, [*arguments, "--device=cpu"])
+        assert result.exit_code != 0 and words in result.output, result.output
+    taken.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_starts_and_stops(repo, networks, tmp_path, number):
+    folder = networks[2]
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "view.py",
+            f"--lres={folder / 'toy-lres.pkl'}",
+            f"--sres={folder / 'toy-sres.pkl'}",
+            "--port=0",
+        ],
+        cwd=repo,
+        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        match = re.search(r"Explorer of toy \(\w+, fp32\): http://127\.0\.0\.1:(\d+)", first)
+        assert match, first + process.stdout.read()
+        connection = http.client.HTTPConnection("127.0.0.1", int(match[1]), timeout=30)
+        connection.request("POST", "/api/clips?model=toy&kind=sres&start=0&count=9000")  # it is stopped in the middle
+        assert connection.getresponse().status == 200
+        time.sleep(0.3)
+        process.send_signal(number)
+        begin = time.monotonic()
+        rest = process.communicate(timeout=30)[0]
+        assert time.monotonic() - begin < 15
+        assert process.returncode == 0 and "Stopped." in rest and "Next: python generate.py" in rest, rest
+        assert "Traceback" not in rest and list(tmp_path.glob("longtake*")) == []
+    finally:
+        process.kill()
+        process.wait()

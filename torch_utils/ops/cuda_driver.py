@@ -1,0 +1,203 @@
+"""Compiles kernels for the GPU at hand, keeps their binaries, and launches them through the CUDA driver by ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from torch_utils import custom_ops
+from torch_utils.custom_ops import Unavailable
+from torch_utils.ops import nvrtc
+from torch_utils.ops.fir_plan import Gpu
+
+DTYPES = {torch.float32: "FLOAT32", torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16"}
+
+# From this many elements on, offsets are 64-bit numbers. The distance to 2^31 is for the last block's overhang.
+LARGE = 2**31 - 2**22
+
+OPTIONS = ("--std=c++17",)
+MAGIC = b"longtake-kernel\0"
+DRIVER_REMEDY = "install a driver of NVIDIA's that is at least as new as the CUDA version of PyTorch"
+
+# Of CUfunction_attribute and CUstreamCaptureMode.
+MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+CAPTURE_MODE_RELAXED = 2
+DEFAULT_SHARED_BYTES = 48 * 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A kernel by its source file, function and compile-time constants; `shared_bytes` are asked for at launch.
+
+    Kernels are compared by identity, since they are looked up in every call: whoever makes one keeps it.
+    """
+
+    source: str
+    function: str
+    constants: tuple[tuple[str, int | str], ...]
+    threads: int
+    shared_bytes: int = 0
+
+
+@functools.cache
+def gpu_facts(device: torch.device) -> Gpu:
+    """Returns what plans want to know of a device."""
+    properties = torch.cuda.get_device_properties(device)
+    return Gpu(properties.multi_processor_count, properties.shared_memory_per_block_optin)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Binaries.
+
+
+@functools.cache
+def read_sources() -> dict[str, str]:
+    """Returns the text of every CUDA source and header by its file name."""
+    folder = Path(__file__).parent
+    return {path.name: path.read_text() for path in sorted(folder.glob("*.cu*")) if path.suffix in (".cu", ".cuh")}
+
+
+def compile_kernel(kernel: Kernel, target: str) -> bytes:
+    """Returns the machine code of a kernel for an architecture ("sm_90"); needs no GPU. See `Nvrtc.compile`."""
+    sources = read_sources()
+    headers = {name: text for name, text in sources.items() if name.endswith(".cuh")}
+    options = [*OPTIONS, *(f"-D{name}={value}" for name, value in kernel.constants)]
+    return nvrtc.load().compile(kernel.source, sources[kernel.source], headers, options, target)
+
+
+def load_binary(kernel: Kernel, target: str) -> bytes:
+    """Returns the machine code of a kernel from the cache, where it is put if it is missing or damaged."""
+    sources = read_sources()
+    texts = [sources[name] for name in sorted(sources) if name == kernel.source or name.endswith(".cuh")]
+    key = repr((texts, kernel.constants, OPTIONS, target, nvrtc.load().version))
+
+    def build(path: Path) -> None:
+        binary = compile_kernel(kernel, target)
+        path.write_bytes(MAGIC + hashlib.sha256(binary).digest() + binary)
+
+    name = f"{Path(kernel.source).stem}-{target}.cubin"
+    for _ in range(2):
+        path = custom_ops.cached_file(name, key, build)
+        content = path.read_bytes()
+        digest, binary = content[len(MAGIC) :][:32], content[len(MAGIC) + 32 :]
+        if content.startswith(MAGIC) and hashlib.sha256(binary).digest() == digest:
+            return binary
+        path.unlink(missing_ok=True)  # cut short or overwritten: a full disk, a copied cache
+    raise Unavailable(
+        f"{path} does not hold what was written to it", "set DNNLIB_CACHE_DIR to a folder on another disk"
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The driver.
+
+
+class Driver:
+    """The CUDA driver's library; every call raises RuntimeError with the driver's own words."""
+
+    def __init__(self) -> None:
+        name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+        try:
+            self._library = ctypes.CDLL(name)
+        except OSError as error:
+            raise Unavailable(f"the CUDA driver ({name}) cannot be loaded ({error})", DRIVER_REMEDY) from error
+
+    def __call__(self, name: str, *args: object) -> None:
+        status = getattr(self._library, name)(*args)
+        if status:
+            text = ctypes.c_char_p()
+            self._library.cuGetErrorString(status, ctypes.byref(text))
+            raise RuntimeError(f"{name}: {(text.value or b'unknown error').decode()} ({status})")
+
+    def version(self) -> str:
+        number = ctypes.c_int()
+        self("cuDriverGetVersion", ctypes.byref(number))
+        return f"{number.value // 1000}.{number.value % 1000 // 10}"
+
+
+@functools.cache
+def driver() -> Driver:
+    """Loads the driver, once; raises Unavailable where there is none."""
+    return Driver()
+
+
+@functools.cache
+def primary_context(index: int) -> ctypes.c_void_p:
+    """Returns the context of a device in which PyTorch works."""
+    torch.cuda.init()
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    driver()("cuDeviceGet", ctypes.byref(device), index)
+    driver()("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+    return context
+
+
+class _InContext:
+    """Makes a device's context this thread's while the block runs; autograd's threads may have none, or another's."""
+
+    def __init__(self, index: int):
+        self._context = primary_context(index)
+        self._pushed = False
+
+    def __enter__(self) -> None:
+        current = ctypes.c_void_p()
+        driver()("cuCtxGetCurrent", ctypes.byref(current))
+        if current.value != self._context.value:
+            driver()("cuCtxPushCurrent_v2", self._context)
+            self._pushed = True
+
+    def __exit__(self, *_: object) -> None:
+        if self._pushed:
+            driver()("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+
+
+_functions: dict[tuple[int, Kernel], ctypes.c_void_p] = {}
+_lock = threading.Lock()
+
+
+def load_function(kernel: Kernel, index: int) -> ctypes.c_void_p:
+    """Returns the kernel's function on a device, compiled and loaded when it is first asked for; thread-safe."""
+    function = _functions.get((index, kernel))
+    if function is None:
+        with _lock:
+            function = _functions.get((index, kernel)) or _load_function(kernel, index)
+            _functions[index, kernel] = function
+    return function
+
+
+def _load_function(kernel: Kernel, index: int) -> ctypes.c_void_p:
+    target = nvrtc.load().target(torch.cuda.get_device_capability(index))
+    binary = load_binary(kernel, target)
+    module, function = ctypes.c_void_p(), ctypes.c_void_p()
+    mode = ctypes.c_int(CAPTURE_MODE_RELAXED)
+    with _InContext(index):
+        # Loading may allocate, which is an error while any stream is captured into a graph, unless declared harmless.
+        driver()("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+        try:
+            driver()("cuModuleLoadData", ctypes.byref(module), binary)
+            driver()("cuModuleGetFunction", ctypes.byref(function), module, kernel.function.encode())
+            if kernel.shared_bytes > DEFAULT_SHARED_BYTES:
+                driver()("cuFuncSetAttribute", function, MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel.shared_bytes)
+        except RuntimeError as error:
+            cause = f"the CUDA driver ({driver().version()}) does not take what NVRTC {nvrtc.load().version} compiled"
+            raise Unavailable(f"{cause} for {target} ({error})", DRIVER_REMEDY) from error
+        finally:
+            driver()("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+    return function
+
+
+def launch(kernel: Kernel, num_blocks: int, params: ctypes.Structure, device: torch.device) -> None:
+    """Queues a kernel of one structure of parameters on the current stream of the device."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    function = load_function(kernel, index)
+    pointers = (ctypes.c_void_p * 1)(ctypes.addressof(params))
+    stream = ctypes.c_void_p(torch.cuda.current_stream(index).cuda_stream)
+    shape = (num_blocks, 1, 1, kernel.threads, 1, 1, kernel.shared_bytes)
+    with _InContext(index):
+        driver()("cuLaunchKernel", function, *shape, stream, pointers, None)

@@ -1,0 +1,70 @@
+"""The operators' kernels for NVIDIA GPUs: CUDA C++ that NVRTC compiles at first use, so nothing need be installed.
+
+The six functions are those that `registered` calls; their meaning and that of their arguments are told there. Every
+layer gets kernels of its own, in which factors, taps and tile are constants (`fir_plan`); a 1-D filter too long for
+those, or a 2-D one too large, goes through a slower kernel that takes any.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+import dnnlib
+from torch_utils.custom_ops import Unavailable
+from torch_utils.ops import cuda_bias_act, cuda_driver, nvrtc
+from torch_utils.ops.cuda_bias_act import bias_act, bias_act_grad, bias_act_grad2
+from torch_utils.ops.cuda_fir import filtered_lrelu, filtered_lrelu_signed, upfirdn2d
+
+__all__ = [
+    "bias_act",
+    "bias_act_grad",
+    "bias_act_grad2",
+    "describe",
+    "filtered_lrelu",
+    "filtered_lrelu_signed",
+    "load",
+    "supports",
+    "upfirdn2d",
+]
+
+OLDEST_CAPABILITY = (7, 5)
+
+
+def supports(dtype: torch.dtype) -> bool:
+    """Is there a kernel for tensors of this type?"""
+    return dtype in cuda_driver.DTYPES
+
+
+def load() -> None:
+    """Finds NVRTC and the driver, and compiles a first kernel; raises Unavailable with cause and remedy."""
+    if not torch.cuda.is_available():
+        raise Unavailable("PyTorch sees no CUDA device", "install a PyTorch build for CUDA on a machine that has one")
+    index = torch.cuda.current_device()
+    capability = torch.cuda.get_device_capability(index)
+    if capability < OLDEST_CAPABILITY:
+        name = f"{torch.cuda.get_device_name(index)} (compute capability {capability[0]}.{capability[1]})"
+        raise Unavailable(f"there are no kernels for the {name}", "use a GPU from the Turing generation (7.5) on")
+    probe = cuda_bias_act.make_kernel(torch.float32, "linear", order=0, clamp=False, bias=0, vector=4, large=False)
+    cuda_driver.load_function(probe, index)
+
+
+def describe() -> dict[str, str]:
+    """Returns what a report on this machine should say about these kernels; never raises."""
+    facts = {}
+    try:
+        compiler = nvrtc.load()
+        facts["NVRTC"] = f"{compiler.version} ({compiler.path})"
+        if torch.cuda.is_available():
+            index = torch.cuda.current_device()
+            facts["GPU"] = torch.cuda.get_device_name(index)
+            facts["compiled for"] = compiler.target(torch.cuda.get_device_capability(index))
+            facts["driver"] = f"CUDA {cuda_driver.driver().version()}"
+        else:
+            facts["GPU"] = "none that PyTorch sees"
+    except (Unavailable, RuntimeError, OSError) as error:
+        facts["problem"] = str(error)
+    folder = Path(dnnlib.make_cache_dir_path("kernels"))
+    facts["cache"] = f"{folder} ({len(list(folder.glob('*.cubin')))} CUDA kernels)"
+    return facts

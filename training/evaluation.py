@@ -1,0 +1,113 @@
+"""Metrics of a run in training, and which of its checkpoints is the best."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dnnlib.util import atomic_path
+from torch_utils import distributed
+from training import checkpoint
+from training.logger import RunLogger, SilentLogger, metric_values, read_lines
+from training.status import disk_may_be_full
+
+BEST = "best.json"
+
+MetricFunction = Callable[[Sequence[str], Any], Sequence[Mapping[str, Any]]]
+
+
+def evaluate(
+    logger: RunLogger | SilentLogger,
+    model: Any,
+    metric_fn: MetricFunction,
+    metrics: tuple[str, ...],
+    run_dir: Path,
+    step: int,
+) -> None:
+    """Evaluate the metrics that this step has no result of yet: a run may have ended between saving and measuring.
+
+    They share one pass over the videos; where that fails, each is tried alone. A metric that fails then is logged, and
+    training goes on, unless it fails on one rank in the midst of a collective: the others wait in that until their
+    time is out, which ends the process group.
+    """
+
+    def known(name: str) -> bool:
+        return any(
+            line["step"] == step and "error" not in line for line in read_lines(run_dir / f"metric-{name}.jsonl")
+        )
+
+    unknown = [name for name in metrics if not known(name)] if distributed.is_main() else []
+    names = distributed.broadcast_object(unknown)
+    if not names:
+        return
+    for name, result, error in _measured(metric_fn, names, model):
+        with disk_may_be_full():
+            _log_metric(logger, name, result, error, metrics, run_dir, step)
+
+
+def _measured(
+    metric_fn: MetricFunction, names: Sequence[str], model: Any
+) -> Iterator[tuple[str, Mapping[str, Any], Exception | None]]:
+    """Each name with its result, or with the first error of any rank: all together, or where that fails one by one."""
+    results, error = [], None
+    try:
+        results = metric_fn(names, model)
+    except Exception as caught:
+        error = caught
+    error = next((error for error in distributed.gather_errors(error) if error is not None), None)
+    if error is None:
+        yield from ((name, result, None) for name, result in zip(names, results, strict=True))
+    elif len(names) == 1:
+        yield names[0], {}, error
+    else:
+        for name in names:
+            yield from _measured(metric_fn, [name], model)
+
+
+def _log_metric(
+    logger: RunLogger | SilentLogger,
+    name: str,
+    result: Mapping[str, Any],
+    error: Exception | None,
+    metrics: tuple[str, ...],
+    run_dir: Path,
+    step: int,
+) -> None:
+    """Write what a metric gave, and which checkpoint is the best by now."""
+    if error is not None:
+        result = {"error": f"{type(error).__name__}: {error}"}
+        logger.text(f"step {step}  metric/{name} failed ({result['error']}); training goes on")
+    logger.metric(step, name, {**result, "checkpoint": checkpoint.network_path(run_dir, step).name})
+    if distributed.is_main() and name == metrics[0]:
+        mark_best(run_dir, metrics)
+    if error is None:
+        values = "  ".join(f"metric/{key} {value:.6g}" for key, value in metric_values(result).items())
+        best = distributed.is_main() and best_steps(run_dir, metrics) == [step] and name == metrics[0]
+        logger.text(f"step {step}  {values}{'  best so far, kept' if best else ''}")
+
+
+def best_steps(run_dir: Path, metrics: tuple[str, ...]) -> list[int]:
+    """The step of the best checkpoint by the first metric; none if it has not been measured.
+
+    Less is better, unless the result says `"higher_is_better": true`. Where no metrics are asked for any more, that
+    which was the first before goes on to decide.
+    """
+    if not metrics and (run_dir / BEST).is_file():
+        metrics = (json.loads((run_dir / BEST).read_text())["metric"],)
+    lines = read_lines(run_dir / f"metric-{metrics[0]}.jsonl") if metrics else []
+    scores = []
+    for line in lines:
+        value = next(iter(metric_values(line).values()), None)
+        if value is not None:
+            scores.append((-value if line.get("higher_is_better") else value, line["step"]))
+    return [min(scores)[1]] if scores else []
+
+
+def mark_best(run_dir: Path, metrics: tuple[str, ...]) -> None:
+    """Say in best.json which checkpoint is the best by the first metric, as far as it has been measured."""
+    for step in best_steps(run_dir, metrics) if metrics else []:
+        (line,) = [line for line in read_lines(run_dir / f"metric-{metrics[0]}.jsonl") if line["step"] == step][-1:]
+        path = checkpoint.network_path(run_dir, step).relative_to(run_dir)
+        best = {"metric": metrics[0], "step": step, "checkpoint": str(path), "results": metric_values(line)}
+        with atomic_path(run_dir / BEST) as temporary:
+            temporary.write_text(json.dumps(best, indent=2) + "\n")

@@ -1,0 +1,336 @@
+"""Find, read and decode the JPEG frames of sharded zips: an index of each shard, and frames read at known offsets.
+
+An index is a handful of NumPy arrays, built once from a zip and kept beside it, so that opening a dataset costs the
+same however many frames it has.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib
+import io
+import json
+import os
+import re
+import struct
+import threading
+import weakref
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from dnnlib import util
+from dnnlib.util import size_name
+from training.frame_cache import FrameCache, Size
+
+# Head of a zip member: signature, then after 22 bytes that the central directory repeats, the lengths of the name and
+# of the extra field, which may differ from the central ones, so that the data's place is known only from here.
+_MEMBER_HEAD = struct.Struct("<4s22xHH")
+_INDEX_VERSION = 1
+_FAULTS = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
+
+# Members of a zip lie side by side: those with small gaps between them are fetched by one read of bounded size.
+_GAP_BYTES = 16 << 10
+_READ_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One clip of a dataset: its path inside the dataset and its number of frames."""
+
+    path: str
+    num_frames: int
+
+
+# ----------------------------------------------------------------------------
+# The index of a shard.
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where the frames of one zip lie: C clips, ordered by path, and the F frames of all of them in order."""
+
+    clips: list[str]
+    num_frames: np.ndarray  # (C,) int64
+    digests: np.ndarray  # (C, 16) uint8: of the names of a clip's frames
+    members: np.ndarray  # (F, 4) int64: place and number of the stored bytes, CRC-32 of the file, whether deflated
+
+
+def open_index(path: Path, size: Size, root: Path) -> ShardIndex:
+    """The index of a zip, from the file beside it where that belongs to this very zip, else built and kept there.
+
+    Raises ValueError naming the zip, and the clip and frame where there is one, if the zip is not whole, lists frames
+    that it lacks, or holds a clip whose first frame is not an RGB image of `size`.
+    """
+    cache = path.with_suffix(".index.npz")
+    status = path.stat()
+    key = np.array([_INDEX_VERSION, *size, status.st_size, status.st_mtime_ns])
+    # There is no telling what a damaged file makes its readers raise.
+    with contextlib.suppress(Exception), np.load(cache) as stored:
+        if np.array_equal(stored["key"], key):
+            arrays = {field.name: stored[field.name] for field in dataclasses.fields(ShardIndex)}
+            return ShardIndex(**arrays | {"clips": json.loads(arrays["clips"].tobytes())})
+    index = _build_index(path, size, root)
+    arrays = vars(index) | {"clips": np.frombuffer(json.dumps(index.clips).encode(), np.uint8)}
+    # A folder that nobody may write to only means that the next run builds the index again.
+    with contextlib.suppress(OSError), util.atomic_path(cache) as temporary:
+        np.savez(temporary, allow_pickle=False, key=key, **arrays)
+    return index
+
+
+def _build_index(path: Path, size: Size, root: Path) -> ShardIndex:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            clips = sorted(
+                (clip, names) for clip, names in json.loads(archive.read("frame_paths.json")).items() if names
+            )
+    except Exception as error:  # as above
+        raise ValueError(f"{path} is not a whole dataset shard ({error}); make it or copy it again") from error
+    num_frames = np.array([len(names) for _, names in clips], np.int64)
+    digests = [hashlib.blake2b("\n".join(names).encode(), digest_size=16).digest() for _, names in clips]
+    table = np.empty((num_frames.sum(), 4), np.int64)
+    rows = iter(table)
+    with open(path, "rb") as file:
+        for clip, names in clips:
+            for frame, name in enumerate(names):
+                info = members.get(f"{clip}/{name}")
+                if info is None:
+                    raise ValueError(
+                        f"{path} lists {clip}/{name} but does not contain it; make or copy the shard again"
+                    )
+                row = next(rows)
+                row[:] = _locate(file.fileno(), info, path)
+                if frame == 0:
+                    try:
+                        _open_image(next(_contents(file.fileno(), row[None])), size).close()
+                    except _FAULTS as error:
+                        raise _frame_error(path, clip, name, size, root, error) from error
+    return ShardIndex(
+        clips=[clip for clip, _ in clips],
+        num_frames=num_frames,
+        digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16),
+        members=table,
+    )
+
+
+def _locate(descriptor: int, info: zipfile.ZipInfo, path: Path) -> tuple[int, int, int, int]:
+    """The row of a member in the table of its shard."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{path} compresses {info.filename} in a way that is not read; store it uncompressed")
+    lost = info.header_offset < 0  # as when the beginning of the zip is cut off
+    head = b"" if lost else os.pread(descriptor, _MEMBER_HEAD.size, info.header_offset)
+    if len(head) < _MEMBER_HEAD.size or head[:4] != b"PK\x03\x04":
+        raise ValueError(
+            f"{path} is not a whole dataset shard ({info.filename} is not where it should be); copy it again"
+        )
+    _, name_bytes, extra_bytes = _MEMBER_HEAD.unpack(head)
+    start = info.header_offset + _MEMBER_HEAD.size + name_bytes + extra_bytes
+    return start, info.compress_size, info.CRC, info.compress_type == zipfile.ZIP_DEFLATED
+
+
+def _frame_error(path: Path, clip: str, name: str, size: Size, root: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"frame {name} of clip {clip} in {path} is not an RGB image of {size[0]}x{size[1]} pixels: {error}; to list "
+        f"all that is wrong: python -m dataset_tools.inspect_dataset {root}"
+    )
+
+
+# ----------------------------------------------------------------------------
+# Reading and decoding.
+
+
+def _contents(descriptor: int, members: np.ndarray) -> Iterator[bytes | memoryview]:
+    """The files of members, rows of (offset, bytes, CRC-32, deflated); ValueError where the bytes are others."""
+    rows = members.tolist()
+    begin = stop = 0
+    data, origin = memoryview(b""), 0
+    for position, (offset, num_bytes, check, deflated) in enumerate(rows):
+        if position == stop:
+            begin, end = position, offset
+            while stop < len(rows):
+                near = end <= rows[stop][0] <= end + _GAP_BYTES
+                if stop > begin and not (near and rows[stop][0] + rows[stop][1] - offset <= _READ_BYTES):
+                    break
+                end = rows[stop][0] + rows[stop][1]
+                stop += 1
+            data, origin = memoryview(os.pread(descriptor, end - offset, offset)), offset
+        content = data[offset - origin : offset - origin + num_bytes]
+        if deflated:
+            content = zlib.decompress(content, wbits=-zlib.MAX_WBITS)
+        if zlib.crc32(content) != check:
+            raise ValueError("its bytes are damaged, as their checksum tells")
+        yield content
+
+
+@functools.cache
+def fast_decoder() -> Any:
+    """The module simplejpeg, which decodes to the same pixels as Pillow but faster, or None where it is absent."""
+    try:
+        return importlib.import_module("simplejpeg")
+    except ImportError:
+        return None
+
+
+def decode_rgb(data: bytes | memoryview, out: np.ndarray) -> None:
+    """Decode an image file into contiguous uint8 (H, W, 3); ValueError if its size or its colours are others."""
+    simplejpeg = fast_decoder()
+    if simplejpeg is not None and data[:2] == b"\xff\xd8":
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if (height, width) == out.shape[:2] and colours == "YCbCr":
+            simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False, buffer=out)
+            return
+    with _open_image(data, (out.shape[0], out.shape[1])) as image:
+        out[...] = np.asarray(image)
+
+
+def _open_image(data: bytes | memoryview, size: Size) -> Image.Image:
+    """An image whose head was read, pixels not yet; ValueError if its size or its colours are others."""
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise ValueError("it is no image file") from error
+    if image.mode != "RGB":
+        raise ValueError(f"its colour mode is {image.mode}")
+    if (image.height, image.width) != size:
+        raise ValueError(f"its size is {image.height}x{image.width}")
+    return image
+
+
+class FrameStore:
+    """All frames of one size: which clips there are, and where in which zip each frame lies.
+
+    Frames are read with `os.pread`, which moves no file position and needs no lock, so threads and forked processes
+    may share a store; a pickled copy opens the files anew. `listed` are the shards that dataset.json names, relative
+    to the root, None where it names none.
+    """
+
+    def __init__(self, root: Path, size: Size, listed: Collection[str] | None) -> None:
+        self.root = root
+        self.size = size
+        self.directory = root / size_name(size)
+        if not self.directory.is_dir():
+            raise ValueError(_missing_size_message(root, size))
+        self.shards = sorted(path for path in self.directory.glob("*.zip") if not path.name.startswith("."))
+        if listed is not None:
+            _check_listing(root, size, self.shards, listed)
+        if not self.shards:
+            raise ValueError(
+                f"{self.directory} holds no .zip file; make it again: python -m "
+                f"dataset_tools.make_dataset_from_videos VIDEOS {root} --sizes {size[0]}x{size[1]}"
+            )
+        indices = [open_index(path, size, root) for path in self.shards]
+        self.clips: list[Clip] = []
+        self.index: dict[str, int] = {}  # clip path -> its number
+        self.clip_shards = np.repeat(np.arange(len(indices)), [len(index.clips) for index in indices])
+        for path, index in zip(self.shards, indices, strict=True):
+            for clip, num_frames in zip(index.clips, index.num_frames.tolist(), strict=True):
+                number = self.index.setdefault(clip, len(self.clips))
+                if number < len(self.clips):
+                    raise ValueError(
+                        f"clip {clip} is both in {self.shards[self.clip_shards[number]]} and in {path}: the dataset "
+                        "was made twice with different numbers of partitions; delete the older zips"
+                    )
+                self.clips.append(Clip(clip, num_frames))
+        self.digests = np.concatenate([index.digests for index in indices])  # (clips, 16)
+        self.members = np.concatenate([index.members for index in indices])  # (all frames, 4), as in ShardIndex
+        self.first_frames = np.cumsum([0, *(clip.num_frames for clip in self.clips)])
+        self.cache: FrameCache | None = None
+        self._forget_files()
+
+    def content_key(self) -> str:
+        """A name that only a store of these very frames in this order has, wherever it lies."""
+        clips = "\n".join(f"{clip.num_frames} {clip.path}" for clip in self.clips)
+        digest = hashlib.blake2b(f"{self.size}\n{clips}".encode(), digest_size=16)
+        digest.update(self.members[:, 1:].tobytes())
+        return digest.hexdigest()
+
+    def read(self, clip: int, frames: Sequence[int], out: np.ndarray) -> None:
+        """Decode the given frames of clip number `clip` into `out`, contiguous uint8 (T, H, W, 3)."""
+        assert len(frames) == len(out) and out.flags.c_contiguous
+        assert 0 <= min(frames) and max(frames) < self.clips[clip].num_frames, (
+            f"no frames {frames} in {self.clips[clip]}"
+        )
+        rows = self.first_frames[clip] + np.asarray(frames)
+        missing = range(len(rows)) if self.cache is None else self.cache.fetch(rows, out)
+        if not len(missing):
+            return
+        shard = self.clip_shards[clip]
+        contents = _contents(self._descriptor(shard), self.members[rows[missing]])
+        for position in missing:
+            try:
+                decode_rgb(next(contents), out[position])
+            except _FAULTS as error:
+                name = self._frame_name(clip, frames[position])
+                raise _frame_error(
+                    self.shards[shard], self.clips[clip].path, name, self.size, self.root, error
+                ) from error
+            if self.cache is not None:
+                self.cache.store(rows[position], out[position])
+
+    def _frame_name(self, clip: int, frame: int) -> str:
+        """The name of a frame, which nothing but messages needs and the index therefore does not keep."""
+        try:
+            with zipfile.ZipFile(self.shards[self.clip_shards[clip]]) as archive:
+                return json.loads(archive.read("frame_paths.json"))[self.clips[clip].path][frame]
+        except (*_FAULTS, IndexError):
+            return f"number {frame}"
+
+    def _forget_files(self) -> None:
+        self._descriptors: dict[int, int] = {}
+        self._lock = threading.Lock()
+        weakref.finalize(self, _close_files, self._descriptors)
+
+    def _descriptor(self, shard: int) -> int:
+        with self._lock:
+            if shard not in self._descriptors:
+                self._descriptors[shard] = os.open(self.shards[shard], os.O_RDONLY)
+            return self._descriptors[shard]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_descriptors", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget_files()
+
+
+def _close_files(descriptors: dict[int, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
+
+
+def _missing_size_message(root: Path, size: Size) -> str:
+    if not root.is_dir():
+        return f"{root} is not a folder; expected the root of a dataset, which holds folders such as {size_name(size)}"
+    found = [path.name for path in sorted(root.iterdir()) if re.fullmatch(r"\d{4,}x\d{4,}", path.name)]
+    if not found and re.fullmatch(r"\d{4,}x\d{4,}", root.resolve().name):
+        return f"{root} is the folder of one frame size; give the dataset's root, {root.resolve().parent}"
+    return (
+        f"{root} has no frames of {size[0]}x{size[1]}; sizes found: {', '.join(found) or 'none'}; make them as the "
+        f"others were made, such as by: python -m dataset_tools.make_dataset_from_videos VIDEOS {root} --sizes "
+        f"{size[0]}x{size[1]}"
+    )
+
+
+def _check_listing(root: Path, size: Size, shards: Sequence[Path], listed: Collection[str]) -> None:
+    """Raise ValueError unless the shards of a size are exactly those that dataset.json names."""
+    here = {f"{size_name(size)}/{path.name}" for path in shards}
+    wanted = {path for path in listed if path.startswith(f"{size_name(size)}/")}
+    if lost := sorted(wanted - here):
+        raise ValueError(
+            f"{root / lost[0]} is missing{f', and {len(lost) - 1} more' if lost[1:] else ''}, though dataset.json "
+            f"lists it; copy or make it again, or, if it is meant to be gone: python -m dataset_tools.merge {root}"
+        )
+    if foreign := sorted(here - wanted):
+        raise ValueError(
+            f"{root / foreign[0]} is there{f', and {len(foreign) - 1} more' if foreign[1:] else ''}, though "
+            f"dataset.json does not list it; delete it, or, if it belongs there: python -m dataset_tools.merge {root}"
+        )

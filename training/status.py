@@ -1,0 +1,137 @@
+"""Where the time of a run goes, and the tick: a line for people, one for stats.jsonl, and an end to what is spoilt."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import torch
+
+from dnnlib.util import format_time, format_time_brief
+from torch_utils import distributed, training_stats
+from training import checkpoint
+from training.config import TrainOptions
+from training.logger import RunLogger, SilentLogger
+
+
+@dataclasses.dataclass
+class Clock:
+    """Seconds in training steps, in waiting for data and in all since the last tick, and in all since the run began."""
+
+    past_sec: float  # of the run, before this process
+    clean_step: int  # the last tick up to which every loss was finite
+    train_sec: float = 0.0
+    wait_sec: float = 0.0
+    num_steps: int = 0
+    begin: float = dataclasses.field(default_factory=time.monotonic)
+    tick: float = dataclasses.field(default_factory=time.monotonic)
+    save: float = math.inf  # when a checkpoint is due
+
+    @property
+    def total_sec(self) -> float:
+        return self.past_sec + time.monotonic() - self.begin
+
+    def restart_tick(self) -> None:
+        self.train_sec, self.wait_sec, self.num_steps, self.tick = 0.0, 0.0, 0, time.monotonic()
+
+    def settle(self, device: torch.device) -> None:
+        """Wait for what training has queued on a GPU, and count that as training; what comes next would wait for it."""
+        if device.type == "cuda":
+            begin = time.monotonic()
+            torch.cuda.synchronize(device)
+            self.train_sec += time.monotonic() - begin
+
+    def save_in(self, sec: float) -> None:
+        """Let a checkpoint be due in so many seconds; 0 means never."""
+        self.save = time.monotonic() + sec if sec else math.inf
+
+    def save_is_due(self) -> bool:
+        return time.monotonic() >= self.save
+
+
+def tick(
+    logger: RunLogger | SilentLogger,
+    collector: training_stats.Collector,
+    clock: Clock,
+    options: TrainOptions,
+    device: torch.device,
+    step: int,
+    run_dir: Path,
+) -> None:
+    """Collect what was reported since the last tick, log it, and stop if a loss was not finite all the time."""
+    values = measure(clock, options, device, step)
+    for name, value in values.items():
+        training_stats.report0(name, value)
+    collector.update()
+    stats = {name: entry for name, entry in collector.as_dict().items() if entry.num or "nonfinite" in entry}
+    with disk_may_be_full():
+        logger.scalars(step, stats)
+    losses = {name: entry for name, entry in stats.items() if name.startswith("loss/")}
+    eta = format_time_brief(values["timing/sec_per_step"] * (options.steps - step)) if clock.num_steps else "-"
+    fields = [
+        f"step {step}",
+        f"time {format_time(clock.total_sec)}",
+        f"sec/step {values['timing/sec_per_step']:.2f}",
+        f"eta {eta}",
+        f"kimg/s {values['progress/kimg_per_sec']:.4g}",
+        f"data wait {clock.wait_sec / max(clock.train_sec, 1e-9):.0%}",
+        f"maintenance {values['timing/maintenance_sec']:.1f}",
+        f"cpumem {values['resources/cpu_mem_gb']:.2f}",
+        f"gpumem {values['resources/peak_gpu_mem_gb']:.2f}",
+        f"reserved {values['resources/peak_gpu_mem_reserved_gb']:.2f}",
+        *(f"{name} {entry.mean:.4g}" for name, entry in losses.items() if name.endswith("_loss")),
+    ]
+    cured = stats.get("progress/nonfinite_gradients")
+    if cured and cured.mean > 0:
+        fields.append(f"nonfinite gradients {cured.mean * cured.num / distributed.get_world_size():.0f}")
+    with disk_may_be_full():
+        logger.text("  ".join(fields))
+    spoilt = [name for name, entry in losses.items() if entry.num == 0]
+    if spoilt:
+        good = last_good(run_dir, clock)
+        raise distributed.SharedError(
+            f"{', '.join(spoilt)} has not been finite since step {step - clock.num_steps}, so training stops. The last "
+            f"good checkpoint is {good[0][1] if good else 'the beginning'}. Begin again with a lower learning rate or "
+            "another R1 weight, and look at stats.jsonl for when the losses left their usual range."
+        )
+    if not any("nonfinite" in entry for entry in losses.values()):
+        clock.clean_step = step
+    clock.restart_tick()
+
+
+def measure(clock: Clock, options: TrainOptions, device: torch.device, step: int) -> dict[str, float]:
+    """What the loop itself knows about the time since the last tick."""
+    values = {
+        "progress/step": step,
+        "progress/tick": -(-step // options.tick_steps),
+        "progress/kimg_per_sec": options.batch * clock.num_steps / 1000 / max(clock.train_sec, 1e-9),
+        "timing/total_sec": clock.total_sec,
+        "timing/sec_per_step": clock.train_sec / max(clock.num_steps, 1),
+        "timing/data_wait_sec": clock.wait_sec,
+        "timing/maintenance_sec": time.monotonic() - clock.tick - clock.train_sec,
+        "resources/cpu_mem_gb": psutil.Process().memory_info().rss / 2**30,
+        "resources/peak_gpu_mem_gb": 0.0,
+        "resources/peak_gpu_mem_reserved_gb": 0.0,
+    }
+    if device.type == "cuda":
+        values["resources/peak_gpu_mem_gb"] = torch.cuda.max_memory_allocated(device) / 2**30
+        values["resources/peak_gpu_mem_reserved_gb"] = torch.cuda.max_memory_reserved(device) / 2**30
+        torch.cuda.reset_peak_memory_stats(device)
+    return values
+
+
+def last_good(run_dir: Path, clock: Clock) -> list[tuple[int, Path]]:
+    """Step and path of the newest checkpoint from before any loss was spoilt; empty if there is none."""
+    return [(step, path) for step, path in checkpoint.list_checkpoints(run_dir) if step <= clock.clean_step][-1:]
+
+
+@contextlib.contextmanager
+def disk_may_be_full() -> Iterator[None]:
+    """Let training outlive a log or a picture that cannot be written; the block holds no collectives."""
+    try:
+        yield
+    except OSError as error:
+        distributed.print0(f"Warning: a file of the run was not written ({error}); training goes on.")
