@@ -27,8 +27,16 @@ NEXT = (
 @click.option("--size", help="Frame size, such as 36x64", type=command.Size())
 @click.option("--diffaug", help="Augmentations for both networks: any of color,translation,cutout, comma-separated")
 @click.option("--temporal-stretch", help="Largest change of speed, in octaves", type=command.WEIGHT)
-def main(size: tuple[int, int] | None, **options: Any) -> None:
+@click.option(
+    "--filter-taps",
+    help="Frames that the shortest and the longest temporal filter span",
+    type=(int, int),
+    metavar="A B",
+)
+def main(size: tuple[int, int] | None, filter_taps: tuple[int, int] | None, **options: Any) -> None:
     """See the module's docstring."""
+    if filter_taps:
+        options["generator"] = dict(zip(("min_filter_taps", "max_filter_taps"), filter_taps, strict=True))
     options["height"], options["width"] = size or (None, None)
     command.run(STAGE, next_command=NEXT, **options)
 

@@ -10,8 +10,8 @@ python -m runs.curve LRES.pkl --bicubic=72x128 --dataset=data/labdoom/val -m fvd
 # Draw
 python -m metrics.report outputs/lres.jsonl --out=outputs/lres.png
 
-NETWORKS are networks or run directories, of which every checkpoint is measured. What the file has already is not
-measured again.
+NETWORKS are networks or run directories, of which every checkpoint is measured, or each `--every` steps. What the file
+has already is not measured again.
 """
 
 import json
@@ -52,24 +52,31 @@ class Bicubic(Source):
             yield images.unflatten(0, (len(chunk), -1)).transpose(1, 2)
 
 
-def find_networks(paths: Sequence[Path]) -> list[tuple[int | None, Path]]:
-    """Networks with their steps, where their names tell; of a run directory every averaged generator."""
+def find_networks(paths: Sequence[Path], every: int = 1) -> list[tuple[int | None, Path]]:
+    """Networks with their steps, where their names tell; of a run directory the averaged generators."""
     found: list[tuple[int | None, Path]] = []
     for path in paths:
         if path.is_dir():
             checkpoints = list_networks(path)
             if not checkpoints:
                 raise ValueError(f"{path} has no checkpoints: give a run directory, such as runs/lres/00000-...")
-            found += checkpoints
+            found += [(step, network) for step, network in checkpoints if step % every == 0]
         else:
             named = re.fullmatch(r"ckpt-(\d+)-G-ema\..*", path.name)
             found.append((int(named[1]) if named else None, path))
     return found
 
 
+def best(out: Path, metric: str) -> str | None:
+    """The low-resolution network of the lowest value in a file of results; None for measures that have no one value."""
+    values = [(line["results"][metric], line["lres"]) for line in read_lines(out) if metric in line["results"]]
+    return min(values)[1] if values else None
+
+
 @click.command(help=str(__doc__).replace("\n# ", "\n\b\n# "))
 @click.argument("networks", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--dataset", help="Footage to compare with", required=True)
+@click.option("--every", help="Of a run only the checkpoints of each so many steps", default=1, type=COUNT)
 @click.option("--sres", help="Make frames sharp with this network; path, URL or name")
 @click.option("--bicubic", help="Enlarge frames to this size by bicubic interpolation", type=Size())
 @click.option("--metric", "-m", "metrics", help="What to measure; repeatable", multiple=True, required=True)
@@ -83,6 +90,7 @@ def find_networks(paths: Sequence[Path]) -> list[tuple[int | None, Path]]:
 def main(
     networks: Sequence[Path],
     dataset: str,
+    every: int,
     sres: str | None,
     bicubic: tuple[int, int] | None,
     metrics: Sequence[str],
@@ -100,7 +108,7 @@ def main(
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        for step, path in find_networks(networks):
+        for step, path in find_networks(networks, every):
             name = {"lres": str(path), "sres": sres, "bicubic": bicubic and f"{bicubic[0]}x{bicubic[1]}"}
             known = [line["metric"] for line in read_lines(out) if all(line[key] == name[key] for key in name)]
             missing = [metric for metric in metrics if metric not in known]
@@ -120,6 +128,9 @@ def main(
                 click.echo(f"{path}: {values}")
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
+    for metric in metrics:
+        if lowest := best(out, metric):
+            click.echo(f"Lowest {metric}: {lowest}")
     click.echo(f"Next: python -m metrics.report {out} --out={out.with_suffix('.png')}")
 
 

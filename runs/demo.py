@@ -4,7 +4,8 @@
 python -m runs.demo --outdir outputs/demo
 
 Everything is the real thing but small: LabDoom footage at 18x32 and 72x128, networks of less than a million
-parameters, minutes of training. The page it writes, outputs/demo/index.html, shows what came out and what it is worth.
+parameters, minutes of training. The page it writes, outputs/demo/index.html, shows what came out and what it is worth,
+beside a pair that comes along, which was trained on the same kind of footage for hours.
 """
 
 import html
@@ -14,8 +15,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -30,6 +31,7 @@ from metrics.detectors import i3d
 from metrics.frechet import frechet_distance_from_features
 from metrics.samplers import ClipShape, real_clips
 from training.dataset import ClipDataset
+from training.network_file import DEFAULT_MODEL
 from training.preview import contact_sheet
 
 LRES_SIZE, SRES_SIZE = (18, 32), (72, 128)
@@ -37,6 +39,8 @@ SIZES = ",".join(f"{height}x{width}" for height, width in (LRES_SIZE, SRES_SIZE)
 METRIC, NUM_CLIPS, CLIP_FRAMES = "fvd32_16f", 32, 16
 VAL_CLIPS = 16  # each gives two of the clips that are measured
 NUM_FRAMES = 300  # ten seconds
+GENERATED = "the toy pair"
+FOOTAGE = ["--difficulty=easy", "--looks=2"]  # what the model that comes along was trained on
 MIN_PREVIEW_CHANGE = 10  # grey levels by which training must have changed the previews of the same seeds
 
 
@@ -51,7 +55,7 @@ def record(data: Path, split: str, num_clips: int) -> None:
     """Record one split of LabDoom, unless it is there already, whole."""
     known = read_description(data / split)
     if known is None or len(known["partitions"]) < known["num_partitions"]:
-        options = [f"--clips={num_clips}", "--frames=300", f"--sizes={SIZES}", f"--split={split}"]
+        options = [f"--clips={num_clips}", "--frames=300", f"--sizes={SIZES}", f"--split={split}", *FOOTAGE]
         run(
             f"Record {num_clips} clips for the {split} split",
             *["-m", "dataset_tools.make_dataset_from_vizdoom", str(data / split), *options],
@@ -81,15 +85,24 @@ def preview_change(run_dir: Path) -> float:
     return float(np.abs(images[0] - images[1]).mean())
 
 
-def measure(outdir: Path, data: Path, lres: Path, sres: Path) -> dict[str, Any]:
-    """FVD of the pair against held-out footage and, for scale, of noise and of other real footage."""
+def generate(title: str, outdir: Path, *networks: str) -> Path:
+    """Ten seconds of the pair that options name, or of the one that comes along; returns the video at full size."""
+    run(title, "generate.py", f"--outdir={outdir}", "--seed=0", f"--len={NUM_FRAMES}", "--save-lres=True", *networks)
+    return outdir / f"seed=0_len={NUM_FRAMES}_sres.mp4"
+
+
+def measure(outdir: Path, data: Path, pairs: dict[str, list[str]]) -> dict[str, float]:
+    """FVD of pairs against held-out footage and, for scale, of noise and of other real footage."""
     path = outdir / "metrics.jsonl"
     path.unlink(missing_ok=True)
-    run(
-        "Measure the pair against footage it has not seen",
-        *["calc_metrics.py", f"--dataset={data / 'val'}", f"--lres={lres}", f"--sres={sres}"],
-        *[f"--metric={METRIC}", f"--path={path}", "--verbose=True"],
-    )
+    values: dict[str, float] = {}
+    for name, networks in pairs.items():
+        run(
+            f"Measure {name} against footage it has not seen",
+            *["calc_metrics.py", f"--dataset={data / 'val'}", *networks],
+            *[f"--metric={METRIC}", f"--path={path}", "--verbose=True"],
+        )
+        values[name] = json.loads(path.read_text().splitlines()[-1])["results"][METRIC]
     click.secho("\n== For scale: the same distance for noise, and for footage of other mazes", bold=True)
     shape = ClipShape(CLIP_FRAMES, 1)
 
@@ -105,11 +118,8 @@ def measure(outdir: Path, data: Path, lres: Path, sres: Path) -> dict[str, Any]:
     held_out = clips("val")
     noise = torch.from_numpy(np.random.RandomState(0).randint(0, 256, held_out.shape).astype(np.uint8))
     real = features(held_out)
-    values = {
-        "generated": json.loads(path.read_text().splitlines()[-1])["results"][METRIC],
-        "noise": frechet_distance_from_features(real, features(noise)),
-        "training footage": frechet_distance_from_features(real, features(clips("train"))),
-    }
+    values["noise"] = frechet_distance_from_features(real, features(noise))
+    values["training footage"] = frechet_distance_from_features(real, features(clips("train")))
     for name, value in values.items():
         click.echo(f"{METRIC} of {name:16s} {value:9.1f}")
     return values
@@ -123,25 +133,31 @@ def dataset_sheet(data: Path, path: Path) -> None:
         Image.fromarray(contact_sheet(frames, 8)).save(temporary)
 
 
-def overview(outdir: Path, video: Path) -> None:
-    """One picture for the README: real frames above generated ones, equally spaced in time."""
+def overview(outdir: Path, videos: Sequence[Path]) -> None:
+    """One picture: real frames above those of videos, equally spaced in time."""
     real = np.asarray(Image.open(outdir / "dataset.png"))
-    frames = list(iter_video_frames(video))[:: NUM_FRAMES // 24][:24]
-    frames = [
-        np.asarray(Image.fromarray(frame).resize((SRES_SIZE[1], SRES_SIZE[0]), Image.Resampling.BOX))
-        for frame in frames
-    ]
     bar = np.full((8, real.shape[1], 3), 255, np.uint8)
+    parts = [real]
+    for video in videos:
+        frames = list(iter_video_frames(video))[:: NUM_FRAMES // 24][:24]
+        frames = [
+            np.asarray(Image.fromarray(frame).resize((SRES_SIZE[1], SRES_SIZE[0]), Image.Resampling.BOX))
+            for frame in frames
+        ]
+        parts += [bar, contact_sheet(frames, 8)]
     with atomic_path(outdir / "overview.png") as temporary:
-        Image.fromarray(np.concatenate([real, bar, contact_sheet(frames, 8)])).save(temporary)
+        Image.fromarray(np.concatenate(parts)).save(temporary)
 
 
-def write_page(outdir: Path, runs: dict[str, Path], numbers: dict[str, float], stem: str) -> None:
-    """index.html: dataset, previews over training, the video and the numbers."""
-    parts = ["<h2>Recorded footage</h2>", '<img src="dataset.png">', "<h2>Generated: ten seconds, frame by frame</h2>"]
-    for kind in ("sres", "lres"):
-        parts.append(f'<video src="{stem}_{kind}.mp4" controls loop autoplay muted></video>')
-    parts.append(f'<br><img src="{stem}_sheet.png">')
+def write_page(outdir: Path, videos: dict[str, Path], runs: dict[str, Path], numbers: dict[str, float]) -> None:
+    """index.html: dataset, videos, numbers, previews over training."""
+    parts = ["<h2>Recorded footage</h2>", '<img src="dataset.png">']
+    for title, video in videos.items():
+        name = str(video.relative_to(outdir)).removesuffix("_sres.mp4")
+        parts.append(f"<h2>Ten seconds {html.escape(title)}</h2>")
+        for kind in ("sres", "lres"):
+            parts.append(f'<video src="{name}_{kind}.mp4" controls loop autoplay muted></video>')
+        parts.append(f'<br><img src="{name}_sheet.png">')
     parts.append("<h2>Numbers</h2><table>")
     parts += [f"<tr><td>{html.escape(name)}</td><td>{value:.1f}</td></tr>" for name, value in numbers.items()]
     parts.append("</table>")
@@ -176,28 +192,27 @@ def main(outdir: Path, lres_steps: int, sres_steps: int, clips: int, fresh: bool
     train("lres", data, outdir / "lres", lres_steps // 2, "Train the low-resolution stage, half of it")
     lres = train("lres", data, outdir / "lres", lres_steps, "The same command again goes on where it stopped")
     sres = train("sres", data, outdir / "sres", sres_steps, "Train the super-resolution stage")
-    networks = {"lres": network(lres), "sres": network(sres)}
+    toy = [f"--lres={network(lres)}", f"--sres={network(sres)}"]
 
-    run(
-        "Generate ten seconds",
-        *["generate.py", f"--outdir={outdir}", "--seed=0", f"--len={NUM_FRAMES}", "--save-lres=True"],
-        *[f"--{stage}={path}" for stage, path in networks.items()],
-    )
-    values = measure(outdir, data, networks["lres"], networks["sres"])
+    videos = {
+        f"of {DEFAULT_MODEL}, which comes along": generate("Generate with no further word", outdir / DEFAULT_MODEL),
+        "of the pair that was just trained": generate("Generate with the pair just trained", outdir, *toy),
+    }
+    pairs = {DEFAULT_MODEL: [f"--lres={DEFAULT_MODEL}", f"--sres={DEFAULT_MODEL}"], GENERATED: toy}
+    values = measure(outdir, data, pairs)
     numbers = {f"{METRIC}: {name}": value for name, value in values.items()}
     changes = {stage: preview_change(run_dir) for stage, run_dir in (("lres", lres), ("sres", sres))}
     numbers |= {f"change of the {stage} previews, grey levels": value for stage, value in changes.items()}
 
-    stem = f"seed=0_len={NUM_FRAMES}"
-    overview(outdir, outdir / f"{stem}_sres.mp4")
-    write_page(outdir, {"low-resolution": lres, "super-resolution": sres}, numbers, stem)
+    overview(outdir, list(videos.values()))
+    write_page(outdir, videos, {"low-resolution": lres, "super-resolution": sres}, numbers)
     click.secho(f"\n== Done in {format_time(time.monotonic() - begin)}", bold=True)
     for name, value in numbers.items():
         click.echo(f"{name:45s} {value:9.1f}")
     click.echo(f"Look at {outdir / 'index.html'} (or {outdir / 'overview.png'}).")
     click.echo("Next: record 36x64,144x256 footage and train without --preset=toy, on a GPU; see the README.")
     failures = [f"the previews of {stage} hardly changed" for stage, x in changes.items() if x < MIN_PREVIEW_CHANGE]
-    if values["generated"] >= values["noise"]:
+    if values[GENERATED] >= values["noise"]:
         failures.append("generated video is no nearer to real footage than noise is")
     if failures:
         raise click.ClickException("; ".join(failures))

@@ -5,6 +5,8 @@
 #   bash runs/labdoom.sh                                 one GPU
 #   NPROC=4 bash runs/labdoom.sh                         four GPUs of one machine
 #   PRESET=toy CLIPS=64 VAL_CLIPS=16 METRICS=fvd64_16f bash runs/labdoom.sh      a CPU, half an hour
+#   PRESET=labdoom-tiny DIFFICULTY=easy LOOKS=2 CLIPS=400 VAL_CLIPS=64 METRICS=fvd256_16f bash runs/labdoom.sh
+#                                                        a CPU, four hours: the pair in models/
 #
 # Run the same command again and everything goes on where it stopped. With a larger LRES_STEPS training goes on further.
 #
@@ -22,6 +24,7 @@ CLIPS=${CLIPS:-2000}             # to train on; each is a walk through a maze of
 VAL_CLIPS=${VAL_CLIPS:-256}      # to measure against, in other mazes
 FRAMES=${FRAMES:-300}            # of each clip, at 30 a second
 DIFFICULTY=${DIFFICULTY:-normal} # easy, normal, hard, mixed
+LOOKS=${LOOKS-}                  # so many sets of textures and colours; empty: each maze its own
 LRES_STEPS=${LRES_STEPS-}        # empty: as many as the preset says
 SRES_STEPS=${SRES_STEPS-}
 LRES_OPTIONS=${LRES_OPTIONS-}    # more options of train_lres.py, such as "--batch=8 --metric=fvd256_16f"
@@ -41,7 +44,8 @@ for split in train val; do
     [ $split = train ] || clips=$VAL_CLIPS
     say "Record $clips clips for the $split split"
     once "$DATA/.done/$split" python -m dataset_tools.make_dataset_from_vizdoom "$DATA/$split" --split="$split" \
-        --clips="$clips" --frames="$FRAMES" --sizes="$LRES_SIZE,$SRES_SIZE" --difficulty="$DIFFICULTY"
+        --clips="$clips" --frames="$FRAMES" --sizes="$LRES_SIZE,$SRES_SIZE" --difficulty="$DIFFICULTY" \
+        ${LOOKS:+--looks="$LOOKS"}
 done
 
 say "Train the low-resolution stage"

@@ -19,6 +19,8 @@ def test_demo_walks_the_road_and_judges_itself(repo, tmp_path):
     assert result.returncode == 1 and "hardly changed" in result.stderr, result.stdout + result.stderr
     assert "goes on at step 2 of 4" in result.stdout
     page = (outdir / "index.html").read_text()
-    for name in ("dataset.png", "seed=0_len=300_sres.mp4", "seed=0_len=300_sheet.png", "fvd32_16f: noise"):
+    for name in ("dataset.png", "seed=0_len=300_sres.mp4", "labdoom-tiny/seed=0_len=300_sres.mp4", "fvd32_16f: noise"):
         assert name in page
-    assert np.asarray(Image.open(outdir / "overview.png")).shape == (2 * 3 * 72 + 8, 8 * 128, 3)
+    for name in ("seed=0_len=300_sheet.png", "fvd32_16f: labdoom-tiny", "fvd32_16f: the toy pair"):
+        assert name in page
+    assert np.asarray(Image.open(outdir / "overview.png")).shape == (3 * 3 * 72 + 2 * 8, 8 * 128, 3)

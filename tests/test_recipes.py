@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from tests.test_docs import commands_of, options_of
 from training.longvideogan.presets import STAGES
 
-RECIPES = ["demo", "labdoom", "own_videos", "horseback_8gpu"]
+RECIPES = ["demo", "labdoom", "labdoom_results", "own_videos", "horseback_8gpu"]
 SCRIPTS = "train_lres|train_sres|generate|calc_metrics"
 
 

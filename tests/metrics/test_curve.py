@@ -51,6 +51,14 @@ def test_every_checkpoint_is_a_point_and_none_is_measured_twice(run_dir, dataset
         assert [(line["step"], line["metric"]) for line in lines] == [(s, m) for s in (3, 12) for m in METRICS]
     assert len({json.dumps(line["results"]) for line in lines}) == 4
     assert "ckpt-00000003" in lines[0]["lres"] and lines[0]["sres"] is None
+    first, second = (line["results"]["fmd2_9f"] for line in lines[::2])
+    assert f"Lowest fmd2_9f: {lines[0 if first < second else 2]['lres']}\n" in output
+
+
+def test_of_a_run_some_checkpoints_are_enough(run_dir, dataset, tmp_path, own_cache):
+    out = tmp_path / "curve.jsonl"
+    code, output = measure(run_dir, "--every=4", f"--dataset={dataset}", f"--out={out}")
+    assert code == 0 and {json.loads(line)["step"] for line in out.read_text().splitlines()} == {12}, output
 
 
 def test_ways_to_enlarge_are_told_apart(run_dir, dataset, tmp_path, own_cache):

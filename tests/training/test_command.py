@@ -230,12 +230,23 @@ def test_options_reach_what_they_are_for_and_change_nothing_else(stage):
         assert expected.items() <= found.items() and changed.keys() <= expected.keys(), arguments
 
 
+def test_filters_of_a_preset_change_and_nothing_else_of_its_networks():
+    words = ["--dataset=data", "--preset=toy", "--dry-run", "--filter-taps", "16", "64"]
+    found = json.loads(CliRunner().invoke(train_lres.main, words, catch_exceptions=False).output)["model"]["generator"]
+    expected = STAGES["longvideogan-lres"]["toy"]["model"]["generator"] | {"max_filter_taps": 64}
+    assert found == json.loads(json.dumps(expected))
+
+
 def test_a_stage_offers_no_option_of_the_other():
     names = {stage: {name for option in script.params for name in option.opts} for stage, script in SCRIPTS.items()}
-    assert {"--diffaug", "--temporal-stretch"} <= names["longvideogan-lres"]
+    assert {"--diffaug", "--temporal-stretch", "--filter-taps"} <= names["longvideogan-lres"]
     only_sres = {"--lres-size", "--augment", "--ada-target", "--ada-interval"}
     assert names["longvideogan-sres"] - names["longvideogan-lres"] == only_sres
-    assert names["longvideogan-lres"] - names["longvideogan-sres"] == {"--diffaug", "--temporal-stretch"}
+    assert names["longvideogan-lres"] - names["longvideogan-sres"] == {
+        "--diffaug",
+        "--temporal-stretch",
+        "--filter-taps",
+    }
 
 
 @pytest.mark.parametrize("stage", list(STAGES))

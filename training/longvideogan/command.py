@@ -108,7 +108,7 @@ def common_options(stage: str) -> Decorator:
 def make_options(stage: str, preset: str, given: dict[str, Any]) -> TrainOptions:
     """The options of a run: the preset's row, changed by what was given (None or an empty tuple means not given).
 
-    A name that the loop does not know is an option of the stage.
+    A name that the loop does not know is an option of the stage. What is given of a network changes the preset's.
     """
     if preset not in STAGES[stage]:
         raise click.BadParameter(f"{preset!r} is unknown; there are {', '.join(STAGES[stage])}", param_hint="--preset")
@@ -116,6 +116,9 @@ def make_options(stage: str, preset: str, given: dict[str, Any]) -> TrainOptions
     given = {name: value for name, value in given.items() if value not in (None, ())}
     fields = {field.name for field in dataclasses.fields(TrainOptions)}
     model = {name: given.pop(name) for name in list(given) if name not in fields}
+    for part in ("generator", "discriminator"):
+        if part in model:
+            model[part] = {**row["model"].get(part, {}), **model[part]}
     options = TrainOptions(system=stage, **{**row, **given, "model": {}})
     if model.get("freeze_d") and not (options.init_from or "").endswith(".pt"):
         raise ValueError(

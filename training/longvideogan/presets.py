@@ -11,6 +11,7 @@ Trainable parameters of G and D, in millions:
 |---------------|--------|--------|--------|--------|
 | published     |  83.22 |  46.42 |  27.17 |  24.00 |
 | labdoom-small |   3.01 |   3.24 |   2.00 |   2.87 |
+| labdoom-tiny  |   0.65 |   0.62 |   0.30 |   0.72 |
 | toy           |   0.65 |   0.62 |   0.14 |   0.37 |
 """
 
@@ -52,13 +53,14 @@ LRES: dict[str, Preset] = {
             "discriminator": {"channels": (16, 32, 64, 96, 128), "epilogue_channels": 256},
         },
     },
-    # What a CPU learns in two hours: easy walks of few looks (docs/results.md). The published rates, a penalty that keeps
-    # the discriminator in balance, and frames as they are, for clips are many and steps are few. Filters reach further
-    # than those of `toy`, since a walk keeps its looks for ten seconds.
+    # What a CPU learns in two hours, of easy walks that have few looks (docs/results.md). The published rates and
+    # penalty, under which the discriminator stays in balance, and no DiffAugment, for clips are many and steps are few.
+    # Filters reach further than those of `toy`, since a walk keeps its looks for ten seconds.
     "labdoom-tiny": {
         "batch": 4,
         "grad_accum": 1,
         "steps": 6000,
+        "keep": 100,  # 21 MB each, from which the best is chosen
         "precision": "bf16",
         "tick_steps": 50,
         "checkpoint_steps": 250,

@@ -34,6 +34,11 @@ REFUSED = [
     (LRES, {"diffaug": "color,colour"}, "'colour'.*choose from color, translation, cutout, or none"),
     (LRES, {"temporal_stretch": -0.5}, "at least 0 and at most 4"),
     (LRES, {"temporal_stretch": 4.5}, "at least 0 and at most 4, at which a clip of 16 frames shrinks to one"),
+    (
+        LRES,
+        {"generator": {"min_filter_taps": 64, "max_filter_taps": 16}},
+        "from 64 to 16 frames.*no more than the longest",
+    ),
     (SRES, {"ada_interval": 0}, "set augment to none"),
     (SRES, {"ada_target": 1.0}, "above -1 and below 1"),
     (SRES, {"augment": "bcg"}, "'bcg'; choose from none, b, bg, bgc, bgcf, bgcfn, bgcfnc"),

@@ -20,9 +20,10 @@ LRES, SRES = presets.STAGES
 NUM_PARAMETERS = {
     "published": (83_215_939, 46_424_609, 27_169_940, 23_997_825),
     "labdoom-small": (3_014_051, 3_235_153, 1_998_609, 2_873_953),
+    "labdoom-tiny": (645_651, 620_689, 297_718, 717_409),
     "toy": (645_651, 620_689, 144_232, 374_113),
 }
-SMALL = [(stage, name) for stage in presets.STAGES for name in ("labdoom-small", "toy")]
+SMALL = [(stage, name) for stage in presets.STAGES for name in ("labdoom-small", "labdoom-tiny", "toy")]
 
 
 def make(stage, name, **changes):
@@ -35,8 +36,8 @@ def num_parameters(*modules):
 
 
 def test_rows_are_the_published_recipes():
-    assert list(presets.LRES) == ["default", "horseback-lres", "biking-lres", "labdoom-small", "toy"]
-    assert list(presets.SRES) == ["default", "horseback-sres", "biking-sres", "labdoom-small", "toy"]
+    assert list(presets.LRES) == ["default", "horseback-lres", "biking-lres", "labdoom-small", "labdoom-tiny", "toy"]
+    assert list(presets.SRES) == ["default", "horseback-sres", "biking-sres", "labdoom-small", "labdoom-tiny", "toy"]
     expected = {LRES: (64, 2, 1.0, 100_000), SRES: (32, 1, 1.0, 275_000)}
     rates = {LRES: (0.003, 0.002, 0.99), SRES: (0.003, 0.003, 0.99)}
     for stage, rows in presets.STAGES.items():
@@ -52,7 +53,7 @@ def test_rows_are_the_published_recipes():
 def test_stated_sizes_are_those_of_the_networks():
     published = [LowResGenerator, LowResDiscriminator, SuperResGenerator, SuperResDiscriminator]
     found = {"published": sum((num_parameters(network()) for network in published), ())}
-    for name in ("labdoom-small", "toy"):
+    for name in ("labdoom-small", "labdoom-tiny", "toy"):
         systems = [make(stage, name) for stage in presets.STAGES]
         found[name] = sum((num_parameters(system.G, system.D) for system in systems), ())
     assert found == NUM_PARAMETERS

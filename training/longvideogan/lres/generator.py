@@ -67,6 +67,11 @@ class TemporalEmbedding(nn.Module):
 
     def __init__(self, num_filters: int, min_taps: int, max_taps: int):
         super().__init__()
+        if not 2 <= min_taps <= max_taps:
+            raise ValueError(
+                f"temporal filters from {min_taps} to {max_taps} frames: the shortest must span at least 2 and no more "
+                "than the longest; published are 125 to 5000"
+            )
         bank = torch.zeros(num_filters, 1, max_taps)
         for row, footprint in zip(bank, log_uniform(min_taps, max_taps, num_filters), strict=True):
             num_taps = math.ceil(footprint)

@@ -1,0 +1,59 @@
+"""The models that come along are what their cards say, small enough, and what the commands use without being told."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import generate
+from dnnlib.video import iter_video_frames
+from training import network_file
+from training.longvideogan.lres.generator import LowResGenerator
+from training.longvideogan.presets import STAGES
+from training.longvideogan.studio import list_models
+
+NAME = network_file.DEFAULT_MODEL
+NETWORKS = sorted(network_file.MODELS.glob("*.pkl"))
+
+
+def test_each_has_a_card_and_each_card_a_pair():
+    cards = {path.stem for path in network_file.MODELS.glob("*.md")}
+    assert NAME in cards and {path.stem for path in NETWORKS} == {
+        f"{card}-{r}" for card in cards for r in ("lres", "sres")
+    }
+    assert [entry.name for entry in list_models()] == sorted(cards)
+
+
+@pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
+def test_it_is_the_file_of_the_card(path: Path):
+    card = path.with_name(f"{re.sub('-[ls]res$', '', path.stem)}.md").read_text()
+    assert f"| `{path.name}` |" in card and hashlib.sha256(path.read_bytes()).hexdigest() in card
+    assert path.stat().st_size <= 20e6
+
+
+@pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
+def test_it_has_the_options_of_its_preset(path: Path):
+    """So that `--init-from` and the recipe of the card fit it."""
+    name, role = path.stem.rsplit("-", 1)
+    row = STAGES[f"longvideogan-{role}"][name]["model"]
+    network = network_file.load_network(path)
+    expected = {"height": row["height"], "width": row["width"], **row["generator"]}
+    assert expected.items() <= network.options.items()
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    assert millions <= (1 if name.endswith("tiny") else 4)
+    assert isinstance(network, LowResGenerator) == (role == "lres")
+
+
+def test_whoever_names_none_gets_a_video_that_is_no_noise(tmp_path):
+    result = CliRunner().invoke(generate.main, [f"--outdir={tmp_path}", "--seed=1", "--len=12"], catch_exceptions=False)
+    assert result.exit_code == 0
+    (path,) = tmp_path.glob("*.mp4")
+    frames = np.stack(list(iter_video_frames(path))).astype(float)
+    # A maze has one colour above and another below, and changes little from frame to frame.
+    edge = frames.shape[1] // 6
+    colours = frames[:, :edge].mean((0, 1, 2)), frames[:, -edge:].mean((0, 1, 2))
+    assert len(frames) == 12 and np.abs(colours[0] - colours[1]).max() > 20
+    assert np.abs(np.diff(frames, axis=0)).mean() < 20
