@@ -1,0 +1,139 @@
+"""The loop in processes of their own: signals, a full disk, several ranks."""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, cast
+
+import pytest
+import torch
+
+from tests.training import tiny_gan
+from tests.training.tiny_gan import TinyGAN, assert_equal, final_state, stats_lines
+from training import checkpoint
+from training.loop import train
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return tiny_gan.write_dataset(tmp_path_factory.mktemp("data") / "stripes")
+
+
+@pytest.fixture
+def options(dataset, tmp_path):
+    """A function that makes the options of a short run in a folder of the test's own."""
+    return tiny_gan.option_maker(dataset, tmp_path / "runs")
+
+
+@contextlib.contextmanager
+def start(options, *launcher, limit_bytes=None):
+    """A process that trains the tiny system with the options given, its output in one stream."""
+
+    def limit():
+        if limit_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+
+    command = [sys.executable, *launcher, tiny_gan.__file__, json.dumps(vars(options))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipes: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, env=environment, text=True, preexec_fn=limit, **pipes) as process:
+        try:
+            yield process, cast(IO[str], process.stdout)
+        finally:
+            process.kill()
+
+
+def read_until(stream, text):
+    lines = []
+    for line in stream:
+        lines.append(line)
+        if text in line:
+            return
+    raise AssertionError("".join(lines))
+
+
+@pytest.mark.slow
+def test_a_terminated_process_leaves_a_run_that_can_be_continued(options):
+    asked = options(steps=10**6, tick_steps=50, checkpoint_steps=0)
+    with start(asked) as (process, stream):
+        read_until(stream, "step 50 ")
+        process.send_signal(signal.SIGTERM)
+        output = stream.read()
+        assert process.wait(60) == 0
+    assert f"to continue: python {tiny_gan.__file__} " in output
+    (run_dir,) = Path(asked.outdir).iterdir()
+    (step, _), *_ = checkpoint.list_checkpoints(run_dir)
+    assert step > 50 and f"Stopped at step {step}" in output
+    assert not list(run_dir.glob("checkpoints/.*")) and checkpoint.network_path(run_dir, step).is_file()
+    result = train(TinyGAN, options(steps=step + 1, tick_steps=50, checkpoint_steps=0))
+    assert result.run_dir == run_dir and result.finished
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_stops_at_once(options):
+    with start(options(steps=10**6, tick_steps=50, model={"sleep_sec": 60})) as (process, stream):
+        read_until(stream, "sleeping")
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        read_until(stream, "twice stops at once")
+        time.sleep(1.5)  # two at once are one: torchrun passes on what the terminal has sent already
+        process.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in stream.read()
+        assert process.wait(60) != 0
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_no_checkpoint_and_no_training(options, tmp_path):
+    run_dir = train(TinyGAN, options(steps=2)).run_dir
+    before = {path: path.read_bytes() for path in run_dir.glob("checkpoints/*")}
+    with start(options(steps=6), limit_bytes=20_000) as (process, stream):
+        output = stream.read()
+        assert process.wait(60) == 1
+    assert "Step 4 was not saved in" in output and "File too large" in output and "Training goes on" in output
+    assert "Step 6 was not saved in" in output.splitlines()[-1] and "ckpt-00000002-train.pt. Make room" in output
+    assert before == {path: path.read_bytes() for path in run_dir.glob("checkpoints/*")}
+    assert not list(run_dir.glob("checkpoints/.*"))
+    assert train(TinyGAN, options(steps=6)).run_dir == run_dir
+    whole = train(TinyGAN, options(steps=6, outdir=str(tmp_path / "whole"))).run_dir
+    assert_equal(final_state(run_dir, 6)["modules"], final_state(whole, 6)["modules"])
+
+
+@pytest.mark.slow
+def test_a_rank_that_cannot_begin_does_not_leave_the_others_waiting(options):
+    asked = options(model={"fails_on_rank": 1})
+    with start(asked, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2") as (ranks, stream):
+        output = stream.read()
+        assert ranks.wait(60) != 0
+    assert "SharedError: this machine has no such file" in output
+    assert "SharedError: rank 1: this machine has no such file" in output
+    assert not Path(asked.outdir).exists()
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one(options, tmp_path):
+    one = train(TinyGAN, options(steps=5, outdir=str(tmp_path / "one"))).run_dir
+    asked = options(steps=5, metrics=("fails", "fails-on-1"))
+    with start(asked, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2") as (ranks, stream):
+        output = stream.read()
+        assert ranks.wait(60) == 0, output
+    assert output.count("step 5  metric/fails failed (RuntimeError: on all); training goes on") == 1
+    assert output.count("step 5  metric/fails-on-1 failed (RuntimeError: rank 1: on one); training goes on") == 1
+    (two,) = Path(options().outdir).iterdir()
+    assert "batch    4 clips: 2 ranks" in output and output.count("Finished 5 steps") == 1
+    states = final_state(one, 5), final_state(two, 5)
+    for name, module in states[0]["modules"].items():
+        for key, tensor in module.items():
+            assert torch.allclose(tensor, states[1]["modules"][name][key], rtol=0, atol=1e-5), (name, key)
+    assert states[0]["system"]["strength"] == pytest.approx(states[1]["system"]["strength"], rel=1e-4) != 0
+    assert stats_lines(one)[1]["loss/D_loss"] == pytest.approx(stats_lines(two)[1]["loss/D_loss"], rel=1e-5)
+
+    # The run of two ranks goes on with one.
+    assert train(TinyGAN, options(steps=6)).run_dir == two

@@ -1,0 +1,203 @@
+"""A system so small that a step takes a millisecond, and what the tests of the loop do with it.
+
+The file is a script as well, `python tiny_gan.py OPTIONS_JSON`, for the tests that need processes of their own.
+"""
+
+import copy
+import io
+import json
+import math
+import os
+import signal
+import sys
+import time
+import zipfile
+
+import numpy as np
+import torch
+from PIL import Image
+
+from torch_utils import distributed, persistence, training_stats
+from training import checkpoint
+from training.config import TrainOptions, resolve
+from training.dataset import BatchSpec, ClipPart
+from training.loop import train
+from training.random import random_state
+
+NUM_FRAMES, SMALL, LARGE = 4, (8, 16), (16, 32)
+
+
+@persistence.persistent_class
+class TinyGenerator(torch.nn.Module):
+    """(z, time) -> frames: (N, 4), (T,) -> (N, 3, T, 8, 16)."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(6, 3 * 8 * 16) / 6)
+        self.num_calls: torch.Tensor
+        self.register_buffer("num_calls", torch.zeros(()))
+
+    def forward(self, z, time):
+        phase = torch.stack([time.sin(), time.cos()], dim=1).to(z)
+        z, phase = z[:, None].expand(-1, len(time), -1), phase.expand(len(z), -1, -1)
+        frames = torch.cat([z, phase], dim=2) @ self.weight  # (N, T, 3 * 8 * 16)
+        return frames.tanh().unflatten(2, (3, 8, 16)).movedim(1, 2)
+
+
+class TinyGAN:
+    """Honours the contract of a system, with a second batch every other step and a state of its own."""
+
+    def __init__(self, options, device):
+        self.options, self.device = {"batch": 4, "seed": 0, "nan_from": 10**9, "enlarges": False} | options, device
+        if self.options.get("fails_on_rank") == distributed.get_rank():
+            raise ValueError("this machine has no such file")
+        torch.manual_seed(self.options["seed"])
+        self.G = TinyGenerator().to(device)
+        self.D = torch.nn.Linear(3 * NUM_FRAMES * 8 * 16, 1).to(device)
+        self.G_ema = copy.deepcopy(self.G).eval()
+        self.modules = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
+        self.optimizers = {
+            "G": torch.optim.Adam(self.G.parameters(), lr=self.options.get("lr", 0.01)),
+            "D": torch.optim.Adam(self.D.parameters(), lr=0.01),
+        }
+        self.strength = 0.0
+        self.collector = training_stats.Collector("loss/D_score_real")
+        self.needs_condition = self.options["enlarges"]
+        self.context = 1
+        self.dataset_sizes = [LARGE, SMALL] if self.needs_condition else [SMALL]
+
+    def batch_spec(self, step):
+        return [BatchSpec(NUM_FRAMES, (ClipPart("video", *SMALL, 0, NUM_FRAMES),))] * (1 if step % 2 else 2)
+
+    def step(self, batches, step):
+        if step == self.options.get("signal_step"):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        if "sleep_sec" in self.options:
+            print("sleeping", flush=True)
+            time.sleep(self.options["sleep_sec"])
+        real = next(batches)["video"]
+        assert real.dtype == torch.float32 and real.shape[1:] == (3, NUM_FRAMES, *SMALL) and real.abs().max() <= 1
+        first = len(real) * distributed.get_rank()
+        draws = [random_state("tiny", self.options["seed"], f"{step}:{first + i}") for i in range(len(real))]
+        z = torch.from_numpy(np.stack([draw.standard_normal(4) for draw in draws])).to(real)
+        fake = self.G(z, torch.arange(NUM_FRAMES))
+        logits = self.D(fake.flatten(1))
+        g_loss = torch.nn.functional.softplus(-logits)
+        self._update("G", g_loss)
+        score = self.D(real.flatten(1))
+        d_loss = torch.nn.functional.softplus(self.D(fake.detach().flatten(1))) + torch.nn.functional.softplus(-score)
+        if step % 2 == 0:
+            d_loss = d_loss + self.D(next(batches)["video"].flatten(1)).square()
+        self._update("D", d_loss * (1 + self.strength))
+        with torch.no_grad():
+            self.G.num_calls.add_(1)
+            self.G_ema.weight.lerp_(self.G.weight, 0.1)
+        training_stats.report("loss/D_score_real", score.detach())
+        if step % 3 == 2:  # as ADA does: the values of three steps decide about the next ones
+            self.collector.update()
+            self.strength += 0.1 * self.collector["loss/D_score_real"]
+        nan = math.nan if step >= self.options["nan_from"] else 0.0
+        return {
+            "loss/G_loss": g_loss.detach(),
+            "loss/D_loss": d_loss.detach() + nan,
+            "progress/nonfinite_gradients": torch.tensor(2.0 * (step == 3)),
+        }
+
+    def _update(self, name, loss):
+        self.optimizers[name].zero_grad()
+        loss.mean().backward()
+        assert distributed.sync_grads(self.modules[name].parameters()) == 0
+        self.optimizers[name].step()
+
+    def state_dict(self):
+        return {"strength": self.strength, "collector": self.collector.state_dict()}
+
+    def load_state_dict(self, state):
+        self.strength = state["strength"]
+        self.collector.load_state_dict(state["collector"])
+
+    def init_from(self, source):
+        self.G.load_state_dict(source["G"])
+        self.G_ema.load_state_dict(source["G_ema"])
+
+    def preview_spec(self):
+        return {"num_frames": 20, "num_videos": 4}
+
+    def sample(self, seeds, start, num_frames, condition=None):
+        z = torch.stack([torch.full((4,), seed / 4) for seed in seeds]).to(self.device)
+        for first in range(start, start + num_frames, 8):
+            count = min(8, start + num_frames - first)
+            video = self.G_ema(z, torch.arange(first, first + count)).detach()
+            if condition is not None:
+                low = condition([first - self.context] * len(seeds), count + 2 * self.context)
+                video = torch.nn.functional.interpolate(low[:, :, 1:-1], scale_factor=(1.0, 2.0, 2.0))
+            yield (video * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
+
+    def export(self):
+        return self.G_ema
+
+
+def write_dataset(root):
+    """Six clips of 16 frames at two sizes, the larger being the smaller with each pixel repeated."""
+    rng = np.random.RandomState(0)
+    clips = {f"clip{i}": rng.randint(0, 256, (16, *SMALL, 3)).astype(np.uint8) for i in range(6)}
+    for factor, (height, width) in ((1, SMALL), (2, LARGE)):
+        folder = root / f"{height:04d}x{width:04d}"
+        folder.mkdir(parents=True)
+        with zipfile.ZipFile(folder / "part-0.zip", "w") as archive:
+            for clip, frames in clips.items():
+                for t, frame in enumerate(frames.repeat(factor, axis=1).repeat(factor, axis=2)):
+                    data = io.BytesIO()
+                    Image.fromarray(frame).save(data, "PNG")
+                    archive.writestr(f"{clip}/{t:04d}.png", data.getvalue())
+            names = {clip: [f"{t:04d}.png" for t in range(16)] for clip in clips}
+            archive.writestr("frame_paths.json", json.dumps(names))
+    (root / "dataset.json").write_text('{"fps": 10}')
+    return root
+
+
+def option_maker(dataset, outdir):
+    """A function that makes the options of a short run below a folder."""
+
+    def make(**changes):
+        values = {"steps": 4, "batch": 4, "tick_steps": 2, "checkpoint_steps": 2, "sample_steps": 0, "workers": 0}
+        values |= {"outdir": str(outdir), "dataset": str(dataset), "system": "tiny", "model": {"gamma": 1}}
+        return resolve(TrainOptions, values | changes)
+
+    return make
+
+
+def final_state(run_dir, step):
+    return checkpoint.load_train_state(checkpoint.train_state_path(run_dir, step))
+
+
+def assert_equal(first, second, path="state"):
+    """Assert that two nested states agree bit for bit."""
+    assert type(first) is type(second), path
+    if isinstance(first, dict):
+        assert list(first) == list(second), path
+        for key in first:
+            assert_equal(first[key], second[key], f"{path}.{key}")
+    elif isinstance(first, list):
+        assert len(first) == len(second), path
+        for i, (a, b) in enumerate(zip(first, second, strict=True)):
+            assert_equal(a, b, f"{path}[{i}]")
+    else:
+        assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second, path
+
+
+def stats_lines(run_dir):
+    return [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
+
+
+def failing_metric(names, system):
+    if "fails" in names:
+        raise RuntimeError("on all")
+    if distributed.get_rank() == 1:
+        raise RuntimeError("on one")
+    return [{"results": {name: 0.0}} for name in names]
+
+
+if __name__ == "__main__":
+    train(TinyGAN, resolve(TrainOptions, json.loads(sys.argv[1])), failing_metric)
+    distributed.shutdown()
