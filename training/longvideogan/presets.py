@@ -71,7 +71,7 @@ LRES: dict[str, Preset] = {
             "num_frames": 32,
             "preview_frames": 64,
             "preview_videos": 9,
-            "gamma": 1.0,
+            "gamma": 5.0,
             "diffaug": "",
             "temporal_stretch": 0.5,
             "ema_beta": 0.998,
@@ -145,7 +145,7 @@ SRES: dict[str, Preset] = {
     },
     # The second stage beside it: `toy` with more channels below full resolution, where they cost little.
     "labdoom-tiny": {
-        "batch": 4,
+        "batch": 2,
         "grad_accum": 1,
         "steps": 4000,
         "precision": "bf16",
@@ -159,16 +159,17 @@ SRES: dict[str, Preset] = {
             "lres_width": 32,
             "preview_frames": 32,
             "preview_videos": 4,
+            "gamma": 5.0,
             "ema_beta": 0.998,
             "ema_rampup_steps": 1000,
             "generator": {
                 "num_layers": 8,
-                "channel_base": 2048,
+                "channel_base": 4096,
                 "channel_max": 64,
                 "z_channels": 64,
                 "w_channels": 64,
             },
-            "discriminator": {"channel_base": 2048, "channel_max": 96},
+            "discriminator": {"channel_base": 2048, "channel_max": 64},
         },
     },
     "toy": {
