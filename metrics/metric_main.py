@@ -333,7 +333,8 @@ def _warnings(
     metric: Metric, real: Side, fake: Side, real_features: Features | None, fake_features: Features
 ) -> list[str | None]:
     counts = [len(features) for features in (real_features, fake_features) if features is not None]
-    found = [checks.size_warning(metric.name, min(counts), max(counts))]
+    is_unbiased = metric.family.estimator == "kernel"
+    found = [None if is_unbiased else checks.size_warning(metric.name, min(counts), max(counts))]
     names = _name(real, "real"), _name(fake, "generated")
     for side, features, name in zip((real, fake), (real_features, fake_features), names, strict=True):
         if features is None or not isinstance(side, Videos):

@@ -180,18 +180,18 @@ def draw_report(report: Report, title: str) -> Image.Image:
     head = draw_charts(report.charts or [BLANK], title, subtitle(report), COLUMNS, SCALE)
     if not report.charts:
         head = head.crop((0, 0, head.width, HEADER_HEIGHT * SCALE))
-    pen = ImageDraw.Draw(head)
+    table = _draw_table(report)
+    page = Image.new("RGB", (width, head.height + table.height), PAPER)
+    page.paste(head, (0, 0))
+    page.paste(table, (0, head.height))
+    pen = ImageDraw.Draw(page)
     font: Any = ImageFont.load_default(12 * SCALE)
-    x, y = head.width - 2 * EDGE * SCALE, 27 * SCALE
+    x, y = width - 2 * EDGE * SCALE, 27 * SCALE
     for name, colour in reversed(legend(report)):
         x -= int(pen.textlength(name, font))
         pen.text((x, y), name, INK, font, anchor="lm")
         pen.line([(x - 18 * SCALE, y), (x - 6 * SCALE, y)], colour, 3 * SCALE)
         x -= 34 * SCALE
-    table = _draw_table(report)
-    page = Image.new("RGB", (width, head.height + table.height), PAPER)
-    page.paste(head, (0, 0))
-    page.paste(table, (0, head.height))
     return page
 
 
