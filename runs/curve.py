@@ -67,9 +67,10 @@ def find_networks(paths: Sequence[Path], every: int = 1) -> list[tuple[int | Non
     return found
 
 
-def best(out: Path, metric: str) -> str | None:
-    """The low-resolution network of the lowest value in a file of results; None for measures that have no one value."""
-    values = [(line["results"][metric], line["lres"]) for line in read_lines(out) if metric in line["results"]]
+def best(metric: str, *files: Path) -> str | None:
+    """The low-resolution network of the lowest value in files of results; None for measures that have no one value."""
+    lines = [line for path in files for line in read_lines(path)]
+    values = [(line["results"][metric], line["lres"]) for line in lines if metric in line["results"]]
     return min(values)[1] if values else None
 
 
@@ -129,7 +130,7 @@ def main(
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     for metric in metrics:
-        if lowest := best(out, metric):
+        if lowest := best(metric, out):
             click.echo(f"Lowest {metric}: {lowest}")
     click.echo(f"Next: python -m metrics.report {out} --out={out.with_suffix('.png')}")
 

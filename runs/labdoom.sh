@@ -5,13 +5,14 @@
 #   bash runs/labdoom.sh                                 one GPU
 #   NPROC=4 bash runs/labdoom.sh                         four GPUs of one machine
 #   PRESET=toy CLIPS=64 VAL_CLIPS=16 METRICS=fvd64_16f bash runs/labdoom.sh      a CPU, half an hour
-#   PRESET=labdoom-tiny DIFFICULTY=easy LOOKS=2 CLIPS=400 VAL_CLIPS=64 METRICS=fvd256_16f bash runs/labdoom.sh
-#                                                        a CPU, four hours: the pair in models/
+#   PRESET=labdoom-tiny DIFFICULTY=easy LOOKS=2 CLIPS=400 VAL_CLIPS=64 METRICS=fvd128_16f LRES_LAST_STEPS=500 \
+#       LRES_LAST_OPTIONS="--g-lr=0.001 --d-lr=0.0007" bash runs/labdoom.sh      a CPU: the pair in models/
 #
 # Run the same command again and everything goes on where it stopped. With a larger LRES_STEPS training goes on further.
 #
-# Time: the default 2256 clips take 70 minutes of one core to record, so 9 of eight cores. Training has not been timed
-# on a GPU; its first status lines tell (`eta`). Disk: 35 GB for the footage at 36x64 and 144x256, 1 GB for the runs.
+# Time: the pair in models/ took an hour of one core of a server. The default 2256 clips take 70 minutes of one core
+# to record, so 9 of eight cores; training on them has not been timed on a GPU: its first status lines tell (`eta`).
+# Disk: 35 GB for the footage at 36x64 and 144x256, 1.2 GB for that of the pair in models/, 1 GB for the runs.
 # Memory: 4 GB, and 0.2 GB for each core that records. GPU: 12 GB.
 source "$(dirname "$0")/common.sh"
 
@@ -28,6 +29,8 @@ LOOKS=${LOOKS-}                  # so many sets of textures and colours; empty: 
 LRES_STEPS=${LRES_STEPS-}        # empty: as many as the preset says
 SRES_STEPS=${SRES_STEPS-}
 LRES_OPTIONS=${LRES_OPTIONS-}    # more options of train_lres.py, such as "--batch=8 --metric=fvd256_16f"
+LRES_LAST_STEPS=${LRES_LAST_STEPS-}     # after these so many more, in a run of their own,
+LRES_LAST_OPTIONS=${LRES_LAST_OPTIONS-} # with other options, such as lower rates
 SRES_OPTIONS=${SRES_OPTIONS-}    # more options of train_sres.py
 SEEDS=${SEEDS:-0-3}              # of the videos
 LEN=${LEN:-900}                  # their frames
@@ -52,6 +55,12 @@ say "Train the low-resolution stage"
 ranks run train_lres.py --outdir="$OUT/lres" --dataset="$DATA/train" --preset="$PRESET" --size="$LRES_SIZE" \
     ${LRES_STEPS:+--steps="$LRES_STEPS"} $LRES_OPTIONS
 LRES=$(network_of "$OUT/lres")
+if [ -n "$LRES_LAST_STEPS" ]; then
+    say "Train it further, with other options"
+    ranks run train_lres.py --outdir="$OUT/lres-last" --dataset="$DATA/train" --preset="$PRESET" --size="$LRES_SIZE" \
+        --init-from="${LRES%-G-ema.pkl}-train.pt" --steps="$LRES_LAST_STEPS" $LRES_OPTIONS $LRES_LAST_OPTIONS
+    LRES=$(network_of "$OUT/lres-last")
+fi
 
 say "Train the super-resolution stage"
 ranks run train_sres.py --outdir="$OUT/sres" --dataset="$DATA/train" --preset="$PRESET" --size="$SRES_SIZE" \

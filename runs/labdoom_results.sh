@@ -2,54 +2,67 @@
 # shellcheck disable=SC2046,SC2086 # lists of options are to be split where they have spaces
 # What the pair of runs/labdoom.sh is worth: the numbers and pictures of docs/results.md, from the runs that it left.
 #
-#   PRESET=labdoom-tiny DIFFICULTY=easy LOOKS=2 CLIPS=400 VAL_CLIPS=64 bash runs/labdoom.sh
 #   bash runs/labdoom_results.sh
 #
-# Measured is against mazes that were not trained on: the checkpoints of the low-resolution run; the best of them with
+# Measured is against mazes that were not trained on: the checkpoints of the low-resolution runs; the best of them with
 # the super-resolution stage and with bicubic interpolation; and a shorter run whose temporal filters are short.
 # Run the same command again and it goes on where it stopped.
 #
-# Time: for labdoom-tiny two hours of two cores, half of which is the run with short filters. Disk: 1 GB.
+# Time: for labdoom-tiny an hour of two cores, a third of which is the run with short filters. Disk: 1 GB.
 # Memory: 4 GB.
 source "$(dirname "$0")/common.sh"
 
 PRESET=${PRESET:-labdoom-tiny}
 DATA=${DATA:-data/labdoom}
 OUT=${OUT:-runs/labdoom}               # where runs/labdoom.sh put its runs
-LRES_RUN=${LRES_RUN:-$(ls -td "$OUT"/lres/*/ | head -n 1)}
-SRES=${SRES:-$(network_of "$OUT/sres")}
-EVERY=${EVERY:-1000}                   # steps between the checkpoints that are measured
-ABLATION_STEPS=${ABLATION_STEPS:-2000} # of the run with short filters; a multiple of EVERY
+EVERY=${EVERY:-500}                    # steps between the checkpoints that are measured
+ABLATION_STEPS=${ABLATION_STEPS:-1000} # of the run with short filters; a multiple of EVERY
 SHORT_TAPS=${SHORT_TAPS:-16 64}        # its filters, in frames
 SIDE=${SIDE:-128}                      # clips of 16 frames to measure on either side
-LONG_SIDE=${LONG_SIDE:-64}             # clips of 128 frames
+LONG_SIDE=${LONG_SIDE:-32}             # longer clips, and whole videos
+LONG_FRAMES=${LONG_FRAMES:-128}        # of longer clips
+VIDEO_FRAMES=${VIDEO_FRAMES:-300}      # of whole videos
+LRES_OPTIONS=${LRES_OPTIONS-}          # those that runs/labdoom.sh was given
+SRES=${SRES:-$(network_of "$OUT/sres")}
 SRES_SIZE=$(value_of train_sres.py "$PRESET" '"{height}x{width}".format(**m)')
 LRES_SIZE=$(value_of train_lres.py "$PRESET" '"{height}x{width}".format(**m)')
 RESULTS=$OUT/results
-MEASURES="-m fvd${SIDE}_16f -m kvd${SIDE}_16f -m fmd${SIDE}_16f -m color_similarity"
+CLIPS="--dataset=$DATA/val -m fvd${SIDE}_16f -m kvd${SIDE}_16f -m fmd${SIDE}_16f"
+VIDEOS="-m color_similarity --num-videos=$LONG_SIDE --num-frames=$VIDEO_FRAMES"
 
 say "Weights of the detectors that measure"
 run python -m metrics.detectors.registry fetch
 
-say "Low-resolution network, checkpoint after checkpoint"
-run python -m runs.curve "$LRES_RUN" --every="$EVERY" --dataset="$DATA/val" $MEASURES --out="$RESULTS/lres.jsonl"
-LRES=$(python -c "import pathlib, sys; from runs import curve; print(curve.best(pathlib.Path(sys.argv[1]), sys.argv[2]))" \
-    "$RESULTS/lres.jsonl" "fvd${SIDE}_16f")
+say "Low-resolution networks, checkpoint after checkpoint"
+CURVES=()
+for name in lres lres-last; do
+    if [ -d "$OUT/$name" ]; then
+        run python -m runs.curve $(ls -td "$OUT/$name"/*/ | head -n 1) --every="$EVERY" $CLIPS $VIDEOS \
+            --out="$RESULTS/$name.jsonl"
+        CURVES+=("$RESULTS/$name.jsonl")
+    fi
+done
+LRES=$(
+    python - "fvd${SIDE}_16f" "${CURVES[@]}" <<'PY'
+import pathlib, sys
+from runs.curve import best
+
+print(best(sys.argv[1], *map(pathlib.Path, sys.argv[2:])))
+PY
+)
 
 say "Full size: the second stage against bicubic interpolation"
 for way in "sres=$SRES" "bicubic=$SRES_SIZE"; do
-    run python -m runs.curve "$LRES" "--$way" --dataset="$DATA/val" --out="$RESULTS/${way%%=*}.jsonl" \
-        -m fvd${SIDE}_16f -m kvd${SIDE}_16f -m fmd${SIDE}_16f -m fvd${LONG_SIDE}_128f
+    run python -m runs.curve "$LRES" "--$way" $CLIPS -m fvd${LONG_SIDE}_${LONG_FRAMES}f --out="$RESULTS/${way%%=*}.jsonl"
 done
 
 say "Long temporal filters against short ones"
 run python train_lres.py --outdir="$OUT/short-filters" --dataset="$DATA/train" --preset="$PRESET" \
-    --size="$LRES_SIZE" --filter-taps $SHORT_TAPS --steps="$ABLATION_STEPS" --keep=1000 --cache=ram
-run python -m runs.curve "$OUT"/short-filters/*/ --every="$EVERY" --dataset="$DATA/val" $MEASURES \
-    --out="$RESULTS/short-filters.jsonl"
+    --size="$LRES_SIZE" --filter-taps $SHORT_TAPS --steps="$ABLATION_STEPS" $LRES_OPTIONS
+run python -m runs.curve "$OUT"/short-filters/*/ --every="$EVERY" $CLIPS $VIDEOS --out="$RESULTS/short-filters.jsonl"
 
 say "Draw"
-run python -m metrics.report "$RESULTS/lres.jsonl" --out="$RESULTS/lres.png"
+run python -m metrics.report "${CURVES[@]}" --out="$RESULTS/curve.png"
 run python -m metrics.report "$RESULTS/sres.jsonl" "$RESULTS/bicubic.jsonl" --out="$RESULTS/full-size.png"
 run python -m metrics.report "$RESULTS/lres.jsonl" "$RESULTS/short-filters.jsonl" --out="$RESULTS/filters.png"
 say "The pictures and numbers are in $RESULTS"

@@ -221,6 +221,20 @@ def test_labdoom_and_the_published_data_are_cooked(repo, tmp_path):
     said = cook(repo, "bash runs/labdoom.sh", tmp_path / "out", DATA=str(data), **clips)
     assert said.count("Rendering clips") == 0
 
+    # A last run with other options, and the evidence: all checkpoints, the second stage, short filters.
+    environment = {**TINY, **clips, "DATA": str(data), "OUT": str(tmp_path / "out"), "LRES_STEPS": "3"}
+    environment |= {"LRES_LAST_STEPS": "1", "LRES_LAST_OPTIONS": "--g-lr=0.001"}
+    done = bash(repo, "bash runs/labdoom.sh", **environment)
+    assert done.returncode == 0 and "Finished 1 steps" in done.stdout, done.stdout + done.stderr
+    environment |= {"EVERY": "1", "ABLATION_STEPS": "1", "SIDE": "2", "LONG_SIDE": "2", "LONG_FRAMES": "20"}
+    for _ in range(2):
+        done = bash(repo, "bash runs/labdoom_results.sh", **environment, VIDEO_FRAMES="24")
+        assert done.returncode == 0, done.stdout + done.stderr
+        results = {path.name: path for path in (tmp_path / "out/results").iterdir()}
+        assert {"curve.png", "full-size.png", "filters.png", "short-filters.jsonl"} <= results.keys()
+        lines = {name: results[f"{name}.jsonl"].read_text().splitlines() for name in ("lres-last", "sres", "bicubic")}
+        assert [len(lines[name]) for name in lines] == [8, 4, 4]
+
     # The frames in published form, which has no dataset.json, from a server of ours and with two ranks.
     www = tmp_path / "www"
     for size in ("0018x0032", "0072x0128"):
