@@ -10,7 +10,7 @@
 #
 # Run the same command again and everything goes on where it stopped. With a larger LRES_STEPS training goes on further.
 #
-# Time: the pair in models/ took 80 minutes of one core of a server. The default 2256 clips take 70 minutes of one core
+# Time: the pair in models/ took an hour of one core of a server. The default 2256 clips take 70 minutes of one core
 # to record, so 9 of eight cores; training on them has not been timed on a GPU: its first status lines tell (`eta`).
 # Disk: 35 GB for the footage at 36x64 and 144x256, 1.2 GB for that of the pair in models/, 1 GB for the runs.
 # Memory: 4 GB, and 0.2 GB for each core that records. GPU: 12 GB.

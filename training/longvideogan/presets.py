@@ -147,7 +147,7 @@ SRES: dict[str, Preset] = {
     "labdoom-tiny": {
         "batch": 2,
         "grad_accum": 1,
-        "steps": 3000,
+        "steps": 1500,
         "precision": "bf16",
         "tick_steps": 50,
         "checkpoint_steps": 250,
