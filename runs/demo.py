@@ -5,7 +5,7 @@ python -m runs.demo --outdir outputs/demo
 
 Everything is the real thing but small: LabDoom footage at 18x32 and 72x128, networks of less than a million
 parameters, minutes of training. The page it writes, outputs/demo/index.html, shows what came out and what it is worth,
-beside a pair that comes along, which was trained on the same kind of footage for hours.
+beside a pair that comes along, which was trained on the same kind of footage for an hour.
 """
 
 import html
