@@ -285,7 +285,6 @@ MISTAKES = {
     ),
     "early picture": ("lres", ["--seed=0", "--len=inf", "--start=9", "-i", "8"], 2, "the video has frames from 9 on"),
     "crf": ("lres", ["--seed=0", "--format=gif", "--crf=3"], 2, "--format=gif has no such quality"),
-    "no network": ("", ["--seed=0"], 2, "--lres is missing"),
     "half": ("sres", ["--seed=0"], 2, "--lres is missing"),
     "two sources": ("lres sres", ["--seed=0", "--lres-video=README.md"], 2, "leave out --lres"),
     "not enlarged": ("", ["--seed=0", "--lres-video=README.md"], 2, "give a super-resolution network"),
