@@ -1,9 +1,5 @@
 """Frechet distance against closed forms and scipy; accumulated statistics against numpy, on one and two ranks."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metrics.frechet import FeatureStats, frechet_distance, frechet_distance_from_features
-
-ROOT = Path(__file__).parents[2]
+from tests.ranks import run_ranks
 
 
 def random_features(seed: int, num: int, dim: int, scale: float = 1.0, offset: float = 0.0) -> np.ndarray:
@@ -149,18 +144,8 @@ distributed.shutdown()
 def test_two_ranks_equal_one(tmp_path: Path):
     x = random_features(10, 11, 5, offset=100)
     np.save(tmp_path / "x.npy", x)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANKS, str(tmp_path / "x.npy"), str(tmp_path / "rank")],
-            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    assert [rank.wait(timeout=60) for rank in ranks] == [0, 0]
+    ranks = run_ranks(RANKS, tmp_path / "x.npy", tmp_path / "rank")
+    assert [code for code, *_ in ranks] == [0, 0], ranks
     for rank in range(2):
         with np.load(tmp_path / f"rank{rank}.npz") as found:
             weights, kept = 1 / (1 + np.arange(11.0)), np.arange(11) % 3 != 2

@@ -1,10 +1,6 @@
 """Metrics by name: values that depend on the clips alone, results that say everything, one pass for all."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +16,10 @@ from metrics.detectors import registry
 from metrics.frechet import frechet_distance_from_features
 from metrics.plan import Generated
 from metrics.samplers import ClipShape
+from tests.ranks import run_ranks
 from training.dataset import ClipDataset
 from training.random import random_state
 
-ROOT = Path(__file__).parents[2]
 SIZE = (16, 24)
 
 
@@ -318,31 +314,6 @@ def test_long_videos_and_clips_come_from_one_pass(own_cache: Path):
     assert errors[0]["motion_energy_ratio"] != pytest.approx(errors[1]["motion_energy_ratio"], rel=1e-3)
 
 
-def run_ranks(script: str, world_size: int, arguments: Sequence[object]) -> list[tuple[int, str, str]]:
-    """Exit code, output and errors of each rank of a script, started as torchrun does."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, arguments)],
-            env={**os.environ, **shared, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        printed = [rank.communicate(timeout=150) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [(rank.returncode, *texts) for rank, texts in zip(ranks, printed, strict=True)]
-
-
 SOURCE = """
 import json, sys, time
 import numpy as np, torch
@@ -390,7 +361,7 @@ def test_two_ranks_give_what_one_gives(own_cache: Path, tmp_path: Path):
         cache = tmp_path / f"cache{world_size}"
         cache.mkdir()
         (cache / "detectors").symlink_to(own_cache / "detectors")
-        ranks = run_ranks(RANKS, world_size, [tmp_path, cache])
+        ranks = run_ranks(RANKS, tmp_path, cache, world_size=world_size, timeout=150)
         assert all(code == 0 for code, *_ in ranks), ranks
         outputs.append(json.loads(ranks[0][1].splitlines()[-1]))
     for one, two in zip(*outputs, strict=True):
@@ -421,7 +392,7 @@ distributed.shutdown()
 def test_what_fails_on_one_rank_ends_all_at_once(own_cache: Path, tmp_path: Path):
     """The other rank has hours of work before the next collective, and does not wait for it."""
     np.savez(tmp_path / "real.npz", moving_pictures(2, 3))
-    ranks = run_ranks(FAILURE, 2, [tmp_path, own_cache])
+    ranks = run_ranks(FAILURE, tmp_path, own_cache, timeout=150)
     for rank, (code, output, errors) in enumerate(ranks):
         assert code == 0, errors
         seconds, _, message = output.splitlines()[-1].partition(" s: ")

@@ -1,48 +1,12 @@
 """Collectives over two gloo processes against the same arithmetic in one process, and start-up errors."""
 
 import math
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.ranks import run_ranks
 from torch_utils import distributed
-
-ROOT = Path(__file__).parents[2]
-
-
-def run_ranks(script: str, folder: Path, world_size: int = 2, **environment: str) -> list[str]:
-    """Run `script` once per rank as torchrun would and return what each rank printed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    path = folder / "ranks.py"
-    path.write_text(script)
-    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(path)],
-            env={**os.environ, **shared, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=60) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    for rank, (_, errors) in zip(ranks, outputs, strict=True):
-        assert rank.returncode == 0, errors
-    return [output for output, _ in outputs]
-
 
 TWO_RANKS = """
 import math
@@ -131,7 +95,9 @@ assert distributed.get_world_size() == 1
 
 
 def test_two_ranks(tmp_path):
-    assert run_ranks(TWO_RANKS, tmp_path) == ["only once\n", ""]
+    ranks = run_ranks(TWO_RANKS)
+    assert [code for code, *_ in ranks] == [0, 0], ranks
+    assert [output for _, output, _ in ranks] == ["only once\n", ""]
 
 
 def test_one_process_needs_no_group(monkeypatch, capsys):

@@ -1,13 +1,13 @@
 """One step is the same however its batch is divided: into ranks, and into rounds, which take less memory."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from tests.ranks import run_ranks
 from tests.training.longvideogan import tiny
 from training.longvideogan.layers import collect_magnitudes
 
@@ -31,20 +31,9 @@ distributed.shutdown()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", tiny.STAGES)
-def test_two_ranks_are_one(stage, tmp_path, repo):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK_SCRIPT, stage, str(tmp_path)],
-            cwd=repo,
-            env={**os.environ, **environment, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": "."},
-        )
-        for rank in "01"
-    ]
-    assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
+def test_two_ranks_are_one(stage, tmp_path):
+    ranks = run_ranks(RANK_SCRIPT, stage, tmp_path, timeout=240)
+    assert [code for code, *_ in ranks] == [0, 0], ranks
     both = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     for (dtype, grad_accum), *together in zip(VARIANTS, *both, strict=True):
         alone = tiny.history(stage, dtype, grad_accum)
