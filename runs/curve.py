@@ -10,8 +10,9 @@ python -m runs.curve LRES.pkl --bicubic=72x128 --dataset=data/labdoom/val -m fvd
 # Draw
 python -m metrics.report outputs/lres.jsonl --out=outputs/lres.png
 
-NETWORKS are networks or run directories, of which every checkpoint is measured, or each `--every` steps. What the file
-has already is not measured again.
+NETWORKS are networks or run directories, of which every checkpoint is measured, or each `--every` steps. If a run began
+with the training state of another one (`--init-from`), its steps are counted on from there. What the file has already is
+not measured again.
 """
 
 import json
@@ -60,11 +61,21 @@ def find_networks(paths: Sequence[Path], every: int = 1) -> list[tuple[int | Non
             checkpoints = list_networks(path)
             if not checkpoints:
                 raise ValueError(f"{path} has no checkpoints: give a run directory, such as runs/lres/00000-...")
-            found += [(step, network) for step, network in checkpoints if step % every == 0]
+            first = first_step(path)
+            # At step 0 such a run has the network that it began with, which belongs to the other one.
+            found += [(first + step, path) for step, path in checkpoints if step % every == 0 and (step or not first)]
         else:
             named = re.fullmatch(r"ckpt-(\d+)-G-ema\..*", path.name)
             found.append((int(named[1]) if named else None, path))
     return found
+
+
+def first_step(run_dir: Path) -> int:
+    """The step that a run began at: 0, or that of the training state which `--init-from` named."""
+    options = run_dir / "options.json"
+    init_from = json.loads(options.read_text())["init_from"] if options.is_file() else None
+    named = re.search(r"\bckpt-(\d+)-train\.pt$", init_from or "")
+    return int(named[1]) if named else 0
 
 
 def best(metric: str, *files: Path) -> str | None:

@@ -5,14 +5,16 @@
 #   bash runs/labdoom.sh                                 one GPU
 #   NPROC=4 bash runs/labdoom.sh                         four GPUs of one machine
 #   PRESET=toy CLIPS=64 VAL_CLIPS=16 METRICS=fvd64_16f bash runs/labdoom.sh      a CPU, half an hour
-#   PRESET=labdoom-tiny DIFFICULTY=easy LOOKS=2 CLIPS=400 VAL_CLIPS=64 METRICS=fvd128_16f LRES_LAST_STEPS=500 \
-#       LRES_LAST_OPTIONS="--g-lr=0.001 --d-lr=0.0007" bash runs/labdoom.sh      a CPU: the pair in models/
+#   PRESET=labdoom-tiny DIFFICULTY=easy LOOKS=1 DATA_SEED=6 CLIPS=400 VAL_CLIPS=64 METRICS=fvd128_16f \
+#       LRES_LAST_STEPS=500 LRES_LAST_OPTIONS="--g-lr=0.001 --d-lr=0.0003" bash runs/labdoom.sh
+#                                                        a CPU, an hour and a half: the pair in models/
 #
 # Run the same command again and everything goes on where it stopped. With a larger LRES_STEPS training goes on further.
 #
-# Time: the pair in models/ took an hour of one core of a server. The default 2256 clips take 70 minutes of one core
-# to record, so 9 of eight cores; training on them has not been timed on a GPU: its first status lines tell (`eta`).
-# Disk: 35 GB for the footage at 36x64 and 144x256, 1.2 GB for that of the pair in models/, 1 GB for the runs.
+# Time: the pair in models/ took an hour of one core of a server, and beside it 24 minutes of another. The default 2256
+# clips take 70 minutes of one core to record, so 9 of eight cores; training on them has not been timed on a GPU: its
+# first status lines tell (`eta`).
+# Disk: 35 GB for the footage at 36x64 and 144x256, 2.2 GB for that of the pair in models/, 1 GB for the runs.
 # Memory: 4 GB, and 0.2 GB for each core that records. GPU: 12 GB.
 source "$(dirname "$0")/common.sh"
 
@@ -26,6 +28,7 @@ VAL_CLIPS=${VAL_CLIPS:-256}      # to measure against, in other mazes
 FRAMES=${FRAMES:-300}            # of each clip, at 30 a second
 DIFFICULTY=${DIFFICULTY:-normal} # easy, normal, hard, mixed
 LOOKS=${LOOKS-}                  # so many sets of textures and colours; empty: each maze its own
+DATA_SEED=${DATA_SEED:-0}        # of mazes, textures, colours and walks
 LRES_STEPS=${LRES_STEPS-}        # empty: as many as the preset says
 SRES_STEPS=${SRES_STEPS-}
 LRES_OPTIONS=${LRES_OPTIONS-}    # more options of train_lres.py, such as "--batch=8 --metric=fvd256_16f"
@@ -48,7 +51,7 @@ for split in train val; do
     say "Record $clips clips for the $split split"
     once "$DATA/.done/$split" python -m dataset_tools.make_dataset_from_vizdoom "$DATA/$split" --split="$split" \
         --clips="$clips" --frames="$FRAMES" --sizes="$LRES_SIZE,$SRES_SIZE" --difficulty="$DIFFICULTY" \
-        ${LOOKS:+--looks="$LOOKS"}
+        --seed="$DATA_SEED" ${LOOKS:+--looks="$LOOKS"}
 done
 
 say "Train the low-resolution stage"

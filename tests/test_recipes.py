@@ -233,7 +233,7 @@ def test_labdoom_and_the_published_data_are_cooked(repo, tmp_path):
         results = {path.name: path for path in (tmp_path / "out/results").iterdir()}
         assert {"curve.png", "full-size.png", "filters.png", "short-filters.jsonl"} <= results.keys()
         lines = {name: results[f"{name}.jsonl"].read_text().splitlines() for name in ("lres-last", "sres", "bicubic")}
-        assert [len(lines[name]) for name in lines] == [8, 4, 4]
+        assert [len(lines[name]) for name in lines] == [4, 4, 4]
 
     # The frames in published form, which has no dataset.json, from a server of ours and with two ranks.
     www = tmp_path / "www"

@@ -48,7 +48,7 @@ def test_footage_becomes_a_long_video_with_a_number(footage, tmp_path):
         )
         assert "eta" in output and "Next: python" in output
         (run_dir,) = (tmp_path / stage).iterdir()
-        assert run_dir.name == f"00000-data-2batch-1accum-{0.1 if stage == 'lres' else 1.0}gamma"
+        assert run_dir.name == f"00000-data-2batch-1accum-{20.0 if stage == 'lres' else 40.0}gamma"
         lines = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [0, 1, 2]
         assert np.isfinite(lines[-1]["loss/D_loss"]["mean"])

@@ -1,7 +1,7 @@
 """Pictures of how training goes: real clips once, the same seeds again and again, and the curves of what was logged.
 
 # Draw the curves of a run, also while it trains
-python -m training.preview runs/lres/00000-labdoom-4batch-1accum-0.1gamma
+python -m training.preview runs/lres/00000-labdoom-4batch-1accum-20.0gamma
 
 # Draw several runs over each other
 python -m training.preview runs/lres/00000-* runs/lres/00001-* --out=compared.png

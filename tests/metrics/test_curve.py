@@ -1,6 +1,7 @@
 """Checkpoints of a run measured one after the other, sharp by a network or by interpolation."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,14 @@ def test_of_a_run_some_checkpoints_are_enough(run_dir, dataset, tmp_path, own_ca
     out = tmp_path / "curve.jsonl"
     code, output = measure(run_dir, "--every=4", f"--dataset={dataset}", f"--out={out}")
     assert code == 0 and {json.loads(line)["step"] for line in out.read_text().splitlines()} == {12}, output
+
+
+def test_a_run_that_began_with_the_state_of_another_one_goes_on_from_its_step(run_dir, tmp_path):
+    shutil.copytree(run_dir, tmp_path / "last", ignore=shutil.ignore_patterns("*-00000003-*"))
+    shutil.copy(run_dir / "checkpoints/ckpt-00000003-G-ema.pkl", tmp_path / "last/checkpoints/ckpt-00000000-G-ema.pkl")
+    for init_from, steps in (("https://x.org/ckpt-00000040-train.pt", [52]), ("mine.pkl", [0, 12]), (None, [0, 12])):
+        (tmp_path / "last/options.json").write_text(json.dumps({"init_from": init_from}))
+        assert [step for step, _ in curve.find_networks([tmp_path / "last"])] == steps
 
 
 def test_ways_to_enlarge_are_told_apart(run_dir, dataset, tmp_path, own_cache):
