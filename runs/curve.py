@@ -10,9 +10,9 @@ python -m runs.curve LRES.pkl --bicubic=72x128 --dataset=data/labdoom/val -m fvd
 # Draw
 python -m metrics.report outputs/lres.jsonl --out=outputs/lres.png
 
-NETWORKS are networks or run directories, of which every checkpoint is measured, or each `--every` steps. If a run began
-with the training state of another one (`--init-from`), its steps are counted on from there. What the file has already is
-not measured again.
+NETWORKS are networks or run directories, of which every checkpoint is measured, or each `--every` steps. If a run
+began with the training state of another one (`--init-from`), its steps are counted on from there. What the file has
+already is not measured again.
 """
 
 import json

@@ -4,7 +4,7 @@
 #   bash runs/demo.sh                                    what `make demo` does
 #   bash runs/demo.sh --lres-steps=560 --sres-steps=320  options of runs/demo.py
 #
-# Time: about 6 minutes on two cores. Disk: 0.3 GB below outputs/demo, and 0.1 GB of detector weights in
+# Time: about 7 minutes on two cores. Disk: 0.3 GB below outputs/demo, and 0.1 GB of detector weights in
 # ~/.cache/dnnlib. Memory: 2 GB. Stopped in between, it goes on when it is started again.
 #
 # The networks are far too small to be good. For those that are not, see runs/labdoom.sh and runs/own_videos.sh.

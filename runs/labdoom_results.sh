@@ -64,5 +64,9 @@ run python -m runs.curve "$OUT"/short-filters/*/ --every="$EVERY" $CLIPS $VIDEOS
 say "Draw"
 run python -m metrics.report "${CURVES[@]}" --out="$RESULTS/curve.png"
 run python -m metrics.report "$RESULTS/sres.jsonl" "$RESULTS/bicubic.jsonl" --out="$RESULTS/full-size.png"
-run python -m metrics.report "$RESULTS/lres.jsonl" "$RESULTS/short-filters.jsonl" --out="$RESULTS/filters.png"
+# Only what was measured at the same step.
+for name in lres short-filters; do
+    grep "\"step\": $ABLATION_STEPS," "$RESULTS/$name.jsonl" > "$RESULTS/$name-$ABLATION_STEPS.jsonl"
+done
+run python -m metrics.report "$RESULTS"/{lres,short-filters}-"$ABLATION_STEPS.jsonl" --out="$RESULTS/filters.png"
 say "The pictures and numbers are in $RESULTS"

@@ -13,7 +13,7 @@ Trainable parameters of G and D, in millions:
 | published     |  83.22 |  46.42 |  27.17 |  24.00 |
 | labdoom-small |   3.01 |   3.24 |   2.00 |   2.87 |
 | labdoom-tiny  |   0.76 |   0.62 |   0.37 |   0.37 |
-| toy           |   0.65 |   0.62 |   0.14 |   0.37 |
+| toy           |   0.65 |   0.62 |   0.37 |   0.37 |
 """
 
 from typing import Any
@@ -144,7 +144,7 @@ SRES: dict[str, Preset] = {
             "discriminator": {"channel_base": 4096, "channel_max": 192},
         },
     },
-    # The second stage beside it: that of `toy` with twice its channels. A slower discriminator and a stronger penalty
+    # The second stage beside it: the networks of `toy`. A slower discriminator and a stronger penalty
     # here too, and no augmentation: of so many clips the discriminator learns none by heart.
     "labdoom-tiny": {
         "batch": 2,
@@ -198,8 +198,8 @@ SRES: dict[str, Preset] = {
             "ema_rampup_steps": 50,
             "generator": {
                 "num_layers": 8,
-                "channel_base": 2048,
-                "channel_max": 32,
+                "channel_base": 4096,
+                "channel_max": 64,
                 "z_channels": 64,
                 "w_channels": 64,
             },

@@ -21,7 +21,7 @@ NUM_PARAMETERS = {
     "published": (83_215_939, 46_424_609, 27_169_940, 23_997_825),
     "labdoom-small": (3_014_051, 3_235_153, 1_998_609, 2_873_953),
     "labdoom-tiny": (761_187, 620_689, 366_484, 374_113),
-    "toy": (645_651, 620_689, 144_232, 374_113),
+    "toy": (645_651, 620_689, 366_484, 374_113),
 }
 SMALL = [(stage, name) for stage in presets.STAGES for name in ("labdoom-small", "labdoom-tiny", "toy")]
 
