@@ -226,7 +226,7 @@ def test_labdoom_and_the_published_data_are_cooked(repo, tmp_path):
     environment |= {"LRES_LAST_STEPS": "1", "LRES_LAST_OPTIONS": "--g-lr=0.001"}
     done = bash(repo, "bash runs/labdoom.sh", **environment)
     assert done.returncode == 0 and "Finished 1 steps" in done.stdout, done.stdout + done.stderr
-    environment |= {"EVERY": "1", "ABLATION_STEPS": "1", "SIDE": "2", "LONG_SIDE": "2", "LONG_FRAMES": "20"}
+    environment |= {"EVERY": "1", "ABLATION_STEPS": "3", "SIDE": "2", "LONG_SIDE": "2", "LONG_FRAMES": "20"}
     for _ in range(2):
         done = bash(repo, "bash runs/labdoom_results.sh", **environment, VIDEO_FRAMES="24")
         assert done.returncode == 0, done.stdout + done.stderr
