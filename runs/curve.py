@@ -28,7 +28,7 @@ from torch.nn.functional import interpolate
 from metrics import inputs, metric_main
 from metrics.plan import Generated
 from torch_utils import host_memory
-from training.checkpoint import list_networks
+from training.checkpoint import STATE_NAME, list_networks
 from training.logger import read_lines
 from training.longvideogan.command import Size
 from training.longvideogan.sampling import Condition, LowResSource, Pair, Source, Start, open_source
@@ -63,7 +63,8 @@ def find_networks(paths: Sequence[Path], every: int = 1) -> list[tuple[int | Non
                 raise ValueError(f"{path} has no checkpoints: give a run directory, such as runs/lres/00000-...")
             first = first_step(path)
             # At step 0 such a run has the network that it began with, which belongs to the other one.
-            found += [(first + step, path) for step, path in checkpoints if step % every == 0 and (step or not first)]
+            checkpoints = [(step, network) for step, network in checkpoints if step or not first]
+            found += [(first + step, network) for step, network in checkpoints if step % every == 0]
         else:
             named = re.fullmatch(r"ckpt-(\d+)-G-ema\..*", path.name)
             found.append((int(named[1]) if named else None, path))
@@ -74,7 +75,7 @@ def first_step(run_dir: Path) -> int:
     """The step that a run began at: 0, or that of the training state which `--init-from` named."""
     options = run_dir / "options.json"
     init_from = json.loads(options.read_text())["init_from"] if options.is_file() else None
-    named = re.search(r"\bckpt-(\d+)-train\.pt$", init_from or "")
+    named = re.fullmatch(STATE_NAME, (init_from or "").rpartition("/")[2])
     return int(named[1]) if named else 0
 
 
