@@ -30,7 +30,7 @@ from metrics.inputs import Videos
 from metrics.plan import PROTOCOLS, Generated, Side
 from torch_utils import distributed, host_memory
 from training.checkpoint import load_network
-from training.dataset import ClipDataset
+from training.data.dataset import ClipDataset
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.sampling import SuperResSource, make_source, open_source
 from training.longvideogan.sres.generator import SuperResGenerator

@@ -33,13 +33,12 @@ from torch import nn
 
 from dnnlib.frames_out import SUFFIXES
 from dnnlib.util import format_time
-from torch_utils import host_memory
-from training.longvideogan import compilation
-from training.longvideogan.films import Film, Plan, Videos, make_films
+from torch_utils import compilation, host_memory
+from torch_utils.precision import PRECISIONS, set_precision, why_not
 from training.longvideogan.given_video import GivenVideo, frame_rate
-from training.longvideogan.precision import PRECISIONS, set_precision, why_not
 from training.longvideogan.sampling import LowResSource, Sampling, SuperResSource, open_source
 from training.network_file import default_pair
+from training.video_files import Film, Plan, Videos, make_films
 
 # ----------------------------------------------------------------------------
 # What is given on the command line.

@@ -34,14 +34,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dnnlib import local_server
-from dnnlib.local_server import LOOK_SEC, Answer, Query, Refused, Server, as_json, shown
+from explorer import local_server
+from explorer import session as studio
+from explorer.local_server import LOOK_SEC, Answer, Query, Refused, Server, as_json, shown
+from explorer.session import Studio, View, list_models
 from generate import check_device, parse_grid
 from torch_utils import host_memory
-from training.longvideogan import studio
-from training.longvideogan.films import Plan
-from training.longvideogan.precision import PRECISIONS
-from training.longvideogan.studio import Studio, View, list_models
+from torch_utils.precision import PRECISIONS
+from training.video_files import Plan
 
 PAGE = Path(studio.__file__).with_name("page")
 STATIC = {

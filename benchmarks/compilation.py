@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import harness, subjects
 from benchmarks.train_step import CPU_BATCH, CUDA_BATCH
-from training.longvideogan import compilation
+from torch_utils import compilation
 from training.longvideogan.gan import GAN
 from training.longvideogan.sampling import LRES_CHUNK, SRES_CHUNK, Source, make_source
 

@@ -26,8 +26,8 @@ from benchmarks import harness
 from dataset_tools.archive import ShardWriter
 from dataset_tools.frames import encode_at_sizes
 from dnnlib.video import iter_video_frames
-from training.dataset import BatchSpec, BatchStream, ClipDataset, ClipPart, to_device
-from training.shards import fast_decoder, size_name
+from training.data.dataset import BatchSpec, BatchStream, ClipDataset, ClipPart, to_device
+from training.data.shards import fast_decoder, size_name
 
 CASES = (((36, 64), 128), ((144, 256), 12))  # size and frames of a window, as the two published networks train on
 BATCH_CLIPS = 4

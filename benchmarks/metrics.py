@@ -30,11 +30,11 @@ from metrics.frechet import FeatureStats, frechet_distance_from_features
 from metrics.inputs import open_videos
 from metrics.plan import PROTOCOLS, Work
 from metrics.samplers import Batch, ClipShape
-from training.dataset import ClipDataset
+from training.data.dataset import ClipDataset
+from training.data.shards import size_name
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.presets import STAGES
 from training.longvideogan.sampling import make_source
-from training.shards import size_name
 
 FRECHET_CASES = ((400, 2048), (400, 256), (2048, 512))  # dimensions, vectors a side
 SIZE, SHAPE = (144, 256), ClipShape(16)

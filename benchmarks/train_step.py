@@ -18,8 +18,8 @@ from torch import Tensor
 from benchmarks import harness, subjects
 from torch_utils import distributed
 from torch_utils.ops import backends
+from torch_utils.precision import PRECISIONS, tf32
 from training.longvideogan.gan import GAN, Notes, make_adam
-from training.longvideogan.precision import PRECISIONS, tf32
 
 R1_INTERVAL = 16  # steps of the published recipe to an R1 update
 MIN_ROUNDS = 5  # of what takes milliseconds
@@ -31,7 +31,7 @@ BARS = {subjects.LRES: 4.0, subjects.SRES: 3.0}
 
 
 class Variant(NamedTuple):
-    """Which operators, in which of `training.longvideogan.precision`."""
+    """Which operators, in which of `torch_utils.precision`."""
 
     impl: str
     precision: str

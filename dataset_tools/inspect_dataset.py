@@ -38,7 +38,7 @@ from dataset_tools.inspect_shard import (
     scan_clip,
 )
 from dnnlib.util import atomic_path, format_time
-from training.dataset import ASSUMED_FPS, ClipDataset
+from training.data.dataset import ASSUMED_FPS, ClipDataset
 
 LRES_FRAMES, SRES_FRAMES = 128, 12  # of a clip, which the stages of training need at their published settings
 

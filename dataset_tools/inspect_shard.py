@@ -21,8 +21,8 @@ from PIL.JpegImagePlugin import get_sampling
 from dataset_tools import archive
 from dataset_tools.frames import Size, center_crop_and_resize, encode_jpeg
 from dnnlib.util import atomic_path
+from training.data.shards import decode_rgb
 from training.preview import contact_sheet
-from training.shards import decode_rgb
 
 QUICK_FRAMES = 8  # of each clip that are decoded where not all are
 _FORMAT_EVERY = 64  # frames of a clip, of which the first tells how they were encoded

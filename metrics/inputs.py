@@ -3,7 +3,7 @@
     side = open_videos("outputs/samples", fps=None)
     frames = side.footage.read(0, side.size, range(16))        # uint8 (16, H, W, 3)
 
-Each form has the methods of `training.dataset.ClipDataset`, so that a clip gives the same number in any of them.
+Each form has the methods of `training.data.dataset.ClipDataset`, so that a clip gives the same number in any of them.
 """
 
 import functools
@@ -22,8 +22,8 @@ from dnnlib.download import file_sha256
 from dnnlib.video import iter_video_frames, scan
 from metrics import cache, checks
 from metrics.samplers import READ_THREADS, Footage, Size
-from training.dataset import ClipDataset
-from training.shards import Clip, decode_rgb
+from training.data.dataset import ClipDataset
+from training.data.shards import Clip, decode_rgb
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif", ".m4v", ".3gp", ".npz")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.data.shards import Clip
 from training.random import random_state
-from training.shards import Clip
 
 Start = int | Sequence[int]
 Condition = Callable[[Start, int], Tensor]

@@ -30,7 +30,7 @@ from dnnlib.video import iter_video_frames
 from metrics.detectors import i3d
 from metrics.frechet import frechet_distance_from_features
 from metrics.samplers import ClipShape, real_clips
-from training.dataset import ClipDataset
+from training.data.dataset import ClipDataset
 from training.network_file import DEFAULT_MODEL
 from training.preview import contact_sheet
 

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 import view
-from dnnlib.local_server import Server
+from explorer.local_server import Server
+from explorer.session import Entry, Studio
 from training.checkpoint import save_network
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.sampling import Sampling, make_source
 from training.longvideogan.sres.generator import SuperResGenerator
-from training.longvideogan.studio import Entry, Studio
 
 FAR = 10_000_000
 

@@ -17,14 +17,14 @@ from PIL import Image
 
 import generate
 from dnnlib.video import VideoWriter, iter_video_frames
+from torch_utils.precision import cpu_has_bf16
 from training import network_file
 from training.checkpoint import save_network
-from training.longvideogan.films import Sheet, format_seeds, tile
 from training.longvideogan.lres.discriminator import LowResDiscriminator
 from training.longvideogan.lres.generator import LowResGenerator
-from training.longvideogan.precision import cpu_has_bf16
 from training.longvideogan.sampling import make_source
 from training.longvideogan.sres.generator import SuperResGenerator
+from training.video_files import Sheet, format_seeds, tile
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from metrics.detectors import i3d
-from torch_utils import training_stats
+from torch_utils import precision, training_stats
 from training import registry
-from training.longvideogan import precision
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.presets import STAGES
 from training.longvideogan.sampling import make_source

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-PACKAGES = ["dnnlib", "torch_utils", "training", "dataset_tools", "metrics", "runs", "benchmarks"]
+PACKAGES = ["dnnlib", "torch_utils", "training", "dataset_tools", "metrics", "explorer", "runs", "benchmarks"]
 SCRIPTS = ["train_lres", "train_sres", "generate", "calc_metrics", "view"]
 COMMANDS = {
     "train_lres": "main",

@@ -10,11 +10,11 @@ from click.testing import CliRunner
 
 import generate
 from dnnlib.video import iter_video_frames
+from explorer.session import list_models
 from training import network_file
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.presets import STAGES
 from training.longvideogan.sres.generator import SuperResGenerator
-from training.longvideogan.studio import list_models
 
 NAME = network_file.DEFAULT_MODEL
 NETWORKS = sorted(network_file.MODELS.glob("*.pkl"))

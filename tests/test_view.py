@@ -19,8 +19,9 @@ import pytest
 from click.testing import CliRunner
 
 import view
-from dnnlib.local_server import Server
 from dnnlib.video import iter_video_frames
+from explorer.local_server import Server
+from explorer.session import MAX_CLIPS, Entry, list_models
 from tests.explorer import (
     FAR,
     ServedStudio,
@@ -35,7 +36,6 @@ from tests.explorer import (
 )
 from training import network_file
 from training.longvideogan.sampling import Sampling
-from training.longvideogan.studio import MAX_CLIPS, Entry, list_models
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ class TrainOptions:
     grad_accum: int = 1
     seed: int = 0
     x_flip: bool = True
-    weighting: str = "clip"  # what a draw of data is uniform over: clip | frame (training.dataset.BatchStream)
+    weighting: str = "clip"  # what a draw of data is uniform over: clip | frame (training.data.dataset.BatchStream)
     init_from: str | None = None  # network or training state whose weights a new run begins with
     device: str = "cpu"
     precision: str | None = None  # of a step's arithmetic, one that the system knows; None: its own choice
@@ -70,7 +70,7 @@ class TrainOptions:
     metrics: tuple[str, ...] = ()  # the first one decides which checkpoint is best
     keep: int = 3  # newest checkpoints kept besides the best
     workers: int = 2
-    cache: str = "none"  # where decoded frames are kept (training.dataset.ClipDataset)
+    cache: str = "none"  # where decoded frames are kept (training.data.dataset.ClipDataset)
     log: tuple[str, ...] = ()  # listeners besides the files: wandb, tensorboard
     resume: str = "auto"  # auto | latest | never | a run directory | one training state, to branch from it
     override: bool = False  # continue a run although options differ from its own

@@ -26,7 +26,7 @@ from PIL import Image
 
 from dnnlib.util import atomic_path, format_time
 from dnnlib.video import VideoWriter
-from training.dataset import ClipDataset, Size, to_float
+from training.data.dataset import ClipDataset, Size, to_float
 from training.logger import metric_values, read_lines
 from training.plot import Chart, Line, draw_charts
 from training.random import random_state

@@ -15,7 +15,7 @@ from dataset_tools import archive, inspect_dataset, inspect_findings
 from dataset_tools.frames import encode_at_sizes, encode_jpeg
 from dataset_tools.inspect_findings import KINDS
 from dataset_tools.inspect_shard import encoding
-from training.dataset import ClipDataset
+from training.data.dataset import ClipDataset
 
 SMALL, LARGE = (18, 32), (36, 64)
 FOLDERS = ("0018x0032", "0036x0064")

@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 
 from dataset_tools import make_dataset_from_frames as maker
 from dataset_tools.making import Recipe
-from training.dataset import ClipDataset
+from training.data.dataset import ClipDataset
 
 SIZE = (8, 16)
 RED = (200, 30, 10)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from dataset_tools.make_dataset_from_videos import SUFFIXES, find_videos, main, name_clips
 from dnnlib import video
-from training.dataset import ClipDataset
+from training.data.dataset import ClipDataset
 
 FOOTAGE = Path(iscc_samples.__file__).parent / "files" / "video"
 SIZES = [(36, 64), (72, 128)]

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from dataset_tools import make_dataset_from_vizdoom
 from dataset_tools.labdoom_maze import DIFFICULTIES, TILE, build_maze
-from training.dataset import ClipDataset
+from training.data.dataset import ClipDataset
 from training.random import random_state
 
 SIZES = [(18, 32), (36, 64)]

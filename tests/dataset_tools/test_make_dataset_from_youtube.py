@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from dataset_tools import youtube
 from dataset_tools.make_dataset_from_youtube import main
 from dnnlib import video
-from training.dataset import ClipDataset
+from training.data.dataset import ClipDataset
 
 DEMO = Path(iscc_samples.__file__).parent / "files" / "video" / "demo.mp4"  # 60 s of 144 x 176 at 24 frames a second
 ID = "dQw4w9WgXcQ"

@@ -10,7 +10,7 @@ from PIL import Image
 
 import calc_metrics
 from training.checkpoint import save_network
-from training.dataset import ClipDataset
+from training.data.dataset import ClipDataset
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.sres.generator import SuperResGenerator
 

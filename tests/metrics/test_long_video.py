@@ -20,7 +20,7 @@ from metrics.long_video_base import Rows, jackknife_error, jackknife_variance, s
 from metrics.long_video_features import SimilarityProbe, WindowProbe
 from metrics.long_video_loops import ThumbnailProbe, area_mean
 from metrics.long_video_pixels import ChangeProbe, ColourProbe, clip_energies, seam_scan
-from training.dataset import ClipDataset
+from training.data.dataset import ClipDataset
 from training.random import random_state
 
 SIZE = (18, 24)

@@ -17,7 +17,7 @@ from metrics.frechet import frechet_distance_from_features
 from metrics.plan import Generated
 from metrics.samplers import ClipShape
 from tests.ranks import run_ranks
-from training.dataset import ClipDataset
+from training.data.dataset import ClipDataset
 from training.random import random_state
 
 SIZE = (16, 24)

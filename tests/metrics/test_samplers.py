@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metrics import samplers
 from metrics.samplers import ClipShape
-from training.dataset import ClipDataset
+from training.data.dataset import ClipDataset
 
 SIZE, LRES_SIZE = (16, 24), (8, 12)
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dnnlib.video import iter_video_frames, probe
-from training.dataset import ClipDataset
+from training.data.dataset import ClipDataset
 from training.logger import append_line
 from training.preview import RealClips, curves_of, draw_curves, main, write_preview
 

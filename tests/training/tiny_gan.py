@@ -20,7 +20,7 @@ from PIL import Image
 from torch_utils import distributed, persistence, training_stats
 from training import checkpoint
 from training.config import TrainOptions, resolve
-from training.dataset import BatchSpec, ClipPart
+from training.data.dataset import BatchSpec, ClipPart
 from training.loop import train
 from training.random import random_state
 

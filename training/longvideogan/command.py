@@ -15,10 +15,10 @@ from metrics import metric_main
 from metrics.inputs import Videos
 from metrics.plan import Generated
 from torch_utils import distributed
+from torch_utils.precision import PRECISIONS, tf32, why_not
 from training import checkpoint, loop, registry
 from training.config import TrainOptions, resolve, to_dict
-from training.dataset import ClipDataset
-from training.longvideogan.precision import PRECISIONS, tf32, why_not
+from training.data.dataset import ClipDataset
 from training.longvideogan.presets import STAGES
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]

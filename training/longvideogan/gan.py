@@ -20,11 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_utils import distributed, misc
-from training.dataset import BatchSpec
-from training.longvideogan import compilation
+from torch_utils import compilation, distributed, misc
+from torch_utils.precision import set_precision, tf32, why_not
+from training.data.dataset import BatchSpec
 from training.longvideogan.layers import collect_magnitudes
-from training.longvideogan.precision import set_precision, tf32, why_not
 from training.longvideogan.sampling import Condition, Source, Start
 from training.random import random_state
 
@@ -105,7 +104,7 @@ class GAN:
         self.compiles = False
 
     def set_precision(self, precision: str) -> None:
-        """Take steps in one of `training.longvideogan.precision`; without this call as published.
+        """Take steps in one of `torch_utils.precision`; without this call as published.
 
         That is fp32, and fp16 in super-resolution on CUDA. What G_ema shows and what is measured of it is in fp32, or
         in fp16 as published. Raises ValueError for what suits neither this stage nor its device.
@@ -118,7 +117,7 @@ class GAN:
         self.precision = precision
 
     def set_compile(self, wanted: bool) -> None:
-        """Compile the updates of G and D by `training.longvideogan.compilation`, but for R1, which cannot be.
+        """Compile the updates of G and D by `torch_utils.compilation`, but for R1, which cannot be.
 
         Raises ValueError where nothing can be compiled.
         """

@@ -11,7 +11,7 @@ from torch import Tensor
 from dataset_tools.frames import center_crop_and_resize
 from dataset_tools.make_dataset_from_frames import find_frames, read_image
 from dnnlib.video import iter_video_frames, scan
-from training.dataset import to_float
+from training.data.dataset import to_float
 from training.longvideogan.sampling import SuperResSource, latent_z
 
 PIECE_FRAMES = 8  # frames of the file handed over at once

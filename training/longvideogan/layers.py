@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from torch_utils import distributed, misc, persistence
 from torch_utils.ops import bias_act, upfirdn2d
+from torch_utils.precision import HALF_FORMATS as HALF_FORMATS
+from torch_utils.precision import MixedPrecision as MixedPrecision
 
 CLAMP = 256.0  # published limit of every activation; keeps half precision from overflowing
-HALF_FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def kaiser_lowpass(num_taps: int, cutoff: float, width: float, sampling_rate: float) -> Tensor:
@@ -104,23 +105,6 @@ def collect_magnitudes(network: nn.Module) -> Iterator[None]:
     for (average, _, _, beta), count, mean in zip([seen[0] for seen in readings], counts, means, strict=True):
         mean = (mean / count).reshape(average.shape).to(average.dtype)
         average.copy_(mean.lerp(average, beta))
-
-
-class MixedPrecision(nn.Module):
-    """A layer that can keep its features in half precision; parameters, styles and averages never are.
-
-    `formats` are the half precisions that suit it and `half` the one in use, by name; None is the parameters' own
-    precision. fp16 is used on CUDA alone, as it is tens of times slower than fp32 elsewhere.
-    """
-
-    formats: tuple[str, ...] = ()
-    half: str | None = None
-
-    def feature_dtype(self, x: Tensor, parameter: Tensor, force_fp32: bool = False) -> torch.dtype:
-        """The precision of the features that this layer makes of `x`, where `parameter` is one of its own."""
-        if self.half is None or force_fp32 or (self.half == "fp16" and not x.is_cuda):
-            return parameter.dtype
-        return HALF_FORMATS[self.half]
 
 
 @persistence.persistent_class

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.longvideogan import tiny
+from torch_utils import compilation
 from training.checkpoint import load_network, save_network
 from training.config import TrainOptions, check_changes, to_dict
-from training.longvideogan import compilation
 from training.longvideogan.gan import r1_penalty
 from training.longvideogan.lres.generator import GeneratorBlock
 from training.longvideogan.sampling import LowResSource, SuperResSource

@@ -9,8 +9,8 @@ import torch
 from metrics.detectors import i3d
 from metrics.frechet import frechet_distance_from_features
 from tests.training.longvideogan import tiny
+from torch_utils import precision
 from training.checkpoint import load_network, save_network
-from training.longvideogan import precision
 from training.longvideogan.layers import MixedPrecision
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.presets import LRES

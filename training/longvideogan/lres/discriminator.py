@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from torch_utils import misc, persistence
+from torch_utils.compilation import region
 from torch_utils.ops import bias_act
 from torch_utils.safe_pickle import Record
-from training.longvideogan.compilation import region
 from training.longvideogan.layers import (
     CLAMP,
     FullyConnectedLayer,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from training.augment import diffaug
 from training.config import resolve
-from training.dataset import BatchSpec, ClipPart
+from training.data.dataset import BatchSpec, ClipPart
 from training.longvideogan.gan import GAN, Batch, GANOptions, Rngs, seeded_networks
 from training.longvideogan.lres.discriminator import LowResDiscriminator
 from training.longvideogan.lres.generator import LowResGenerator

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch_utils import misc
 from training.augment.ada import AUGMENTATIONS, CONDITION, AdaController, AugmentPipe
 from training.config import resolve
-from training.dataset import BatchSpec, ClipPart
+from training.data.dataset import BatchSpec, ClipPart
 from training.longvideogan.gan import GAN, Batch, GANOptions, Rngs, seeded_networks
 from training.longvideogan.layers import center_crop
 from training.longvideogan.sampling import Source, SuperResSource

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from training.dataset import BatchSpec, BatchStream, ClipDataset, ClipPart, VideoDataset, to_device, to_float
+from training.data.dataset import BatchSpec, BatchStream, ClipDataset, ClipPart, VideoDataset, to_device, to_float
 from training.random import random_state
 
 SMALL, LARGE = (8, 16), (16, 32)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from dnnlib.worker import Busy, Cancelled, Worker
+from explorer.worker import Busy, Cancelled, Worker
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from training.frame_cache import FrameCache, make_caches
+from training.data.frame_cache import FrameCache, make_caches
 
 SIZE = (4, 6)
 

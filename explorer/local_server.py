@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from dnnlib.worker import Busy, Cancelled, Task
+from explorer.worker import Busy, Cancelled, Task
 
 # What the page may do: talk to this server, and show what it made itself.
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:"

@@ -15,11 +15,27 @@ import platform
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import nn
-
-from training.longvideogan.layers import HALF_FORMATS, MixedPrecision
+from torch import Tensor, nn
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+HALF_FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class MixedPrecision(nn.Module):
+    """A layer that can keep its features in half precision; parameters, styles and averages never are.
+
+    `formats` are the half precisions that suit it and `half` the one in use, by name; None is the parameters' own
+    precision. fp16 is used on CUDA alone, as it is tens of times slower than fp32 elsewhere.
+    """
+
+    formats: tuple[str, ...] = ()
+    half: str | None = None
+
+    def feature_dtype(self, x: Tensor, parameter: Tensor, force_fp32: bool = False) -> torch.dtype:
+        """The precision of the features that this layer makes of `x`, where `parameter` is one of its own."""
+        if self.half is None or force_fp32 or (self.half == "fp16" and not x.is_cuda):
+            return parameter.dtype
+        return HALF_FORMATS[self.half]
 
 
 def why_not(precision: str, device: torch.device | str) -> str | None:

@@ -28,7 +28,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dnnlib import util
 from dnnlib.util import size_name
-from training.frame_cache import FrameCache, Size
+from training.data.frame_cache import FrameCache, Size
 
 # Head of a zip member: signature, then after 22 bytes that the central directory repeats, the lengths of the name and
 # of the extra field, which may differ from the central ones, so that the data's place is known only from here.

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from training import shards
-from training.shards import FrameStore, decode_rgb, open_index
+from training.data import shards
+from training.data.shards import FrameStore, decode_rgb, open_index
 
 SIZE = (8, 16)
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from training.dataset import BatchSpec, BatchStream, ClipDataset, ClipPart
+from training.data.dataset import BatchSpec, BatchStream, ClipDataset, ClipPart
 
 SIZE = (8, 16)
 NUM_SHARDS, CLIPS_IN_SHARD, CLIP_FRAMES = 4, 50, 1000

@@ -25,11 +25,10 @@ from torch import Tensor
 
 from dnnlib.frames_out import SUFFIXES
 from dnnlib.video import VideoWriter
-from dnnlib.worker import Busy, Cancelled, Steps, Task, Worker
+from explorer.worker import Busy, Cancelled, Steps, Task, Worker
+from torch_utils.precision import set_precision
 from training import network_file
-from training.longvideogan.films import Plan, tile
 from training.longvideogan.lres.generator import LowResGenerator
-from training.longvideogan.precision import set_precision
 from training.longvideogan.sampling import (
     LRES_CHUNK,
     SRES_CHUNK,
@@ -42,6 +41,7 @@ from training.longvideogan.sampling import (
     quantize,
 )
 from training.longvideogan.sres.generator import SuperResGenerator
+from training.video_files import Plan, tile
 
 KINDS = ("lres", "sres", "both")  # both: side by side
 VIDEO_FORMATS = tuple(name for name in SUFFIXES if name not in ("png", "npz"))

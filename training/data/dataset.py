@@ -1,0 +1,364 @@
+"""Read video clips from sharded zips of JPEG frames and deal them out in batches that depend on nothing but a seed.
+
+Layout: `<root>/<HHHHxWWWW>/<shard>.zip`, each zip holding `<clip>/<frame>.jpg` and `frame_paths.json`, an object that
+maps each clip to its frame names in order. `<root>/dataset.json` may say how many frames a second there are.
+"""
+
+import collections
+import concurrent.futures
+import functools
+import itertools
+import json
+import os
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from torch_utils import distributed
+from training.data.frame_cache import CACHE_KINDS, make_caches
+from training.data.shards import FrameStore, Size, size_name
+from training.random import random_state
+
+ASSUMED_FPS = 30.0  # published datasets do not store a frame rate; this is theirs
+WEIGHTINGS = ("clip", "frame")
+_BATCHES_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class ClipPart:
+    """Frames [first_frame, first_frame + num_frames) of a window, wanted at one size under one name."""
+
+    name: str
+    height: int
+    width: int
+    first_frame: int
+    num_frames: int
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """Windows of `num_frames` consecutive frames, of which only the named parts are decoded."""
+
+    num_frames: int
+    parts: tuple[ClipPart, ...]
+
+    def __post_init__(self) -> None:
+        names = [part.name for part in self.parts]
+        assert len({*names, "x_flip"}) == len(names) + 1, f"parts share a name, or take that of the flips: {names}"
+        for part in self.parts:
+            inside = part.first_frame >= 0 and part.first_frame + part.num_frames <= self.num_frames
+            assert inside, f"{part} reaches out of a window of {self.num_frames} frames"
+
+
+# ----------------------------------------------------------------------------
+# Datasets.
+
+
+class ClipDataset:
+    """The clips of one dataset root at one or several sizes, which must show the same frames of the same clips.
+
+    With `cache` "ram" or "memmap" decoded frames are kept, in memory or in a file below the cache folder, the smallest
+    sizes first and as many as fit. Raises ValueError if the dataset is not whole, is not what its dataset.json says,
+    or does not fit into the cache.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], sizes: Sequence[Size], cache: str = "none") -> None:
+        if cache not in CACHE_KINDS:
+            raise ValueError(f"there is no cache {cache!r}; take one of {', '.join(CACHE_KINDS)}")
+        self.path = Path(path)
+        self.name = self.path.resolve().name
+        description = _read_description(self.path)
+        listed = description.get("hashes")
+        self._stores = {(height, width): FrameStore(self.path, (height, width), listed) for height, width in sizes}
+        first, *others = self._stores.values()
+        for other in others:
+            _check_same_clips(self.path, first, other)
+        self.clips = first.clips
+        self.lengths = np.diff(first.first_frames)  # (number of clips,): frames of each clip
+        self._number_in_store = {}
+        for size, store in self._stores.items():
+            self._number_in_store[size] = np.array([store.index[clip.path] for clip in self.clips])
+        self.fps = _frame_rate(self.path, description)
+        _warn_if_unfinished(self.path, description)
+        if cache != "none":
+            wanted = {size: (len(store.members), store.content_key()) for size, store in self._stores.items()}
+            for size, frames in make_caches(cache, wanted).items():
+                self._stores[size].cache = frames
+
+    def read(self, clip_index: int, size: Size, frames: Sequence[int]) -> np.ndarray:
+        """Decode `frames` of a clip at (height, width): uint8 (T, H, W, 3)."""
+        video = np.empty((len(frames), *size, 3), np.uint8)
+        self.read_into(video, clip_index, frames)
+        return video
+
+    def read_into(self, out: np.ndarray, clip_index: int, frames: Sequence[int]) -> None:
+        """Decode `frames` of a clip into `out`, contiguous uint8 (T, H, W, 3), at the size that `out` has."""
+        size = (out.shape[1], out.shape[2])
+        assert size in self._stores, f"{size_name(size)} was not opened"
+        self._stores[size].read(self._number_in_store[size][clip_index], frames, out)
+
+    def eligible(self, num_frames: int) -> list[int]:
+        """Indices of the clips of at least `num_frames` frames; ValueError if there is none."""
+        indices = np.flatnonzero(self.lengths >= num_frames).tolist()
+        if not indices:
+            raise ValueError(
+                f"{self.path} has no clip of {num_frames} frames, which are needed; the longest of its "
+                f"{len(self.clips)} clips has {self.lengths.max(initial=0)}; add longer clips or ask for fewer frames"
+            )
+        return indices
+
+
+def _check_same_clips(root: Path, first: FrameStore, other: FrameStore) -> None:
+    """Raise ValueError naming the first difference, unless both sizes have the same frames of the same clips."""
+    names = first.directory.name, other.directory.name
+    here, there = (
+        {
+            clip.path: (clip.num_frames, digest.tobytes())
+            for clip, digest in zip(store.clips, store.digests, strict=True)
+        }
+        for store in (first, other)
+    )
+    if here == there:
+        return
+    clip = min(clip for clip in here.keys() | there.keys() if here.get(clip) != there.get(clip))
+    if clip not in there or clip not in here:
+        present, absent = names if clip in here else names[::-1]
+        difference = f"clip {clip} is in {present} but not in {absent}"
+    elif here[clip][0] != there[clip][0]:
+        difference = f"clip {clip} has {here[clip][0]} frames in {names[0]} but {there[clip][0]} in {names[1]}"
+    else:
+        difference = f"the frames of clip {clip} have other names in {names[0]} than in {names[1]}"
+    raise ValueError(
+        f"the sizes of {root} do not show the same clips: {difference}; make all sizes in one run: --sizes "
+        f"{first.size[0]}x{first.size[1]},{other.size[0]}x{other.size[1]}"
+    )
+
+
+def _read_description(root: Path) -> dict[str, Any]:
+    """The content of dataset.json, nothing if there is none."""
+    path = root / "dataset.json"
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); write it anew: python -m dataset_tools.merge {root}") from error
+
+
+def _frame_rate(root: Path, description: Mapping[str, Any]) -> float:
+    path = root / "dataset.json"
+    if not path.exists():
+        _say_once(f"{root} has no dataset.json: assuming {ASSUMED_FPS:g} frames a second")
+        return ASSUMED_FPS
+    try:
+        return float(description["fps"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not give the frame rate ({error!r}); it should hold an entry like fps: 30"
+        ) from error
+
+
+def _warn_if_unfinished(root: Path, description: Mapping[str, Any]) -> None:
+    missing = description.get("num_partitions", 0) - len(description.get("partitions", {}))
+    if missing > 0:
+        _say_once(
+            f"{root} is unfinished: {missing} of its {description['num_partitions']} partitions have not been made; "
+            "going on with the others"
+        )
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    distributed.print0(message)
+
+
+class VideoDataset(torch.utils.data.Dataset):
+    """Windows of one size, one for each clip; item i is a random window of clip i.
+
+    Items hold "video", float32 (3, T, H, W) in [-1, 1], and "spacing", an int. The spacing of frames is uniform over
+    [min_spacing, the largest that fits, at most max_spacing], the start uniform over all positions, and with `x_flip`
+    half of the windows are mirrored; all are drawn from torch's global generator, so a loader's workers differ.
+    Clips too short for `num_frames` at `min_spacing`, or shorter than `min_video_length`, are left out.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        num_frames: int,
+        height: int,
+        width: int,
+        min_spacing: int = 1,
+        max_spacing: int = 1,
+        min_video_length: int | None = None,
+        x_flip: bool = False,
+    ) -> None:
+        if not 1 <= min_spacing <= max_spacing:
+            raise ValueError(f"spacings must satisfy 1 <= min <= max, not {min_spacing} and {max_spacing}")
+        self.num_frames = num_frames
+        self.size = (height, width)
+        self.min_spacing = min_spacing
+        self.max_spacing = max_spacing
+        self.x_flip = x_flip
+        self.clips = ClipDataset(path, [self.size])
+        self.fps = self.clips.fps
+        self.clip_indices = self.clips.eligible(max(min_video_length or 1, (num_frames - 1) * min_spacing + 1))
+
+    def __len__(self) -> int:
+        return len(self.clip_indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        clip_index = self.clip_indices[index]
+        length = self.clips.clips[clip_index].num_frames
+        widest = min(self.max_spacing, (length - 1) // max(self.num_frames - 1, 1))
+        spacing = int(torch.randint(self.min_spacing, max(widest, self.min_spacing) + 1, ()))
+        extent = (self.num_frames - 1) * spacing + 1
+        start = int(torch.randint(length - extent + 1, ()))
+        flip = self.x_flip and bool(torch.rand(()) < 0.5)
+        frames = torch.from_numpy(self.clips.read(clip_index, self.size, range(start, start + extent, spacing)))
+        video = (frames.flip(2) if flip else frames).movedim(-1, 0).to(torch.float32) / 255 * 2 - 1  # (3, T, H, W)
+        return {"video": video, "spacing": spacing}
+
+
+# ----------------------------------------------------------------------------
+# Batches.
+
+
+class BatchStream:
+    """An endless stream of batches whose n-th global batch is a pure function of (seed, n) and the dataset.
+
+    With `weighting` "clip", positions n * batch_size ... of the stream run through permutation after permutation of
+    the clips that are long enough, so each clip is seen once an epoch however many clips there are, and its window is
+    drawn uniformly. With "frame", each item is drawn uniformly from all windows of all clips, so that long clips
+    count for more. A rank gets its slice of each global batch, so the number of ranks changes nothing else.
+    """
+
+    def __init__(
+        self,
+        dataset: ClipDataset,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        x_flip: bool = True,
+        weighting: str = "clip",
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(f"a batch of {batch_size} clips cannot be shared evenly by {world_size} ranks")
+        if weighting not in WEIGHTINGS:
+            raise ValueError(f"there is no weighting {weighting!r}; take one of {', '.join(WEIGHTINGS)}")
+        self.dataset = dataset
+        self.seed = seed
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.num_workers = num_workers
+        self.x_flip = x_flip
+        self.weighting = weighting
+        self._windows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def items(self, n: int, num_frames: int) -> list[tuple[int, int, bool]]:
+        """Clip index, first frame and flip of each item of the n-th global batch of windows of `num_frames`."""
+        if num_frames not in self._windows:
+            eligible = np.array(self.dataset.eligible(num_frames))
+            self._windows[num_frames] = eligible, self.dataset.lengths[eligible] - num_frames + 1
+        eligible, num_windows = self._windows[num_frames]  # (clips,) each
+        draws = random_state("data", self.seed, n).random_sample((self.batch_size, 2))
+        if self.weighting == "clip":
+            epochs, places = np.divmod(n * self.batch_size + np.arange(self.batch_size), len(eligible))
+            picks = np.empty(self.batch_size, np.int64)
+            for epoch in np.unique(epochs).tolist():
+                picks[epochs == epoch] = _order(self.seed, epoch, len(eligible))[places[epochs == epoch]]
+            starts = (draws[:, 0] * num_windows[picks]).astype(np.int64)
+        else:
+            ends = num_windows.cumsum()
+            windows = (draws[:, 0] * ends[-1]).astype(np.int64)
+            picks = np.searchsorted(ends, windows, side="right")
+            starts = windows - (ends - num_windows)[picks]
+        flips = (draws[:, 1] < 0.5) & self.x_flip
+        return list(zip(eligible[picks].tolist(), starts.tolist(), flips.tolist(), strict=True))
+
+    def batch(self, n: int, spec: BatchSpec) -> dict[str, torch.Tensor]:
+        """This rank's slice of the n-th global batch: part name -> uint8 (N / world_size, T, H, W, 3).
+
+        With `x_flip` there is also "x_flip", bool (N / world_size,): which clips are to be mirrored. `to_device` does
+        that, and is where it costs least.
+        """
+        batch, jobs = self._plan(n, spec)
+        for job in jobs:
+            job()
+        return batch
+
+    def prefetch(self, requests: Iterable[tuple[int, BatchSpec]]) -> Generator[dict[str, torch.Tensor], None, None]:
+        """`batch(n, spec)` for each request in order, decoded up to two batches ahead by `num_workers` threads.
+
+        Reading and JPEG decoding run outside Python's lock, so threads scale and nothing is copied between processes.
+        """
+        if self.num_workers == 0:
+            yield from itertools.starmap(self.batch, requests)
+            return
+        pool = concurrent.futures.ThreadPoolExecutor(self.num_workers, thread_name_prefix="decode")
+        ahead = collections.deque[tuple[dict[str, torch.Tensor], list[concurrent.futures.Future[None]]]]()
+        try:
+            for n, spec in requests:
+                batch, jobs = self._plan(n, spec)
+                ahead.append((batch, [pool.submit(job) for job in jobs]))
+                if len(ahead) > _BATCHES_AHEAD:
+                    yield _finished(*ahead.popleft())
+            while ahead:
+                yield _finished(*ahead.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _plan(self, n: int, spec: BatchSpec) -> tuple[dict[str, torch.Tensor], list[functools.partial[None]]]:
+        """An empty batch and the jobs that fill it, one for each clip and part."""
+        num_local = self.batch_size // self.world_size
+        items = self.items(n, spec.num_frames)[self.rank * num_local : (self.rank + 1) * num_local]
+        batch, jobs = {}, []
+        for part in spec.parts:
+            shape = (num_local, part.num_frames, part.height, part.width, 3)
+            # Pinned memory lets the copy to a GPU run beside the computation.
+            batch[part.name] = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_initialized())
+            for out, (clip, start, _) in zip(batch[part.name].numpy(), items, strict=True):
+                first = start + part.first_frame
+                frames = range(first, first + part.num_frames)
+                jobs.append(functools.partial(self.dataset.read_into, out, clip, frames))
+        if self.x_flip:
+            batch["x_flip"] = torch.tensor([flip for _, _, flip in items])
+        return batch, jobs
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, num_clips: int) -> np.ndarray:
+    """The order of the clips in an epoch, (num_clips,), read-only because shared."""
+    order = random_state("data-order", seed, epoch).permutation(num_clips)
+    order.flags.writeable = False
+    return order
+
+
+def _finished(batch: dict[str, torch.Tensor], jobs: list[concurrent.futures.Future[None]]) -> dict[str, torch.Tensor]:
+    for job in jobs:
+        job.result()
+    return batch
+
+
+def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """The parts of a batch, mirrored where it says so: float32 (N, 3, T, H, W) in [-1, 1] on `device`."""
+    x_flip = batch.get("x_flip")
+    return {name: to_float(part, device, x_flip) for name, part in batch.items() if name != "x_flip"}
+
+
+def to_float(frames: torch.Tensor, device: torch.device, x_flip: torch.Tensor | None = None) -> torch.Tensor:
+    """uint8 (N, T, H, W, 3) anywhere -> float32 (N, 3, T, H, W) in [-1, 1] on `device`.
+
+    Clips for which `x_flip`, bool (N,) on the CPU, is true are mirrored.
+    """
+    # Bytes are rearranged before they become floats, which are four times as many.
+    planes = frames.to(device, non_blocking=True).permute(0, 4, 1, 2, 3).contiguous()
+    for n in [] if x_flip is None else x_flip.nonzero()[:, 0].tolist():
+        planes[n] = planes[n].flip(3)
+    return planes.to(torch.float32).div_(127.5).sub_(1)
