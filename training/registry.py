@@ -1,34 +1,87 @@
-"""Which systems and network classes exist, as strings resolved only when asked for.
+"""Which systems exist. Modules are named by strings and imported when they are asked for.
 
-Core modules must not import a system's room, so they know it by "module:Class" and import it at the moment of use.
+`SYSTEMS[name]` is "module:SPEC", a `Spec` in the `spec.py` of the system's folder; such a module imports neither torch
+nor the system, so that command lines can be built from it at once.
 """
 
+from __future__ import annotations
+
 import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-# System name (as options.json has it) -> the class that honours the contract of docs/adding_a_system.md.
 SYSTEMS: dict[str, str] = {
-    "longvideogan-lres": "training.longvideogan.lres.gan:LowResGAN",
-    "longvideogan-sres": "training.longvideogan.sres.gan:SuperResGAN",
-}
-
-# Network classes that a file may hold, and what they are called in messages. Each offers `matches(record)` and
-# `options_from_record(record)`.
-NETWORKS: dict[str, str] = {
-    "training.longvideogan.lres.generator:LowResGenerator": "low-resolution generator",
-    "training.longvideogan.lres.discriminator:LowResDiscriminator": "low-resolution discriminator",
-    "training.longvideogan.sres.generator:SuperResGenerator": "super-resolution generator",
-    "training.longvideogan.sres.discriminator:SuperResDiscriminator": "super-resolution discriminator",
-}
-
-# What files of models that come with this repository end in: models/<name>-lres.pkl.
-ROLES: dict[str, str] = {
-    "training.longvideogan.lres.generator:LowResGenerator": "lres",
-    "training.longvideogan.sres.generator:SuperResGenerator": "sres",
+    "longvideogan-lres": "training.longvideogan.spec:LRES",
+    "longvideogan-sres": "training.longvideogan.spec:SRES",
 }
 
 
-def resolve(spec: str) -> Any:
-    """Import "module:Class" and return the class."""
-    module, _, name = spec.partition(":")
+@dataclass(frozen=True)
+class Alias:
+    """A further option of generate.py, calc_metrics.py and view.py that stands for a general one.
+
+    `target` is "model", "context", "save" (an output that is written too), or "option:<name>" for `-o <name>=VALUE`.
+    """
+
+    flag: str
+    target: str
+    help: str
+    metavar: str | None = None
+    default: Any = None  # shown in the help; the value itself comes from the sampler's options
+    multiple: bool = False
+    kind: Any = str
+    role: str = ""  # of the model that it names, or the output that it saves
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is known of a system before it is imported."""
+
+    name: str
+    title: str  # one line, for the list of systems
+    system: str  # "module:Class" of the `training.contract.System`
+    presets: str  # "module:TABLE": name of a preset -> fields of TrainOptions, and under "model" those of Options
+    networks: Mapping[str, str]  # "module:Class" of every network that a file may hold -> its name in messages
+    open_sampler: str  # "module:function": (list of Bundle, options) -> training.sampling.Sampler
+    role: str = ""  # the end of the names of its files in models/, where a model is several files
+    published_adapters: tuple[str, ...] = ()  # "module:function": path -> Bundle, or None if the file is another's
+    next_command: str = "python generate.py --outdir=outputs --seed=0 --model={network}"
+    outdir: str = ""  # where train.py makes run directories; "": runs/<name>
+    aliases: tuple[Alias, ...] = field(default=())
+
+
+def resolve(path: str) -> Any:
+    """Import "module:name" and return what it names."""
+    module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def spec(name: str) -> Spec:
+    """Return the spec of a registered system; `KeyError` if there is none."""
+    return resolve(SYSTEMS[name])
+
+
+def specs() -> Iterator[Spec]:
+    """Yield the specs of all systems."""
+    for name in SYSTEMS:
+        yield spec(name)
+
+
+def networks() -> dict[str, str]:
+    """Return "module:Class" -> name in messages, of every network class that a file may hold."""
+    return {path: words for item in specs() for path, words in item.networks.items()}
+
+
+def find_network(class_name: str) -> tuple[str, Spec] | None:
+    """Return "module:Class" and the spec of the network class of this name, None if no system has it."""
+    for item in specs():
+        for path in item.networks:
+            if path.endswith(f":{class_name}"):
+                return path, item
+    return None
+
+
+def aliases() -> list[Alias]:
+    """Return the aliases of all systems, each flag once."""
+    return list({alias.flag: alias for item in specs() for alias in item.aliases}.values())
