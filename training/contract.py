@@ -179,6 +179,7 @@ class Bundle:
     system: str
     options: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
+    fps: float | None = None  # frames a second of what the networks were trained on
 
 
 @runtime_checkable
