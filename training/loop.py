@@ -24,7 +24,8 @@ from dnnlib.util import atomic_path, open_url
 from torch_utils import distributed, host_memory, misc, training_stats
 from training import checkpoint, registry
 from training.config import Beginning, TrainOptions, check_changes, check_keys, find_run, new_run_dir, to_dict
-from training.data.dataset import BatchSpec, BatchStream, ClipDataset, size_name, to_device
+from training.contract import BatchSpec
+from training.data.dataset import BatchStream, ClipDataset, size_name, to_device
 from training.evaluation import MetricFunction, best_steps, evaluate, mark_best
 from training.logger import (
     RunLogger,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from torch_utils import compilation, distributed, misc
 from torch_utils.precision import set_precision, tf32, why_not
-from training.data.dataset import BatchSpec
+from training.contract import BatchSpec
 from training.longvideogan.layers import collect_magnitudes
 from training.longvideogan.sampling import Condition, Source, Start
 from training.random import random_state

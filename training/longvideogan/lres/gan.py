@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from training.augment import diffaug
 from training.config import resolve
-from training.data.dataset import BatchSpec, ClipPart
+from training.contract import BatchSpec, FrameClip
 from training.longvideogan.gan import GAN, Batch, GANOptions, Rngs, seeded_networks
 from training.longvideogan.lres.discriminator import LowResDiscriminator
 from training.longvideogan.lres.generator import LowResGenerator
@@ -70,7 +70,7 @@ class LowResGAN(GAN):
     def batch_spec(self, step: int) -> list[BatchSpec]:
         """Real clips for the discriminator, and as many again when R1 is due."""
         opts = self.options
-        part = ClipPart("lres", opts.height, opts.width, 0, opts.num_frames)
+        part = FrameClip("lres", opts.height, opts.width, 0, opts.num_frames)
         return [BatchSpec(opts.num_frames, (part,))] * (2 if self.r1_due(step) else 1)
 
     def source(self) -> Source:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch_utils import misc
 from training.augment.ada import AUGMENTATIONS, CONDITION, AdaController, AugmentPipe
 from training.config import resolve
-from training.data.dataset import BatchSpec, ClipPart
+from training.contract import BatchSpec, FrameClip
 from training.longvideogan.gan import GAN, Batch, GANOptions, Rngs, seeded_networks
 from training.longvideogan.layers import center_crop
 from training.longvideogan.sampling import Source, SuperResSource
@@ -98,9 +98,9 @@ class SuperResGAN(GAN):
         """Conditions for G; conditions and sharp frames for D; both, without context, when R1 is due."""
         opts, context = self.options, self.context
         window = opts.num_frames + 2 * context
-        lres = ClipPart("lres", opts.lres_height, opts.lres_width, 0, window)
-        lres_center = dataclasses.replace(lres, first_frame=context, num_frames=opts.num_frames)
-        sres_center = ClipPart("sres", opts.height, opts.width, context, opts.num_frames)
+        lres = FrameClip("lres", opts.lres_height, opts.lres_width, 0, window)
+        lres_center = dataclasses.replace(lres, first=context, count=opts.num_frames)
+        sres_center = FrameClip("sres", opts.height, opts.width, context, opts.num_frames)
         specs = [BatchSpec(window, (lres,)), BatchSpec(window, (lres, sres_center))]
         return specs + [BatchSpec(window, (lres_center, sres_center))] * self.r1_due(step)
 
