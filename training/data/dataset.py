@@ -40,7 +40,8 @@ class ClipDataset:
     or does not fit into the cache.
     """
 
-    def __init__(self, path: str | os.PathLike[str], sizes: Sequence[Size], cache: str = "none") -> None:
+    def __init__(self, path: str | os.PathLike[str], sizes: Sequence[Size], cache: str = "none", codes=None, streams=()) -> None:
+        self.sizes, self.streams = list(sizes), {}
         if cache not in CACHE_KINDS:
             raise ValueError(f"there is no cache {cache!r}; take one of {', '.join(CACHE_KINDS)}")
         self.path = Path(path)

@@ -335,4 +335,5 @@ def open_sampler(bundles: Sequence[Bundle], options: Mapping[str, Any]) -> Sampl
             "temporal scale, blend, loop and rng 'legacy' act on a low-resolution network: give one too (--lres), or "
             "leave them out"
         )
+    assert sres is not None
     return SuperResSampler(sres, sampling)
