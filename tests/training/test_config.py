@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from training.longvideogan.command import make_options
 
 from training import config, registry
 from training.config import FREE_OPTIONS, TrainOptions, differences, find_run, identity, new_run_dir, resolve
-from training.longvideogan.command import make_options
 
 
 def make(outdir, **changes):

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from training.longvideogan.latents import noise_blocks
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.sampling import LowResSource, Pair, Sampling, SuperResSource, make_source, quantize
-from training.random import noise_blocks, random_state
+from training.random import random_state
 
 TOLERANCE = 1e-5
 
