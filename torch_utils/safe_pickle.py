@@ -23,6 +23,9 @@ import torch
 
 PERSISTENT_VERSION = 6
 
+# The key of a dict that is a bundle of networks as plain values, and the class name of its record.
+BUNDLE = "longtake_bundle"
+
 # Far above any network's; a small file whose parts refer to each other could otherwise unfold without end.
 MAX_PARTS = 200_000
 
@@ -384,11 +387,26 @@ class _Converter:
             return self.record(value)
         if not isinstance(value, dict):
             raise _ForeignError(f"it holds a {type(value).__name__}, expected a network or a dict of networks")
+        if BUNDLE in value:
+            return self.bundle(value)
         objects = {key: item for key, item in value.items() if isinstance(item, _Object)}
         if not objects:
             raise _ForeignError(f"it holds a dict without networks, with the keys {', '.join(map(repr, value))}")
         children = {str(key): self.record(item) for key, item in objects.items()}
         return Record("dict", attributes=self.plain_items(value), children=children)
+
+    def bundle(self, value: dict[Any, Any]) -> Record:
+        """Return the record of a bundle: attributes but for its networks, and each network with all its tensors."""
+        if value[BUNDLE] != 1:
+            raise _ForeignError(f"it is a bundle of version {value[BUNDLE]!r}, expected 1: use a newer Longtake")
+        children = {}
+        for role, entry in value["networks"].items():
+            tensors = {str(name): self.tensor(tensor, name) for name, tensor in entry["tensors"].items()}
+            children[str(role)] = Record(
+                str(entry["class"]), "", {"options": self.plain(entry["options"])}, {}, tensors
+            )
+        own = {name: item for name, item in value.items() if name not in (BUNDLE, "networks")}
+        return Record(BUNDLE, "", self.plain_items(own), children)
 
     def record(self, obj: _Object) -> Record:
         self.count()

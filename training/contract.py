@@ -20,6 +20,7 @@ from training.charts import ChartSpec
 from training.random import random_state
 
 if TYPE_CHECKING:
+    from training.config import TrainOptions
     from training.sampling import Sampler
 
 Size = tuple[int, int]  # height, width
@@ -179,6 +180,7 @@ class Bundle:
     system: str
     options: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
+    fps: float | None = None  # frames a second of what the networks were trained on
 
 
 @runtime_checkable
@@ -218,6 +220,10 @@ class System:
 
     def __init__(self, options: Any, run: Run) -> None:
         self.options, self.run = options, run
+
+    @classmethod
+    def check(cls, options: Any, train_options: TrainOptions) -> None:
+        """Raise `ValueError` for options that do not go together, before anything is built."""
 
     def inputs(self) -> Inputs:
         """Return what it reads from the dataset."""

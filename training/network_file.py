@@ -1,7 +1,13 @@
-"""One network as one file: a persistent pickle as the published ones are, or .safetensors; read without running it.
+"""Networks as files: a persistent pickle as the published ones are, a bundle, or .safetensors; read without running it.
+
+| file | holds |
+|---|---|
+| persistent pickle | one network whose modules are all persistent classes, as LongVideoGAN was published |
+| bundle | a pickle of plain values and tensors: networks by role, with options, tokenizer hash and frame rate |
+| .safetensors | either of the two |
 
 A file of ours ends with its own SHA-256, or has that of its content in its header, so that damage is noticed. In a
-pickle it comes after the last word, where no reader of pickles looks.
+pickle it comes after the last opcode, where no reader of pickles looks.
 """
 
 from __future__ import annotations
@@ -15,6 +21,8 @@ import os
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -23,40 +31,52 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from dnnlib import download, util
-from torch_utils import safe_pickle
+from torch_utils import persistence, safe_pickle
 from training import registry
+from training.contract import Bundle, Tokenizer
 
 Network = TypeVar("Network", bound=nn.Module)
 
-# The entry of a .safetensors header that says which network the tensors belong to.
+# The entry of a .safetensors header that says which networks the tensors belong to.
 SAFETENSORS_KEY = "longtake"
 
-# The networks that come with this repository, each <name>-lres.pkl or <name>-sres.pkl beside a card that tells of it.
+# The models that come with this repository, each NAME.pkl or NAME-ROLE.pkl beside a card that describes it.
 MODELS = Path(__file__).parents[1] / "models"
-DEFAULT_MODEL = "labdoom-tiny"  # what is shown to those who name no networks
+DEFAULT_MODEL = "labdoom-tiny"  # what is shown to those who name no model
 
-# What ends a pickle of ours: it ends in the last letter of a pickle, as any pickle does.
+# The end of a pickle of ours: its last byte is that of any pickle.
 SEAL = rb"\nsha256:([0-9a-f]{64})\."
 SEAL_BYTES = 73
 
+ONLY = "network"  # the role of a network that is a file by itself
+
+
+# ----------------------------------------------------------------------------
+# Writing.
+
 
 def save_network(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Writes a network: a CPU copy in eval mode without gradients, as a persistent pickle or as .safetensors.
+    """Write one network; see `save_bundle`. Its class must be known to the registry to be read again."""
+    known = registry.find_network(type(module).__name__)
+    save_bundle(Bundle({ONLY: module}, known[1].name if known else ""), path)
 
-    The suffix of `path` decides. The file is read back, without running any of it, before it gets its name. A
-    .safetensors file holds the tensors, the class's name and `module.options`, the arguments that make the network.
+
+def save_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
+    """Write CPU copies of the networks in eval mode without gradients, with all that the bundle says of them.
+
+    The suffix of `path` decides about .safetensors. The file is read back, without running any of it, before it gets
+    its name. Networks that are not of persistent classes need `options`, the arguments that make them.
     """
-    module = copy.deepcopy(module).cpu().eval().requires_grad_(False)
+    networks = {
+        role: copy.deepcopy(network).cpu().eval().requires_grad_(False) for role, network in bundle.networks.items()
+    }
+    bundle = Bundle(networks, bundle.system, bundle.options, bundle.tokenizer, bundle.fps)
     with util.atomic_path(path) as temporary:
         with open(temporary, "wb") as file:
             if temporary.suffix == ".safetensors":
-                description = {"class": type(module).__name__, "options": module.options}
-                tensors = {name: tensor.clone().contiguous() for name, tensor in module.state_dict().items()}
-                description["sha256"] = _digest(description, tensors)
-                metadata = {SAFETENSORS_KEY: json.dumps(description)}
-                file.write(_safetensors(path).save(tensors, metadata=metadata))
+                file.write(_to_safetensors(bundle, path))
             else:
-                pickle.dump(module, file, protocol=4)
+                pickle.dump(_to_pickle(bundle), file, protocol=4)
                 file.flush()
                 file.write(b"\nsha256:%s." % download.file_sha256(temporary).encode())
             to_disk(file)
@@ -65,7 +85,72 @@ def save_network(module: nn.Module, path: str | os.PathLike[str]) -> None:
                 record = safe_pickle.load(temporary)
             except ValueError as error:
                 raise ValueError(f"{path} was not written, for it could not be opened safely again: {error}") from None
-            assert record.state_dict().keys() == module.state_dict().keys()
+            found = record.children if record.class_name == safe_pickle.BUNDLE else {ONLY: record}
+            for written, network in zip(found.values(), networks.values(), strict=True):
+                assert written.state_dict().keys() == network.state_dict().keys()
+
+
+def _is_plain(bundle: Bundle) -> bool:
+    """Return whether a bundle is one network that needs no further words."""
+    return len(bundle.networks) == 1 and not bundle.options and bundle.tokenizer is None
+
+
+def _to_pickle(bundle: Bundle) -> Any:
+    """Return what is pickled: the network itself if it can be a file of the published kind, else plain values."""
+    (first, *_) = bundle.networks.values()
+    if _is_plain(bundle) and all(_is_picklable(module) for module in first.modules()):
+        return first
+    entries = {
+        role: {**_describe(network), "tensors": {name: t.clone() for name, t in network.state_dict().items()}}
+        for role, network in bundle.networks.items()
+    }
+    return {safe_pickle.BUNDLE: 1, **_facts(bundle), "networks": entries}
+
+
+def _is_picklable(module: nn.Module) -> bool:
+    return persistence.is_persistent(module) or type(module) in (nn.ModuleList, nn.Identity)
+
+
+def _facts(bundle: Bundle) -> dict[str, Any]:
+    facts = {"system": bundle.system, "options": bundle.options, "tokenizer": bundle.tokenizer, "fps": bundle.fps}
+    return json.loads(json.dumps(facts))  # plain values, as they read back
+
+
+def _describe(network: nn.Module) -> dict[str, Any]:
+    """Return name of the class and arguments of a network."""
+    options = getattr(network, "options", None)
+    if not isinstance(options, Mapping):
+        raise ValueError(
+            f"{type(network).__name__} cannot be written: it has no attribute `options`, the dictionary of the "
+            "arguments that make it"
+        )
+    return {"class": type(network).__name__, "options": json.loads(json.dumps(dict(options)))}
+
+
+def _to_safetensors(bundle: Bundle, path: str | os.PathLike[str]) -> bytes:
+    if _is_plain(bundle):
+        ((_, network),) = bundle.networks.items()
+        description: dict[str, Any] = {"class": type(network).__name__, "options": network.options}
+        tensors = {name: tensor.clone().contiguous() for name, tensor in network.state_dict().items()}
+    else:
+        networks = {role: _describe(network) for role, network in bundle.networks.items()}
+        description = {**_facts(bundle), "networks": networks}
+        tensors = {
+            f"{role}.{name}": tensor.clone().contiguous()
+            for role, network in bundle.networks.items()
+            for name, tensor in network.state_dict().items()
+        }
+    description["sha256"] = _digest(description, tensors)
+    return _safetensors(path).save(tensors, metadata={SAFETENSORS_KEY: json.dumps(description)})
+
+
+def content_hash(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's class, arguments and tensors, whatever file it is in: 64 hex digits."""
+    return _digest(_describe(network), {name: tensor.cpu() for name, tensor in network.state_dict().items()})
+
+
+# ----------------------------------------------------------------------------
+# Finding.
 
 
 class WrongNetworkError(ValueError):
@@ -76,23 +161,46 @@ class WrongNetworkError(ValueError):
         self.found = found
 
 
-def locate(path_or_url: str | os.PathLike[str], expect: type = nn.Module) -> str:
-    """The path or address of a network, which may be given by the name of one in `MODELS`, as labdoom-lres.
+@dataclass(frozen=True)
+class ModelPath:
+    """A model's file: path, address or name in `MODELS`; with a role, only a file of that role is taken."""
 
-    Where a class is expected, the name may lack its end, as labdoom.
-    """
-    name = os.fspath(path_or_url)
-    if re.fullmatch(r"[\w-]+", name) and not os.path.exists(name):
-        ends = ["", *(f"-{role}" for spec, role in registry.ROLES.items() if spec.endswith(f":{expect.__name__}"))]
-        found = [path for end in ends if (path := MODELS / f"{name}{end}.pkl").is_file()]
-        return str(found[0]) if found else name
-    return name
+    path: str
+    role: str = ""
 
 
-def default_pair() -> tuple[str, str] | None:
-    """The names of the two networks of `DEFAULT_MODEL`, if they came along."""
-    names = f"{DEFAULT_MODEL}-lres", f"{DEFAULT_MODEL}-sres"
-    return names if all((MODELS / f"{name}.pkl").is_file() for name in names) else None
+def expand(model: str | ModelPath) -> list[ModelPath]:
+    """Return the files of a model, which may be given by the name of one in `MODELS`, with or without a role."""
+    model = ModelPath(model) if isinstance(model, str) else model
+    if not re.fullmatch(r"[\w-]+", model.path) or os.path.exists(model.path):
+        return [model]
+    names = [model.path, *(f"{model.path}-{role}" for role in ([model.role] if model.role else _roles()))]
+    found = [ModelPath(str(path), model.role) for name in names if (path := MODELS / f"{name}.pkl").is_file()]
+    return found or [model]
+
+
+def _roles() -> list[str]:
+    return list(dict.fromkeys(spec.role for spec in registry.specs() if spec.role))
+
+
+def list_models() -> dict[str, list[str]]:
+    """Return the models in `MODELS`: name -> paths of its files."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(MODELS.glob("*.pkl")):
+        ends = [role for role in _roles() if path.stem.endswith(f"-{role}")]
+        name = path.stem.removesuffix(f"-{ends[0]}") if ends else path.stem
+        found.setdefault(name, []).append(str(path))
+    return found
+
+
+def locate(path_or_url: str | os.PathLike[str], role: str = "") -> str:
+    """Return the path or address of one file, which may be given by the name of one in `MODELS`."""
+    found = expand(ModelPath(os.fspath(path_or_url), role))
+    return found[0].path if len(found) == 1 else os.fspath(path_or_url)
+
+
+# ----------------------------------------------------------------------------
+# Reading.
 
 
 def load_network(
@@ -101,37 +209,86 @@ def load_network(
     trust: bool = False,
     expect: type[Network] = nn.Module,
 ) -> Network:
-    """Opens a network from a path, an address or a name in `MODELS`: our pickles, published ones, .safetensors.
+    """Open a file of one network from a path, an address or a name in `MODELS`; see `load_bundle`.
 
-    The network comes in eval mode, without gradients. No code that came with the file is run: the file's tensors are
-    matched to the classes of `training.registry`. With `trust`, the file's own code is run instead.
-
-    Raises WrongNetworkError if the network is not of class `expect`, and ValueError if the file is missing, damaged,
-    not a network, or one that no class of ours takes.
+    Raises WrongNetworkError if the network is not of class `expect`.
     """
-    path = util.open_url(locate(path_or_url, expect), return_filename=True)
+    bundle = load_bundle(path_or_url, "cpu", trust, role=_role_of(expect), expect=expect)
+    if len(bundle.networks) > 1:
+        raise ValueError(f"{path_or_url} holds {len(bundle.networks)} networks, expected one: open it as a bundle")
+    (network,) = bundle.networks.values()
+    return cast(Network, network.to(device))
+
+
+def load_bundle(
+    path_or_url: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    trust: bool = False,
+    role: str = "",
+    expect: type = nn.Module,
+) -> Bundle:
+    """Open a file from a path, an address or a name in `MODELS`: our files, published ones, .safetensors.
+
+    Networks come in eval mode, without gradients. No code that came with the file is run: its tensors are matched to
+    the classes that the registry knows. With `trust`, the file's own code is run instead. `role` completes a name.
+
+    Raises WrongNetworkError if its only network is not of class `expect`, and ValueError if the file is missing,
+    damaged, not of networks, or of networks that no class of ours takes.
+    """
+    path = util.open_url(locate(path_or_url, role), return_filename=True)
     try:
-        is_safetensors = _is_safetensors(path)
-        if trust and not is_safetensors:
-            module = _load_trusted(path)
-            if not isinstance(module, expect):
-                raise WrongNetworkError(path, type(module), expect)
+        published = _read_published(path)
+        if published is not None:
+            bundle = published
+        elif trust and not _is_safetensors(path):
+            bundle = _load_trusted(path, expect)
         else:
-            cls, options, tensors = _read_safetensors(path) if is_safetensors else _read_pickle(path)
-            if not issubclass(cls, expect):
-                raise WrongNetworkError(path, cls, expect)
-            module = _build(cls, options, tensors, path)
+            facts, networks = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
+            if len(networks) == 1:
+                ((cls, _, _),) = networks.values()
+                if not issubclass(cls, expect):
+                    raise WrongNetworkError(path, cls, expect)
+            built = {name: _build(*parts, path) for name, parts in networks.items()}
+            bundle = Bundle(built, **facts)
     except ValueError as error:
         if util.is_url(path_or_url) and not isinstance(error, WrongNetworkError):
             raise ValueError(f"{error}; it came from {path_or_url}: to fetch it again, delete the file") from error
         raise
-    return cast(Network, module.to(device).eval().requires_grad_(False))
+    for network in bundle.networks.values():
+        network.to(device).eval().requires_grad_(False)
+    return bundle
+
+
+def load_tokenizer(path_or_url: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[Any, str]:
+    """Open a tokenizer: the network, which satisfies `training.contract.Tokenizer`, and its SHA-256."""
+    bundle = load_bundle(path_or_url, device)
+    found = [network for network in bundle.networks.values() if isinstance(network, Tokenizer)]
+    if len(found) != 1:
+        names = ", ".join(type(network).__name__ for network in bundle.networks.values())
+        raise ValueError(f"{path_or_url} holds {names}, expected a tokenizer: give the file of one")
+    return found[0], content_hash(found[0])
 
 
 def describe(cls: type) -> str:
-    """What the registry calls a class of networks, in words; else its name."""
-    words = [words for spec, words in registry.NETWORKS.items() if spec.endswith(f":{cls.__name__}")]
+    """Return what the registry calls a class of networks; else its name."""
+    words = [words for spec, words in registry.networks().items() if spec.endswith(f":{cls.__name__}")]
     return words[0] if words else cls.__name__
+
+
+def _role_of(cls: type) -> str:
+    """Return the role of the files that hold a class of networks."""
+    known = registry.find_network(cls.__name__)
+    return known[1].role if known else ""
+
+
+def _read_published(path: str) -> Bundle | None:
+    """Return what an adapter of a system makes of a file of its published release; None if it is no such file."""
+    for spec in registry.specs():
+        for adapter in spec.published_adapters:
+            bundle = registry.resolve(adapter)(path)
+            if bundle is not None:
+                return bundle
+    return None
 
 
 def _is_safetensors(path: str) -> bool:
@@ -197,27 +354,63 @@ def _check_seal(path: str) -> None:
         raise ValueError(f"{path} is damaged: its checksum is wrong; copy or download it again")
 
 
-def _read_pickle(path: str) -> tuple[Any, dict[str, Any], dict[str, torch.Tensor]]:
+# What a file says of its networks: facts of the bundle, and by role class, arguments and tensors of each network.
+Contents = tuple[dict[str, Any], dict[str, tuple[Any, dict[str, Any], dict[str, torch.Tensor]]]]
+
+
+def _read_pickle(path: str) -> Contents:
     _check_seal(path)
     record = safe_pickle.load(path)
+    if record.class_name == safe_pickle.BUNDLE:
+        return _read_record(path, record)
     name = safe_pickle.one_line(record.class_name)
     if name == "dict":
         _refuse_dict(path, list(record.children))
     try:
-        for spec in registry.NETWORKS:
-            cls = registry.resolve(spec)
-            if cls.matches(record):
-                return cls, cls.options_from_record(record), record.state_dict()
+        for spec in registry.specs():
+            for cls in map(registry.resolve, spec.networks):
+                if hasattr(cls, "matches") and cls.matches(record):
+                    parts = cls, cls.options_from_record(record), record.state_dict()
+                    return {"system": spec.name}, {ONLY: parts}
     except Exception as error:  # what a file says of its network may be anything
         raise ValueError(f"{path} is damaged: its {name} cannot be made out ({reason_of(error)})") from error
-    known = ", ".join(spec.partition(":")[2] for spec in registry.NETWORKS)
     raise ValueError(
-        f"{path} holds a {name}, which is none of the networks known here ({known}). If you trust the "
+        f"{path} holds a {name}, which is none of the networks known here ({_known()}). If you trust the "
         "file, its own code can be run instead (--trust)"
     )
 
 
-def _load_trusted(path: str) -> nn.Module:
+def _read_record(path: str, record: safe_pickle.Record) -> Contents:
+    entries = {
+        role: (child.class_name, child.attributes["options"], child.tensors) for role, child in record.children.items()
+    }
+    return _checked(path, record.attributes, entries)
+
+
+def _checked(path: str, facts: Mapping[str, Any], entries: Mapping[str, tuple[Any, Any, Any]]) -> Contents:
+    """Return the contents of a bundle, its classes found, or refuse it."""
+    networks = {}
+    for role, (name, options, tensors) in entries.items():
+        found = registry.find_network(str(name))
+        if found is None:
+            raise ValueError(f"{path} holds a {safe_pickle.one_line(name)}, expected one of {_known()}")
+        if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
+            raise ValueError(f"{path} is damaged: the options of its {role} are no dictionary")
+        networks[role] = registry.resolve(found[0]), options, tensors
+    known = {"system": str, "options": dict, "tokenizer": (str, type(None)), "fps": (int, float, type(None))}
+    for key, kind in known.items():
+        if key in facts and not isinstance(facts[key], kind):
+            raise ValueError(f"{path} is damaged: its entry {key!r} is a {type(facts[key]).__name__}")
+    if not networks or "system" not in facts:
+        raise ValueError(f"{path} is damaged: it names no system or holds no network")
+    return {key: facts[key] for key in known if key in facts}, networks
+
+
+def _known() -> str:
+    return ", ".join(spec.partition(":")[2] for spec in registry.networks())
+
+
+def _load_trusted(path: str, expect: type) -> Bundle:
     _check_seal(path)
     print(f"Trusting {path}: code that came with this file now runs with all your rights.", flush=True)
     try:
@@ -231,11 +424,17 @@ def _load_trusted(path: str) -> nn.Module:
         raise ValueError(f"the code in {path} needs the package {name}, which is missing: {remedy}") from error
     except (AttributeError, ImportError) as error:
         raise ValueError(f"the code in {path} does not run here ({reason_of(error)})") from error
+    if isinstance(module, dict) and safe_pickle.BUNDLE in module:  # it brings no code
+        facts, networks = _read_record(path, safe_pickle.load(path))
+        return Bundle({role: _build(*parts, path) for role, parts in networks.items()}, **facts)
     if isinstance(module, dict):
         _refuse_dict(path, [key for key, item in module.items() if isinstance(item, nn.Module)])
     if not isinstance(module, nn.Module):
         raise ValueError(f"{path} holds a {type(module).__name__}, expected a network")
-    return module
+    if not isinstance(module, expect):
+        raise WrongNetworkError(path, type(module), expect)
+    known = registry.find_network(type(module).__name__)
+    return Bundle({ONLY: module}, known[1].name if known else "")
 
 
 class _TrustingUnpickler(pickle.Unpickler):
@@ -254,7 +453,7 @@ def _refuse_dict(path: str, names: list[str]) -> None:
     )
 
 
-def _read_safetensors(path: str) -> tuple[Any, dict[str, Any], dict[str, torch.Tensor]]:
+def _read_safetensors(path: str) -> Contents:
     library = _safetensors(path)
     try:
         with library.safe_open(path, framework="pt", device="cpu") as file:
@@ -265,20 +464,30 @@ def _read_safetensors(path: str) -> tuple[Any, dict[str, Any], dict[str, torch.T
     if SAFETENSORS_KEY not in metadata:
         raise ValueError(f"{path} does not say which network it holds: the entry {SAFETENSORS_KEY!r} is missing")
     try:
-        description = json.loads(metadata[SAFETENSORS_KEY])
-        name, options, sha256 = str(description["class"]), dict(description["options"]), description.get("sha256")
-        if sha256 is not None and sha256 != _digest({"class": name, "options": options}, tensors):
+        facts = dict(json.loads(metadata[SAFETENSORS_KEY]))
+        sha256 = facts.pop("sha256", None)
+        if sha256 is not None and sha256 != _digest(facts, tensors):
             raise ValueError("its checksum is wrong")
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        if "networks" not in facts:
+            found = registry.find_network(str(facts["class"]))
+            entries = {ONLY: (str(facts["class"]), dict(facts["options"]), tensors)}
+            facts = {"system": found[1].name if found else ""}
+        else:
+            entries = {
+                role: (
+                    entry["class"],
+                    entry["options"],
+                    {name[len(role) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{role}.")},
+                )
+                for role, entry in facts.pop("networks").items()
+            }
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: its entry {SAFETENSORS_KEY!r} ({reason_of(error)})") from error
-    specs = {spec.partition(":")[2]: spec for spec in registry.NETWORKS}
-    if name not in specs:
-        raise ValueError(f"{path} holds a {safe_pickle.one_line(name)}, expected one of {', '.join(specs)}")
-    return registry.resolve(specs[name]), options, tensors
+    return _checked(path, facts, entries)
 
 
 def _digest(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of all that makes a network: its description, and its tensors by name."""
+    """Return the SHA-256 of all that makes a network: its description, and its tensors by name."""
     digest = hashlib.sha256(json.dumps(description).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

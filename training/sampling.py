@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from training import network_file, registry
 from training.config import check_keys
 from training.contract import Bundle, Size
+from training.network_file import ModelPath
 
 Start = int | Sequence[int]
 
@@ -127,6 +128,7 @@ class Sampler:
     random_access: bool = True  # False: frame t is computed from the frames before it
     period: int = 1  # frames after which the statistics of a video repeat
     block: int = 16  # frames that are computed together
+    live_block: int | None = None  # as many for somebody who waits for the first of them; None: as many
     max_batch: int | None = None  # videos at a time at most
     num_labels: int = 0  # classes that a prompt's label may name
     takes_text: bool = False
@@ -246,14 +248,6 @@ def _read(value: Any, item: dataclasses.Field[Any], hint: Any, name: str) -> Any
 
 # ----------------------------------------------------------------------------
 # Opening.
-
-
-@dataclass(frozen=True)
-class ModelPath:
-    """A model's file: path, address or name in `models/`; with a role, only a file of that role is taken."""
-
-    path: str
-    role: str = ""
 
 
 def open_sampler(

@@ -58,6 +58,7 @@ class ClipDataset:
             raise ValueError(f"there is no cache {cache!r}; take one of {', '.join(CACHE_KINDS)}")
         self.path = Path(path)
         self.name = self.path.resolve().name
+        self.sizes = list(sizes)
         description = _read_description(self.path)
         listed = description.get("hashes")
         self._stores = {(height, width): FrameStore(self.path, (height, width), listed) for height, width in sizes}

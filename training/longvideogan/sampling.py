@@ -1,44 +1,71 @@
-"""Videos of any length from trained networks, piece by piece: what generation, previews and metrics consume.
+"""Videos of any length from LongVideoGAN's networks, piece by piece.
 
-Frame t of a seed is a fixed thing: its low-resolution noise comes from numbered blocks of the seed's endless stream,
-and every piece is computed at the same alignment. So any range of frames may be asked for, in pieces of any size or
+Frame t of a seed is fixed: its low-resolution noise comes from numbered blocks of the seed's endless stream, and
+every piece is computed at the same alignment. So any range of frames may be asked for, in pieces of any size or
 without end, and memory does not grow with the length of the video.
 """
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from training.checkpoint import WrongNetworkError, load_network
+from training.contract import Bundle
 from training.longvideogan.latents import LEGACY_SEGMENT, Latents, LegacyLatents, average_w, legacy_draws
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.sres.generator import SuperResGenerator
 from training.longvideogan.streaming import History, LowResStream, Tracks, legacy_style_shifts
-from training.network_file import Network
+from training.network_file import describe
 from training.random import random_state
-
-Start = int | Sequence[int]
-Condition = Callable[[Start, int], Tensor]
+from training.sampling import Needs, Request, Sampler, pieces, resolve_options, sampler_option
 
 LRES_CHUNK = 32  # frames computed at once at low resolution; more take memory and save no time
 SRES_CHUNK = 8  # frames super-resolved at once
+SRES_CHUNK_CPU = 4  # a CPU takes as long for four frames at once as for four, one by one
+
+
+def parse_blend(value: Any) -> tuple[tuple[int, int], ...]:
+    """Read "7@300", or several with commas or as a list: seed 7, reached at frame 300."""
+    items = value.split(",") if isinstance(value, str) else value
+    keys = []
+    for item in items:
+        if isinstance(item, str):
+            match = re.fullmatch(r"(-?\d+)@(\d+)", item)
+            if match is None:
+                raise ValueError(
+                    f"{item!r} is not a blend: it looks like 7@300 (the seed, and the frame at which it is reached)"
+                )
+            item = match.groups()
+        keys.append((int(item[0]), int(item[1])))
+    return tuple(keys)
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How videos are drawn from the networks; the defaults give the distribution that was trained."""
 
-    truncation: float = 1.0  # w towards its average: 1 not at all, 0 wholly
-    temporal_scale: float = 1.0  # latent frames a frame: below 1 slow motion, above 1 fast
-    blend: tuple[tuple[int, int], ...] = ()  # (seed, frame): the video has turned into this seed's at this frame
-    loop: int | None = None  # frames after which the video repeats exactly; a multiple of the network's temporal scale
-    rng: str = "blocks"  # "blocks", or "legacy": the published order of draws, whose frames depend on the total length
+    truncation: float = sampler_option(
+        1.0, "w towards its average: 1 not at all, 0 wholly; below 1 more usual, less varied", low=0, high=2, live=True
+    )
+    temporal_scale: float = sampler_option(
+        1.0, "latent frames a frame: below 1 slow motion, above 1 fast", low=0.05, high=8, live=True
+    )
+    blend: tuple[tuple[int, int], ...] = sampler_option(
+        (), "SEED@FRAME: the video has turned into this seed's at this frame; several with commas", parse=parse_blend
+    )
+    loop: int | None = sampler_option(
+        None, "frames after which the video repeats exactly; a multiple of the network's temporal scale"
+    )
+    rng: str = sampler_option(
+        "blocks", "blocks, or legacy: the published order of draws, whose frames depend on the total length"
+    )
 
     def __post_init__(self) -> None:
         if self.rng not in ("blocks", "legacy"):
@@ -61,96 +88,48 @@ class Sampling:
             )
 
 
-def quantize(frames: Tensor) -> Tensor:
-    """float (N, 3, T, H, W) in [-1, 1] -> uint8 (N, T, H, W, 3), rounded as published: floor(127.5 x + 128)."""
-    return (frames * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
-
-
-def starts_of(start: Start, num_videos: int) -> list[int]:
-    """One first frame for each video."""
-    starts = [start] * num_videos if isinstance(start, int) else [int(value) for value in start]
-    assert len(starts) == num_videos, f"{len(starts)} start frames for {num_videos} videos"
-    return starts
-
-
 def latent_z(seeds: Sequence[int], channels: int) -> np.ndarray:
     """The super-resolution latent of each seed: float32 (N, channels)."""
     return np.stack([random_state("sres-z", seed, 0).standard_normal(channels) for seed in seeds]).astype(np.float32)
 
 
-def pieces(num_frames: int | None, size: int) -> Iterator[int]:
-    """Lengths of successive pieces of at most `size`; without end if `num_frames` is None."""
-    if num_frames is None:
-        yield from itertools.repeat(size)
-    else:
-        yield from (min(size, num_frames - done) for done in range(0, num_frames, size))
-
-
-class Source:
-    """What LowResSource, SuperResSource and Pair share. `context` is the number of neighbouring low-resolution
-    frames on either side that a frame needs; `temporal_scale` the number of frames after which statistics repeat."""
-
-    height: int
-    width: int
-    temporal_scale: int = 1
-    context: int = 0
-
-    def frames(
-        self, seeds: Sequence[int], start: Start, num_frames: int | None, condition: Condition | None = None
-    ) -> Iterator[Tensor]:
-        """Frames [start, start + num_frames) of each seed's video: successive float32 (N, 3, T, H, W), unclamped.
-
-        `start` is one int or one per seed, and may be negative. `condition(start, num_frames)` gives a
-        super-resolution network its low-resolution frames (N, 3, num_frames, h, w). With `num_frames` None there is
-        no end.
-        """
-        raise AssertionError("a source defines its frames")
-
-    def sample(
-        self, seeds: Sequence[int], start: Start, num_frames: int | None, condition: Condition | None = None
-    ) -> Iterator[Tensor]:
-        """The same frames as `frames`, as uint8 (N, T, H, W, 3)."""
-        for chunk in self.frames(seeds, start, num_frames, condition):
-            yield quantize(chunk)
-
-
-class LowResSource(Source):
+class LowResSampler(Sampler):
     """Videos of a low-resolution generator."""
 
-    def __init__(
-        self, network: LowResGenerator, chunk_frames: int = LRES_CHUNK, sampling: Sampling = Sampling()
-    ) -> None:
-        self.network, self.sampling = network, sampling
-        self.height, self.width = network.height, network.width
-        self.temporal_scale = network.temporal_scale
-        self.chunk_frames = chunk_frames
-        loop, scale = sampling.loop, self.temporal_scale
+    Options = Sampling
+    labels = {"video": "lres"}
+
+    def __init__(self, network: LowResGenerator, options: Sampling = Sampling(), block: int = LRES_CHUNK) -> None:
+        self.network, self.options, self.block = network, options, block
+        self.networks, self.outputs = [network], {"video": (network.height, network.width)}
+        self.period = network.temporal_scale
+        self.depends_on_length, self.default_frames = options.rng == "legacy", options.loop
+        loop, scale = options.loop, self.period
         if loop is not None and loop % scale:
             raise ValueError(
                 f"loop is {loop} frames: the network repeats its steps every {scale} frames, so use a multiple, "
                 f"such as {scale * max(1, round(loop / scale))}"
             )
-        period = (loop or 0) * sampling.temporal_scale
+        period = (loop or 0) * options.temporal_scale
         if abs(period - round(period)) > 1e-6:
             raise ValueError(
-                f"loop is {loop} frames at temporal scale {sampling.temporal_scale}, which is {period:g} latent "
+                f"loop is {loop} frames at temporal scale {options.temporal_scale}, which is {period:g} latent "
                 "frames: use numbers whose product is whole"
             )
 
-    def frames(
-        self, seeds: Sequence[int], start: Start, num_frames: int | None, condition: Condition | None = None
-    ) -> Iterator[Tensor]:
-        """See `Source.frames`; takes no condition."""
-        starts = starts_of(start, len(seeds))
-        if self.sampling.rng == "legacy":
-            length = legacy_length(starts, num_frames)
-            noise, _ = legacy_draws(self.network, seeds, length, 0)
-            return self.legacy_frames(noise, length, num_frames)
-        return self.block_frames(seeds, starts, num_frames)
+    def frames(self, request: Request) -> Iterator[dict[str, Tensor]]:
+        """See `Sampler.frames`; takes no prompt."""
+        if self.options.rng == "legacy":
+            length = legacy_length(request.starts, request.num_frames)
+            noise, _ = legacy_draws(self.network, request.seeds, length, 0)
+            chunks = self.legacy_frames(noise, length, request.num_frames)
+        else:
+            chunks = self.block_frames(request.seeds, request.starts, request.num_frames)
+        return ({"video": chunk} for chunk in chunks)
 
     def block_frames(self, seeds: Sequence[int], starts: Sequence[int], num_frames: int | None) -> Iterator[Tensor]:
         """Frames from numbered noise. A loop starts afresh each time, so that it repeats to the last bit."""
-        scale, sampling, done = self.temporal_scale, self.sampling, 0
+        scale, sampling, done = self.period, self.options, 0
         while num_frames is None or done < num_frames:
             count = None if num_frames is None else num_frames - done
             firsts = [first + done for first in starts]
@@ -175,14 +154,14 @@ class LowResSource(Source):
 
         All are computed from the least phase on, at a cost of less than one temporal scale of frames, once.
         """
-        truncation, low, high = self.sampling.truncation, min(phases), max(phases)
+        truncation, low, high = self.options.truncation, min(phases), max(phases)
 
         def tracks(start: int, stop: int) -> Tensor:
             w = latents(start, stop)
             return w if truncation == 1 else self.average_w.lerp(w, truncation)
 
         stream, held, done = LowResStream(self.network, tracks, low, style_shifts), History(low), 0
-        for count in pieces(num_frames, self.chunk_frames):
+        for count in pieces(num_frames, self.block):
             held.append(stream.advance(high + done + count))
             window = zip(held.read(low + done, high + done + count), phases, strict=True)
             yield torch.stack([clip[:, phase - low : phase - low + count] for clip, phase in window])
@@ -210,35 +189,47 @@ def legacy_length(starts: Sequence[int], num_frames: int | None) -> int:
     return LEGACY_SEGMENT * -(-num_frames // LEGACY_SEGMENT)
 
 
-class SuperResSource(Source):
-    """Super-resolved videos of given low-resolution ones."""
+class SuperResSampler(Sampler):
+    """Super-resolved videos of the low-resolution frames that the prompt gives, beside those."""
 
-    def __init__(
-        self, network: SuperResGenerator, chunk_frames: int = SRES_CHUNK, sampling: Sampling = Sampling()
-    ) -> None:
-        self.network, self.truncation = network, sampling.truncation
-        self.height, self.width = network.height, network.width
-        self.context = network.temporal_context
-        self.chunk_frames = chunk_frames
+    Options = Sampling
+    labels = {"lres": "lres", "video": "sres"}
 
-    def frames(
-        self, seeds: Sequence[int], start: Start, num_frames: int | None, condition: Condition | None = None
-    ) -> Iterator[Tensor]:
-        """See `Source.frames`. `condition` is asked for frames from `start - context` on, in order."""
-        if condition is None:
-            raise ValueError(
-                "a super-resolution network alone was asked for frames: it needs low-resolution frames to enlarge; "
-                "give it a low-resolution network too (--lres), or a dataset"
-            )
-        starts = starts_of(start, len(seeds))
+    def __init__(self, network: SuperResGenerator, options: Sampling = Sampling(), block: int = SRES_CHUNK) -> None:
+        self.network, self.options, self.block = network, options, block
+        self.networks, self.context = [network], network.temporal_context
+        self.low_size = (network.lres_height, network.lres_width)
+        self.outputs = {"lres": self.low_size, "video": (network.height, network.width)}
+        self.needs = Needs(self.context, self.context, self.low_size, follows=True)
+        on_cpu = network.SG3.mapping.w_avg.device.type == "cpu"
+        self.live_block = SRES_CHUNK_CPU if on_cpu else SRES_CHUNK
 
-        def stream() -> Iterator[Tensor]:
-            done = -self.context
-            for count in pieces(None if num_frames is None else num_frames + 2 * self.context, self.chunk_frames):
-                yield condition([first + done for first in starts], count)
-                done += count
+    def frames(self, request: Request) -> Iterator[dict[str, Tensor]]:
+        """See `Sampler.frames`. The prompt is asked for frames from `start - context` on, in order."""
+        z = torch.from_numpy(latent_z(request.seeds, self.network.z_channels))
+        return both_outputs(self.matched(self.prompt_frames(request), z))
 
-        return self.enlarge(torch.from_numpy(latent_z(seeds, self.network.z_channels)), stream())
+    def prompt_frames(self, request: Request) -> Iterator[Tensor]:
+        """Yield what a request needs of its prompt, in pieces (N, 3, T, h, w).
+
+        Where the prompt ends, its last frame stands in for the frames after it that are context.
+        """
+        context, starts = self.context, request.starts
+        total = None if request.num_frames is None else request.num_frames + 2 * context
+        last, done = None, 0
+        for count in pieces(total, self.block):
+            piece = request.prompt.frames([first + done - context for first in starts], count, self.low_size)
+            found = piece.shape[2]
+            if found:
+                last = piece[:, :, -1:]
+                yield piece.expand(len(starts), -1, -1, -1, -1)
+            done += found
+            if found < count:
+                if last is None or done <= context:
+                    raise ValueError(f"the context ends before frame {min(starts)}: use a smaller --start")
+                num_missing = context if total is None else min(context, total - done)
+                yield last.expand(len(starts), -1, num_missing, -1, -1)
+                return
 
     def enlarge(self, z: Tensor, lres_frames: Iterator[Tensor]) -> Iterator[Tensor]:
         """Successive pieces (N, 3, T, h, w) of low-resolution videos -> pieces of them without the outer context.
@@ -252,9 +243,9 @@ class SuperResSource(Source):
         for piece in lres_frames:
             held = piece.to(z) if held is None else torch.cat([held, piece.to(z)], dim=2)
             while held.shape[2] > 2 * context:
-                count = min(self.chunk_frames, held.shape[2] - 2 * context)
+                count = min(self.block, held.shape[2] - 2 * context)
                 with torch.no_grad():  # not around the yield: it would hold for whoever reads the frames
-                    chunk = network(held[:, :, : count + 2 * context], z, self.truncation)
+                    chunk = network(held[:, :, : count + 2 * context], z, self.options.truncation)
                 held = held[:, :, count:]
                 yield chunk
 
@@ -275,76 +266,74 @@ class SuperResSource(Source):
             waiting[:] = [held[:, :, count:]]
 
 
-class Pair(Source):
-    """Videos of a low-resolution generator, made sharp by a super-resolution one."""
+def both_outputs(chunks: Iterator[tuple[Tensor, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Name the frames at both resolutions."""
+    return ({"lres": low, "video": high} for low, high in chunks)
 
-    def __init__(self, lres: LowResGenerator, sres: SuperResGenerator, sampling: Sampling = Sampling()) -> None:
+
+class PairSampler(Sampler):
+    """Videos of a low-resolution generator, made sharp by a super-resolution one; frame t is frame t, enlarged."""
+
+    Options = Sampling
+    labels = {"lres": "lres", "video": "sres"}
+
+    def __init__(self, lres: LowResGenerator, sres: SuperResGenerator, options: Sampling = Sampling()) -> None:
         found, wanted = (lres.height, lres.width), (sres.lres_height, sres.lres_width)
         if found != wanted:
             raise ValueError(
                 f"the low-resolution network makes frames of {found[0]}x{found[1]}, the super-resolution network "
                 f"enlarges frames of {wanted[0]}x{wanted[1]}: use two networks of the same run"
             )
-        self.lres, self.sres = LowResSource(lres, sampling=sampling), SuperResSource(sres, sampling=sampling)
-        self.height, self.width = sres.height, sres.width
-        self.temporal_scale = self.lres.temporal_scale
+        self.lres, self.sres, self.options = LowResSampler(lres, options), SuperResSampler(sres, options), options
+        self.networks = [lres, sres]
+        self.outputs = {"lres": self.lres.size, "video": self.sres.size}
+        self.period, self.block = self.lres.period, self.sres.block
+        self.depends_on_length, self.default_frames = self.lres.depends_on_length, self.lres.default_frames
 
-    def frames(
-        self, seeds: Sequence[int], start: Start, num_frames: int | None, condition: Condition | None = None
-    ) -> Iterator[Tensor]:
-        """See `Source.frames`; takes no condition. Frame t is low-resolution frame t, enlarged."""
-        return (chunk for _, chunk in self.both(seeds, start, num_frames))
+    @property
+    def stages(self) -> Sequence[Sampler]:
+        """Return both samplers."""
+        return self.lres, self.sres
 
-    def both(self, seeds: Sequence[int], start: Start, num_frames: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same frames at both resolutions: successive ((N, 3, T, h, w), (N, 3, T, H, W))."""
-        lres, sres, context = self.lres, self.sres, self.sres.context
-        starts = starts_of(start, len(seeds))
+    def frames(self, request: Request) -> Iterator[dict[str, Tensor]]:
+        """See `Sampler.frames`; takes no prompt."""
+        lres, sres, context, num_frames = self.lres, self.sres, self.sres.context, request.num_frames
+        starts = request.starts
         total = None if num_frames is None else num_frames + 2 * context
-        if lres.sampling.rng == "legacy":
+        if self.options.rng == "legacy":
             length = legacy_length(starts, num_frames) + 2 * context
-            noise, z = legacy_draws(lres.network, seeds, length, sres.network.z_channels)
+            noise, z = legacy_draws(lres.network, request.seeds, length, sres.network.z_channels)
             lres_frames = lres.legacy_frames(noise, length, total)
         else:
-            z = torch.from_numpy(latent_z(seeds, sres.network.z_channels))
-            lres_frames = lres.frames(seeds, [first - context for first in starts], total)
-        return sres.matched(lres_frames, z)
+            z = torch.from_numpy(latent_z(request.seeds, sres.network.z_channels))
+            lres_frames = lres.block_frames(request.seeds, [first - context for first in starts], total)
+        return both_outputs(sres.matched(lres_frames, z))
 
 
-def make_source(
-    lres: LowResGenerator | None = None, sres: SuperResGenerator | None = None, sampling: Sampling = Sampling()
-) -> LowResSource | SuperResSource | Pair:
-    """The source of videos for whichever networks there are; ValueError for what does not go together."""
+def open_sampler(bundles: Sequence[Bundle], options: Mapping[str, Any]) -> Sampler:
+    """Return the sampler of a low-resolution generator, of a super-resolution one, or of both.
+
+    Raises `ValueError` for networks that are no generators, or two of one kind, and for options that do not apply.
+    """
+    found: dict[type, Any] = {}
+    for network in (network for bundle in bundles for network in bundle.networks.values()):
+        # With --trust the class may be made from the source in the file, so it is known by its name.
+        kinds = [kind for kind in (LowResGenerator, SuperResGenerator) if kind.__name__ == type(network).__name__]
+        if not kinds:
+            raise ValueError(f"a {describe(type(network))} makes no videos: give a generator")
+        if kinds[0] in found:
+            raise ValueError(f"two files hold a {describe(kinds[0])} each: give one of them")
+        found[kinds[0]] = network
+    sampling = cast(Sampling, resolve_options(Sampling, options, "LongVideoGAN"))
+    lres, sres = found.get(LowResGenerator), found.get(SuperResGenerator)
     if lres is not None and sres is not None:
-        return Pair(lres, sres, sampling)
+        return PairSampler(lres, sres, sampling)
     if lres is not None:
-        return LowResSource(lres, sampling=sampling)
-    assert sres is not None, "make_source needs a network"
+        return LowResSampler(lres, sampling)
     if sampling != Sampling(truncation=sampling.truncation):
         raise ValueError(
             "temporal scale, blend, loop and rng 'legacy' act on a low-resolution network: give one too (--lres), or "
             "leave them out"
         )
-    return SuperResSource(sres, sampling=sampling)
-
-
-def open_source(
-    lres_path: str | None,
-    sres_path: str | None,
-    device: str | torch.device,
-    trust: bool = False,
-    sampling: Sampling = Sampling(),
-) -> LowResSource | SuperResSource | Pair:
-    """The source of videos for the networks at paths or URLs; one of the wrong kind is a `ValueError`."""
-    lres = _open_network("--lres", lres_path, LowResGenerator, device, trust)
-    sres = _open_network("--sres", sres_path, SuperResGenerator, device, trust)
-    return make_source(lres, sres, sampling)
-
-
-def _open_network(
-    option: str, path: str | None, kind: type[Network], device: str | torch.device, trust: bool
-) -> Network | None:
-    try:
-        return load_network(path, device, trust, expect=kind) if path else None
-    except WrongNetworkError as error:
-        swapped = error.found in (LowResGenerator, SuperResGenerator)
-        raise ValueError(f"{option}: {error}{'; did you swap --lres and --sres?' if swapped else ''}") from None
+    assert sres is not None
+    return SuperResSampler(sres, sampling)
