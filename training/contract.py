@@ -181,6 +181,7 @@ class Bundle:
     options: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
     fps: float | None = None  # frames a second of what the networks were trained on
+    vocabularies: dict[str, list[str]] = field(default_factory=dict)  # names of a stream's whole numbers, by stream
 
 
 @runtime_checkable

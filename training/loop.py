@@ -166,9 +166,7 @@ def train(system: str | type[System], options: TrainOptions, metric_fn: MetricFu
             if branches or (due and not seen):
                 loop_state = {"step": step, "num_batches": num_batches, "total_sec": clock.total_sec}
                 loop_state |= {"clean_step": clock.clean_step, "wandb_id": logger.wandb_id}
-                problem = save(
-                    run_dir, model, dataset.fps, options, clock, loop_state | {"stats": collector.state_dict()}
-                )
+                problem = save(run_dir, model, dataset, options, clock, loop_state | {"stats": collector.state_dict()})
                 clock.save_in(RETRY_SEC if problem else 60 * options.checkpoint_minutes)
                 branches = False
                 if problem and (last or stop):
@@ -389,7 +387,12 @@ def write_previews(
 
 
 def save(
-    run_dir: Path, model: System, fps: float, options: TrainOptions, clock: Clock, loop_state: Mapping[str, Any]
+    run_dir: Path,
+    model: System,
+    dataset: ClipDataset,
+    options: TrainOptions,
+    clock: Clock,
+    loop_state: Mapping[str, Any],
 ) -> str | None:
     """Write both files of a checkpoint, then prune older ones; on all ranks, returns a sentence if that failed.
 
@@ -412,7 +415,9 @@ def save(
         try:
             bundle = model.export()
             tokenizer = bundle.tokenizer or options.frozen.get("tokenizer")
-            save_bundle(dataclasses.replace(bundle, tokenizer=tokenizer, fps=bundle.fps or fps), network)
+            names = {name: list(store.vocabulary) for name, store in dataset.streams.items() if store.vocabulary}
+            facts = {"tokenizer": tokenizer, "fps": dataset.fps, "vocabularies": names}
+            save_bundle(dataclasses.replace(bundle, **facts), network)
             checkpoint.save_train_state(path, state)
             good = [step for step, _ in last_good(run_dir, clock)]
             checkpoint.prune_checkpoints(run_dir, options.keep, [*best_steps(run_dir, options.metrics), *good])

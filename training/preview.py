@@ -90,7 +90,11 @@ class RealClips:
 
     def prompt(self) -> Prompt:
         """Return the real frames and streams as the prompt of a sampler."""
-        return ClipPrompt(self.dataset, [(clip, self.needs.past) for clip in self.clips], self.dataset.streams)
+        return ClipPrompt(
+            self.dataset,
+            [(clip, self.needs.past) for clip in self.clips],
+            {name: store.read for name, store in self.dataset.streams.items()},
+        )
 
 
 def write_preview(stem: Path, chunks: Iterable[np.ndarray | torch.Tensor], num_frames: int, fps: float) -> None:

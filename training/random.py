@@ -18,7 +18,7 @@ def random_state(purpose: str, seed: int, index: int | str) -> np.random.RandomS
 
 
 def noise_blocks(purpose: str, seed: int, num_channels: int, start: int, num_samples: int) -> np.ndarray:
-    """Return white noise samples [start, start + num_samples) of an endless stream: float32 (num_channels, num_samples).
+    """Return white noise samples [start, start + num_samples) of an endless stream: float32 (channels, samples).
 
     The stream is made of blocks of 256 samples, numbered by a signed block number, each with its own generator, so
     any window costs only its own blocks and windows that overlap agree bit for bit.

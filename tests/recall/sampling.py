@@ -32,8 +32,8 @@ class RecallSampler(Sampler):
     random_access = False
     block = 8
 
-    def __init__(self, network: Predictor, tokenizer: Blocks, options: Drawing = Drawing(), fps: float | None = None):
-        self.network, self.tokenizer, self.options, self.fps = network, tokenizer, options, fps
+    def __init__(self, network: Predictor, tokenizer: Blocks, options: Drawing = Drawing()):
+        self.network, self.tokenizer, self.options = network, tokenizer, options
         self.networks, self.num_actions = [network, tokenizer], network.num_actions
         self.outputs = {"video": (tokenizer.height, tokenizer.width)}
         self.needs = Needs(past=PAST, size=self.outputs["video"], streams=("actions",))
@@ -100,9 +100,9 @@ class Reconstruction(Sampler):
 def open_sampler(bundles: Sequence[Bundle], options: Mapping[str, Any]) -> Sampler:
     """Return the sampler of a predictor with its tokenizer, or of the tokenizer alone."""
     (bundle,) = bundles
-    networks = {type(network): network for network in bundle.networks.values()}
+    networks: dict[type, Any] = {type(network): network for network in bundle.networks.values()}
     if Predictor not in networks:
         resolve_options(Reconstruction.Options, options, "a tokenizer")
         return Reconstruction(networks[Blocks])
     drawing = resolve_options(Drawing, options, "Recall")
-    return RecallSampler(networks[Predictor], networks[Blocks], drawing, bundle.fps)
+    return RecallSampler(networks[Predictor], networks[Blocks], drawing)

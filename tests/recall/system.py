@@ -17,7 +17,7 @@ from training.sampling import Sampler
 
 
 @dataclasses.dataclass
-class Options:
+class RecallOptions:
     """Options of a run."""
 
     tokenizer: str = option("", "File of the tokenizer whose tokens the dataset has")
@@ -32,9 +32,9 @@ class Options:
 class Recall(System):
     """Predict the next frames from 36 past ones and the actions between them."""
 
-    Options = Options
+    Options = RecallOptions
 
-    def __init__(self, options: Options, run: Run):
+    def __init__(self, options: RecallOptions, run: Run):
         super().__init__(options, run)
         tokenizer, self.tokenizer_hash = load_tokenizer(options.tokenizer, run.device)
         self.tokenizer = tokenizer
@@ -48,7 +48,7 @@ class Recall(System):
         self.schedule = optim.Schedule(options.lr, "cosine", warmup=1, steps=max(run.steps, 2))
 
     @classmethod
-    def check(cls, options: Options, train_options: TrainOptions) -> None:
+    def check(cls, options: RecallOptions, train_options: TrainOptions) -> None:
         """See `System.check`."""
         if not options.tokenizer:
             raise ValueError("--tokenizer is missing: give the file of the tokenizer whose tokens the dataset has")

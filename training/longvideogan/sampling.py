@@ -97,7 +97,7 @@ class LowResSampler(Sampler):
     """Videos of a low-resolution generator."""
 
     Options = Sampling
-    labels = {"video": "lres"}
+    file_labels = {"video": "lres"}
 
     def __init__(self, network: LowResGenerator, options: Sampling = Sampling(), block: int = LRES_CHUNK) -> None:
         self.network, self.options, self.block = network, options, block
@@ -193,7 +193,7 @@ class SuperResSampler(Sampler):
     """Super-resolved videos of the low-resolution frames that the prompt gives, beside those."""
 
     Options = Sampling
-    labels = {"lres": "lres", "video": "sres"}
+    file_labels = {"lres": "lres", "video": "sres"}
 
     def __init__(self, network: SuperResGenerator, options: Sampling = Sampling(), block: int = SRES_CHUNK) -> None:
         self.network, self.options, self.block = network, options, block
@@ -275,7 +275,7 @@ class PairSampler(Sampler):
     """Videos of a low-resolution generator, made sharp by a super-resolution one; frame t is frame t, enlarged."""
 
     Options = Sampling
-    labels = {"lres": "lres", "video": "sres"}
+    file_labels = {"lres": "lres", "video": "sres"}
 
     def __init__(self, lres: LowResGenerator, sres: SuperResGenerator, options: Sampling = Sampling()) -> None:
         found, wanted = (lres.height, lres.width), (sres.lres_height, sres.lres_width)
