@@ -109,6 +109,7 @@ class Flag:
     kind: Any = None
     sets: tuple[str, ...] = ()
     low: float | None = None  # smallest value
+    above: float | None = None  # what it must exceed
     metavar: str | None = None
 
 

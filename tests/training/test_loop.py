@@ -70,7 +70,7 @@ def test_previews_show_the_videos(options, dataset):
         np.asarray(Image.open(samples / f"{name}.png")).astype(int)
         for name in ("fake-00000001", "real-0008x0016", "real-0016x0032")
     )
-    # Four rows of eight frames. The tiny system only repeats the pixels of its condition, as the larger clips do.
+    # Four rows of eight frames. The tiny system only repeats the pixels of its prompt, as the larger clips do.
     assert large.shape == fake.shape == (4 * 16, 8 * 32, 3) and large.std() > 50
     assert np.array_equal(small.repeat(2, axis=0).repeat(2, axis=1), large)
     assert np.abs(fake - large).max() <= 1
@@ -135,7 +135,7 @@ def test_other_options_are_another_run(options):
         train(TinyGAN, changed)
     with pytest.raises(ValueError, match="seed: 0 in the run, 5 asked for"):
         train(TinyGAN, options(seed=5, resume="latest"))
-    with pytest.raises(ValueError, match="no run directory"):
+    with pytest.raises(ValueError, match="is no run directory"):
         train(TinyGAN, options(resume=str(first / "samples")))
     assert len(list(first.parent.iterdir())) == 3
 

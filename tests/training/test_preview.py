@@ -15,8 +15,10 @@ from dnnlib.video import iter_video_frames, probe
 from training.data.dataset import ClipDataset
 from training.logger import append_line
 from training.preview import RealClips, curves_of, draw_curves, main, write_preview
+from training.sampling import Needs
 
 SIZE = (16, 32)
+NEEDS = Needs(past=2, future=2, size=SIZE, follows=True)
 
 
 @pytest.fixture
@@ -66,27 +68,27 @@ def test_small_frames_are_enlarged_and_short_videos_have_fewer_columns(tmp_path)
 
 
 def test_real_clips_start_after_their_context(dataset):
-    clips = RealClips(dataset, num_videos=4, num_frames=8, context=2, seed=0)
+    clips = RealClips(dataset, [SIZE], num_videos=4, num_frames=8, needs=NEEDS, seed=0)
     assert clips.num_frames == 8 and set(clips.clips) == {1, 2}  # the clip of 6 frames is too short
     frames = np.concatenate(list(clips.chunks(SIZE)), axis=1)
     assert frames.shape == (4, 8, *SIZE, 3)
     assert frames[0, :, 0, 0, 1].tolist() == [20, 30, 40, 50, 60, 70, 80, 90]
     assert frames[:, 0, 0, 0, 0].tolist() == [20 * clip for clip in clips.clips]
 
-    condition = clips.condition(SIZE, torch.device("cpu"))
-    low = condition(-2, 3)
-    assert low.shape == (4, 3, 3, *SIZE) and low.dtype == torch.float32 and low.is_contiguous()
+    prompt = clips.prompt()
+    low = prompt.frames(-2, 3, SIZE)
+    assert low.shape == (4, 3, 3, *SIZE) and low.dtype == torch.float32
     assert ((low[:, 1, :, 0, 0] + 1) * 127.5).round().tolist() == [[0, 10, 20]] * 4
-    low = condition([-2, -1, 0, 9], 1)
+    low = prompt.frames([-2, -1, 0, 9], 1, SIZE)
     assert ((low[:, 1, 0, 0, 0] + 1) * 127.5).round().tolist() == [0, 10, 20, 110]
 
 
 def test_previews_are_no_longer_than_the_clips(dataset):
-    assert RealClips(dataset, num_videos=1, num_frames=100, context=2, seed=0).num_frames == 8
+    assert RealClips(dataset, [SIZE], num_videos=1, num_frames=100, needs=NEEDS, seed=0).num_frames == 8
 
 
 def test_the_same_clips_are_shown_again(dataset):
-    first, again, other = (RealClips(dataset, 16, 2, 0, seed).clips for seed in (0, 0, 1))
+    first, again, other = (RealClips(dataset, [SIZE], 16, 2, Needs(), seed).clips for seed in (0, 0, 1))
     assert first == again != other
     assert sorted(first[:3]) == [0, 1, 2]  # none twice before all were shown
 
