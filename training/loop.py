@@ -24,17 +24,11 @@ from dnnlib.util import atomic_path, open_url
 from torch_utils import distributed, host_memory, misc, training_stats
 from training import checkpoint, registry
 from training.config import Beginning, TrainOptions, check_changes, check_keys, find_run, new_run_dir, to_dict
+from training.curves import update_curves
 from training.data.dataset import BatchSpec, BatchStream, ClipDataset, size_name, to_device
 from training.evaluation import MetricFunction, best_steps, evaluate, mark_best
-from training.logger import (
-    RunLogger,
-    SilentLogger,
-    continue_command,
-    environment_text,
-    listener_names,
-    read_lines,
-)
-from training.preview import RealClips, draw_curves, write_preview
+from training.logger import RunLogger, SilentLogger, continue_command, environment_text, listener_names
+from training.preview import RealClips, write_preview
 from training.status import Clock, disk_may_be_full, last_good, tick
 
 RETRY_SEC = 60.0  # after a checkpoint that could not be written
@@ -345,8 +339,7 @@ def write_previews(
         seeds = list(range(len(clips.clips)))
         write_preview(fake, model.sample(seeds, 0, num_frames, condition=condition), num_frames, fps)
         logger.video(step, "samples/fake", fake.with_suffix(".mp4"))
-        if read_lines(run_dir / "stats.jsonl"):
-            draw_curves(run_dir)
+        update_curves(run_dir, logger.text)
 
 
 def save(run_dir: Path, model: Any, options: TrainOptions, clock: Clock, loop_state: Mapping[str, Any]) -> str | None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch_utils import compilation, distributed, misc
 from torch_utils.precision import set_precision, tf32, why_not
 from training.data.dataset import BatchSpec
+from training.longvideogan.charts import CHARTS
 from training.longvideogan.layers import collect_magnitudes
 from training.longvideogan.sampling import Condition, Source, Start
 from training.random import random_state
@@ -78,6 +79,7 @@ class GAN:
     """Networks, optimisers and the phases of a step. A stage defines its networks, its batches and its losses."""
 
     needs_condition = False
+    charts = CHARTS
     context = 0
 
     def __init__(self, options: GANOptions, device: torch.device, generator: nn.Module, discriminator: nn.Module):
