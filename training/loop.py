@@ -35,18 +35,12 @@ from training.config import (
     to_dict,
 )
 from training.contract import Batch, BatchSpec, Bundle, System
+from training.curves import update_curves
 from training.data.dataset import BatchStream, ClipDataset, size_name, to_device
 from training.evaluation import MetricFunction, best_steps, evaluate, mark_best, validate
-from training.logger import (
-    RunLogger,
-    SilentLogger,
-    continue_command,
-    environment_text,
-    listener_names,
-    read_lines,
-)
+from training.logger import RunLogger, SilentLogger, continue_command, environment_text, listener_names
 from training.network_file import content_hash, load_bundle, save_bundle
-from training.preview import RealClips, draw_curves, write_preview
+from training.preview import RealClips, write_preview
 from training.sampling import Request
 from training.status import Clock, disk_may_be_full, last_good, tick
 
@@ -382,8 +376,7 @@ def write_previews(
             request = Request(range(len(clips.clips)), 0, clips.generated_frames, clips.prompt())
             write_preview(fake, model.sampler().video(request), clips.generated_frames, fps)
             logger.video(step, "samples/fake", fake.with_suffix(".mp4"))
-        if read_lines(run_dir / "stats.jsonl"):
-            draw_curves(run_dir)
+        update_curves(run_dir, logger.text)
 
 
 def save(
