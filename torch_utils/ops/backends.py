@@ -21,8 +21,9 @@ from collections.abc import Iterator
 
 import torch
 
-from torch_utils.custom_ops import Unavailable
-from torch_utils.ops import cpu_kernels, cuda_kernels
+from torch_utils.ops.binaries import Unavailable
+from torch_utils.ops.cpu import kernels as cpu_kernels
+from torch_utils.ops.cuda import kernels as cuda_kernels
 
 VARIABLE = "TORCH_UTILS_OPS"
 CHOICES = ("auto", "ref", "matmul", "cpu", "cuda")

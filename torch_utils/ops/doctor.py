@@ -13,9 +13,9 @@ from torch import Tensor
 
 import dnnlib
 from torch_utils import host_memory
-from torch_utils.custom_ops import Unavailable
 from torch_utils.ops import backends
 from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.binaries import Unavailable
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 

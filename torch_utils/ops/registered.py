@@ -1,6 +1,6 @@
 """The operators as PyTorch knows them when they are compiled: schemas, shapes, derivatives (namespace `longtake`).
 
-The kernels are functions of `cpu_kernels` and `cuda_kernels`, with one meaning on both devices. The operators are
+The kernels are functions of `cpu.kernels` and `cuda.kernels`, with one meaning on both devices. The operators are
 closed under differentiation: the transpose of a FIR is a FIR, that of the filtered leaky ReLU is the same pass through
 the filters in the other order, steered by two recorded bits for each element between them.
 
@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_utils.ops import cpu_kernels, cuda_kernels
+from torch_utils.ops.cpu import kernels as cpu_kernels
+from torch_utils.ops.cuda import kernels as cuda_kernels
 from torch_utils.ops.spec import Axes
 
 # Activations whose derivative is told by their output; it is constant in pieces, so there is no second one.

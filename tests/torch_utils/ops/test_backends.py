@@ -9,8 +9,8 @@ import warnings
 import pytest
 import torch
 
-from torch_utils.custom_ops import Unavailable
 from torch_utils.ops import backends
+from torch_utils.ops.binaries import Unavailable
 
 X = torch.zeros(1)
 

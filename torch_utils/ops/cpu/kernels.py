@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_utils.custom_ops import Unavailable, cached_file
 from torch_utils.ops import matmul, spec
+from torch_utils.ops.binaries import Unavailable, cached_file
 from torch_utils.ops.spec import Axes, Axis
 
 FOLDER = Path(__file__).parent
-SOURCES = ("cpu_bias_act.cpp", "cpu_resample.cpp", "cpu_threads.cpp")
-HEADERS = ("cpu_simd.h", "cpu_fir.h", "cpu_columns.h")
+SOURCES = ("bias_act.cpp", "resample.cpp", "threads.cpp")
+HEADERS = ("simd.h", "lanes.h", "fir.h", "columns.h")
 
 # Forces an instruction set, one of those below that the machine has.
 VARIABLE = "TORCH_UTILS_OPS_ISA"

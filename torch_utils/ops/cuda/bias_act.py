@@ -8,9 +8,9 @@ import functools
 import torch
 from torch import Tensor
 
-from torch_utils.ops import cuda_driver
-from torch_utils.ops.cuda_driver import Kernel
-from torch_utils.ops.fir_plan import ceil_div
+from torch_utils.ops.cuda import driver
+from torch_utils.ops.cuda.driver import Kernel
+from torch_utils.ops.cuda.fir_plan import ceil_div
 
 PIECEWISE_LINEAR = ("linear", "relu", "lrelu")
 THREADS = 256
@@ -51,7 +51,7 @@ def make_divisor(value: int, large: bool) -> _Divisor:
 def make_kernel(dtype: torch.dtype, act: str, order: int, clamp: bool, bias: int, vector: int, large: bool) -> Kernel:
     """Returns the kernel for an order of derivative, a way to find the bias, and a number of elements a vector."""
     constants = {
-        "DTYPE": cuda_driver.DTYPES[dtype],
+        "DTYPE": driver.DTYPES[dtype],
         "INDEX_64": int(large),
         "ACT": act.upper(),
         "ORDER": order,
@@ -77,7 +77,7 @@ def _run_bias_act(
         channels, inner = x.shape[dim], x.stride(dim)
     aligned = all(t.data_ptr() % 16 == 0 for t in (*tensors.values(), y))
     vector = 16 // x.element_size() if aligned else 1
-    large = x.numel() >= cuda_driver.LARGE
+    large = x.numel() >= driver.LARGE
     mode = 0
     if b is not None:
         mode = 1 if inner % vector == 0 else 3
@@ -96,7 +96,7 @@ def _run_bias_act(
         clamp=clamp,
         **{name: tensor.data_ptr() for name, tensor in tensors.items()},
     )
-    cuda_driver.launch(kernel, ceil_div(x.numel(), THREADS * ITEMS[order] * vector), params, x.device)
+    driver.launch(kernel, ceil_div(x.numel(), THREADS * ITEMS[order] * vector), params, x.device)
     return y
 
 

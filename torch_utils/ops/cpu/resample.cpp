@@ -8,11 +8,11 @@
 
 #include <new>
 
-#include "cpu_columns.h"
-#include "cpu_lanes.h"
+#include "columns.h"
+#include "lanes.h"
 
 extern "C" {
-// Mirrored in cpu_kernels.py. Tensors are dense, N,C,H,W or channels-last; signs are always N,C,H,W.
+// Mirrored in kernels.py. Tensors are dense, N,C,H,W or channels-last; signs are always N,C,H,W.
 struct LongtakeResample {
     int64_t batch_size, num_channels;
     LongtakeFilter first, second;

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 import dnnlib
-from torch_utils.custom_ops import Unavailable
-from torch_utils.ops import cuda_bias_act, cuda_driver, nvrtc
-from torch_utils.ops.cuda_bias_act import bias_act, bias_act_grad, bias_act_grad2
-from torch_utils.ops.cuda_fir import filtered_lrelu, filtered_lrelu_signed, upfirdn2d
+from torch_utils.ops.binaries import Unavailable
+from torch_utils.ops.cuda import driver, nvrtc
+from torch_utils.ops.cuda.bias_act import bias_act, bias_act_grad, bias_act_grad2, make_kernel
+from torch_utils.ops.cuda.fir import filtered_lrelu, filtered_lrelu_signed, upfirdn2d
 
 __all__ = [
     "bias_act",
@@ -34,7 +34,7 @@ OLDEST_CAPABILITY = (7, 5)
 
 def supports(dtype: torch.dtype) -> bool:
     """Is there a kernel for tensors of this type?"""
-    return dtype in cuda_driver.DTYPES
+    return dtype in driver.DTYPES
 
 
 def load() -> None:
@@ -46,8 +46,8 @@ def load() -> None:
     if capability < OLDEST_CAPABILITY:
         name = f"{torch.cuda.get_device_name(index)} (compute capability {capability[0]}.{capability[1]})"
         raise Unavailable(f"there are no kernels for the {name}", "use a GPU from the Turing generation (7.5) on")
-    probe = cuda_bias_act.make_kernel(torch.float32, "linear", order=0, clamp=False, bias=0, vector=4, large=False)
-    cuda_driver.load_function(probe, index)
+    probe = make_kernel(torch.float32, "linear", order=0, clamp=False, bias=0, vector=4, large=False)
+    driver.load_function(probe, index)
 
 
 def describe() -> dict[str, str]:
@@ -60,7 +60,7 @@ def describe() -> dict[str, str]:
             index = torch.cuda.current_device()
             facts["GPU"] = torch.cuda.get_device_name(index)
             facts["compiled for"] = compiler.target(torch.cuda.get_device_capability(index))
-            facts["driver"] = f"CUDA {cuda_driver.driver().version()}"
+            facts["driver"] = f"CUDA {driver.driver().version()}"
         else:
             facts["GPU"] = "none that PyTorch sees"
     except (Unavailable, RuntimeError, OSError) as error:

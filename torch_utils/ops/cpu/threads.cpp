@@ -1,6 +1,6 @@
 // Threads and their memory.
 
-#include "cpu_simd.h"
+#include "simd.h"
 
 #include <pthread.h>
 #include <stdlib.h>

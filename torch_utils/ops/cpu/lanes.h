@@ -1,7 +1,7 @@
 // Rows of several images to and from rows of vectors that hold a pixel of each image in their lanes.
 #pragma once
 
-#include "cpu_simd.h"
+#include "simd.h"
 
 namespace {
 

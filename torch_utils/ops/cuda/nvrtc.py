@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from torch_utils.custom_ops import Unavailable
+from torch_utils.ops.binaries import Unavailable
 
 REMEDY = "install a PyTorch build for CUDA, or `pip install nvidia-cuda-nvrtc` of its CUDA version"
 

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 
-from torch_utils import custom_ops
-from torch_utils.custom_ops import Unavailable
-from torch_utils.ops import nvrtc
-from torch_utils.ops.fir_plan import Gpu
+from torch_utils.ops.binaries import Unavailable, cached_file
+from torch_utils.ops.cuda import nvrtc
+from torch_utils.ops.cuda.fir_plan import Gpu
 
 DTYPES = {torch.float32: "FLOAT32", torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16"}
 
@@ -84,7 +83,7 @@ def load_binary(kernel: Kernel, target: str) -> bytes:
 
     name = f"{Path(kernel.source).stem}-{target}.cubin"
     for _ in range(2):
-        path = custom_ops.cached_file(name, key, build)
+        path = cached_file(name, key, build)
         content = path.read_bytes()
         digest, binary = content[len(MAGIC) :][:32], content[len(MAGIC) + 32 :]
         if content.startswith(MAGIC) and hashlib.sha256(binary).digest() == digest:

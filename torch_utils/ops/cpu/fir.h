@@ -9,9 +9,9 @@
 // to another image, and a row is a sequence of vectors.
 #pragma once
 
-#include "cpu_simd.h"
+#include "simd.h"
 
-// What the caller in Python describes; the same structures stand in cpu_kernels.py.
+// What the caller in Python describes; the same structures stand in kernels.py.
 extern "C" {
 struct LongtakeAxis {
     int64_t size, taps, up, down, pad0, out_size;

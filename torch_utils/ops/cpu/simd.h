@@ -22,7 +22,7 @@
 #define UNROLL _Pragma("GCC unroll 64")
 #endif
 
-// cpu_threads.cpp
+// threads.cpp
 extern "C" {
 typedef void (*LongtakeTask)(void* argument);
 // Runs task(argument) on `num_threads` threads at once, the calling one among them.

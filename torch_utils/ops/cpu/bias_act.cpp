@@ -1,9 +1,9 @@
 // Bias, activation, gain and clamp in one pass, and the first and second derivative.
 
-#include "cpu_simd.h"
+#include "simd.h"
 
 extern "C" {
-// Mirrored in cpu_kernels.py. Element i of the dense memory of x belongs to bias i / inner % num_biases.
+// Mirrored in kernels.py. Element i of the dense memory of x belongs to bias i / inner % num_biases.
 struct LongtakeBiasAct {
     int64_t num_elements, num_biases, inner;
     double alpha, gain, clamp;  // infinity for no clamp

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_utils.ops import cuda_driver, fir_plan
-from torch_utils.ops.cuda_bias_act import bias_act
-from torch_utils.ops.cuda_driver import Kernel
-from torch_utils.ops.fir_plan import AxisFilters, Problem
+from torch_utils.ops.cuda import driver, fir_plan
+from torch_utils.ops.cuda.bias_act import bias_act
+from torch_utils.ops.cuda.driver import Kernel
+from torch_utils.ops.cuda.fir_plan import AxisFilters, Problem
 from torch_utils.ops.spec import Axes, Axis
 
 DIRECT_THREADS = 256
@@ -96,32 +96,32 @@ def run_stream(
     source: str, problem: Problem, x: Tensor, y: Tensor, constants: dict[str, int | str], **params: object
 ) -> bool:
     """Runs the kernel of fir.cuh if the filters fit into its registers; tells whether it did."""
-    plan = fir_plan.make_plan(problem, cuda_driver.gpu_facts(x.device))
+    plan = fir_plan.make_plan(problem, driver.gpu_facts(x.device))
     if plan is None:
         return False
     grid = problem.batch * problem.channels * problem.x.grid_size * problem.y.grid_size
-    large = max(x.numel(), y.numel(), grid // 4) >= cuda_driver.LARGE
+    large = max(x.numel(), y.numel(), grid // 4) >= driver.LARGE
     key = (source, x.dtype, large, *constants.items())
     kernel = plan.kernels.get(key)
     if kernel is None:
         tile = tuple(plan.constants.items())
         kernel = plan.kernels[key] = _stream_kernel(key, tile, plan.threads, plan.shared_bytes)
     values = StreamParams(x=x.data_ptr(), y=y.data_ptr(), **plan.fields, **params)
-    cuda_driver.launch(kernel, plan.num_blocks, values, x.device)
+    driver.launch(kernel, plan.num_blocks, values, x.device)
     return True
 
 
 @functools.cache
 def _stream_kernel(key: tuple, tile: tuple, threads: int, shared_bytes: int) -> Kernel:
     source, dtype, large, *constants = key
-    types = (("DTYPE", cuda_driver.DTYPES[dtype]), ("INDEX_64", int(large)))
+    types = (("DTYPE", driver.DTYPES[dtype]), ("INDEX_64", int(large)))
     return Kernel(source, "stream", (*types, *constants, *tile), threads, shared_bytes)
 
 
 @functools.cache
 def _direct_kernel(dtype: torch.dtype, channels_last: bool, flip: bool) -> Kernel:
     constants = {
-        "DTYPE": cuda_driver.DTYPES[dtype],
+        "DTYPE": driver.DTYPES[dtype],
         "INDEX_64": 1,
         "CHANNELS_LAST": int(channels_last),
         "FLIP": int(flip),
@@ -140,7 +140,7 @@ def run_direct(x: Tensor, f: Tensor | None, axes: Axes, flip: bool, gain: float)
         gain,
     )  # fmt: skip
     num_blocks = min(fir_plan.ceil_div(y.numel(), DIRECT_THREADS), DIRECT_MAX_BLOCKS)
-    cuda_driver.launch(_direct_kernel(x.dtype, is_channels_last(x), flip), num_blocks, params, x.device)
+    driver.launch(_direct_kernel(x.dtype, is_channels_last(x), flip), num_blocks, params, x.device)
     return y
 
 
