@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import re
 import secrets
-import sys
 import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from dnnlib import download
 
@@ -40,67 +37,8 @@ class EasyDict(dict[str, Any]):
             raise AttributeError(name) from None
 
 
-class Logger:
-    """Copies everything printed to stdout and stderr into a file, until closed; usable in a `with` statement."""
-
-    def __init__(self, file_name: str | os.PathLike[str] | None = None, file_mode: str = "w", should_flush=True):
-        self.file = open(file_name, file_mode) if file_name is not None else None
-        self.should_flush = should_flush
-        self.stdout, self.stderr = sys.stdout, sys.stderr
-        sys.stdout = _Tee(self, self.stdout)
-        sys.stderr = _Tee(self, self.stderr)
-
-    def __enter__(self) -> Logger:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def write(self, text: str | bytes) -> None:
-        """Prints `text` on the screen and writes it into the file."""
-        sys.stdout.write(text.decode() if isinstance(text, bytes) else text)
-
-    def flush(self) -> None:
-        sys.stdout.flush()
-
-    def close(self) -> None:
-        """Gives stdout and stderr back, if they are still ours, and closes the file."""
-        self.flush()
-        if isinstance(sys.stdout, _Tee) and sys.stdout.logger is self:
-            sys.stdout = self.stdout
-        if isinstance(sys.stderr, _Tee) and sys.stderr.logger is self:
-            sys.stderr = self.stderr
-        if self.file is not None:
-            self.file.close()
-            self.file = None
-
-
-class _Tee:
-    """The stream that stands in for stdout or stderr while a Logger is open."""
-
-    def __init__(self, logger: Logger, stream: TextIO):
-        self.logger = logger
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        if self.logger.file is not None:
-            self.logger.file.write(text)
-        count = self.stream.write(text)
-        if self.logger.should_flush:
-            self.flush()
-        return count
-
-    def flush(self) -> None:
-        if self.logger.file is not None:
-            self.logger.file.flush()
-        self.stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
 # ----------------------------------------------------------------------------
-# Words and questions.
+# Durations.
 
 
 def format_time(seconds: float) -> str:
@@ -125,52 +63,6 @@ def format_time_brief(seconds: float) -> str:
     if s < 24 * 60 * 60:
         return f"{s // 3600}h {s // 60 % 60:02}m"
     return f"{s // 86400}d {s // 3600 % 24:02}h"
-
-
-def ask_yes_no(question: str) -> bool:
-    """Asks on the terminal until the answer is yes or no."""
-    while True:
-        answer = input(f"{question} [y/n] ").strip().lower()
-        if answer in ("y", "yes"):
-            return True
-        if answer in ("n", "no"):
-            return False
-
-
-# ----------------------------------------------------------------------------
-# Names to objects.
-
-
-def get_obj_by_name(name: str) -> Any:
-    """Finds the object that a dotted name means, importing the longest part of the name that is a module."""
-    parts = name.split(".")
-    for count in range(len(parts), 0, -1):
-        module_name = ".".join(parts[:count])
-        try:
-            obj: Any = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            # A module that exists but misses one of its own imports must be heard, not taken for a wrong name.
-            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-                raise
-            continue
-        for part in parts[count:]:
-            if not hasattr(obj, part):
-                raise ValueError(f"{name!r} names nothing: {module_name} was imported, but it has no {part!r}")
-            obj = getattr(obj, part)
-        return obj
-    raise ValueError(f"{name!r} names nothing: there is no module {parts[0]!r}")
-
-
-def call_func_by_name(*args: Any, func_name: str, **kwargs: Any) -> Any:
-    """Calls the function with this dotted name."""
-    func = get_obj_by_name(func_name)
-    assert callable(func), f"{func_name} is not callable"
-    return func(*args, **kwargs)
-
-
-def construct_class_by_name(*args: Any, class_name: str, **kwargs: Any) -> Any:
-    """Constructs an object of the class with this dotted name."""
-    return call_func_by_name(*args, func_name=class_name, **kwargs)
 
 
 # ----------------------------------------------------------------------------

@@ -11,9 +11,6 @@ import torch
 from torch_utils.ops import backends, matmul, reference, registered, spec
 from torch_utils.ops.spec import Padding, Scaling
 
-_parse_scaling = spec.parse_scaling
-_parse_padding = spec.parse_padding
-
 
 def _get_filter_size(f: torch.Tensor | None) -> tuple[int, int]:
     """Returns the taps (x, y) of None, of a separable [taps] or of a [height, width] filter."""
