@@ -1,4 +1,8 @@
-"""Small torch helpers: cached constants, shape checks, copying between modules, consistency of ranks, summaries."""
+"""Helpers for torch: cached constants, copies to a device, shape checks, consistency of ranks.
+
+The source text inside published network pickles imports this module: `constant`, `assert_shape`, `profiled_function`
+and `suppress_tracer_warnings` are kept for it, even without callers in this repository.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +29,9 @@ def constant(
     device: torch.device | str | None = None,
     memory_format: torch.memory_format | None = None,
 ) -> torch.Tensor:
-    """Returns a tensor made from `value`, broadcast to `shape`, made once and then kept: never write into it.
+    """Return a cached tensor of `value`, broadcast to `shape`; it must not be modified.
 
-    Spares the copy from host to device that torch.tensor() costs in every call.
+    Avoids the copy from host to device that torch.tensor() makes in every call.
     """
     array = np.asarray(value)
     dtype = torch.get_default_dtype() if dtype is None else dtype
@@ -48,9 +52,9 @@ def constant(
 def upload(
     values: np.ndarray | torch.Tensor, device: torch.device | str, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """Returns values of the host, as `dtype` if given, on `device`, without waiting for what that is computing.
+    """Copy values from the host to `device`, as `dtype` if given, without waiting for queued work of the device.
 
-    An ordinary copy to a GPU waits until all that is queued there is done; one from page-locked memory takes its turn.
+    A copy from pageable memory to a GPU blocks until the queued work is done; one from page-locked memory is queued.
     """
     tensor = torch.as_tensor(values, dtype=dtype)
     if torch.device(device).type == "cuda":
@@ -59,7 +63,7 @@ def upload(
 
 
 def assert_shape(tensor: torch.Tensor, ref_shape: Sequence[int | None]) -> None:
-    """Asserts that the tensor has this shape; None stands for any size."""
+    """Assert that a tensor has the shape `ref_shape`, in which None is any size; AssertionError otherwise."""
     shape = tuple(tensor.shape)
     matches = len(shape) == len(ref_shape) and all(
         ref is None or size == ref for size, ref in zip(shape, ref_shape, strict=True)
@@ -68,7 +72,7 @@ def assert_shape(tensor: torch.Tensor, ref_shape: Sequence[int | None]) -> None:
 
 
 def profiled_function(fn: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a function so that its name shows in the profiler's output."""
+    """Decorate a function so that its name appears in the profiler's output."""
 
     @functools.wraps(fn)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -80,8 +84,8 @@ def profiled_function(fn: Callable[P, R]) -> Callable[P, R]:
 
 @contextlib.contextmanager
 def suppress_tracer_warnings() -> Iterator[None]:
-    """Silences torch.jit's tracer warnings inside the block."""
-    # warnings.catch_warnings() would also hide what other threads warn about, so only our own filter comes and goes.
+    """Ignore torch.jit's tracer warnings inside the block."""
+    # warnings.catch_warnings() would also drop filters that other threads add, so only one filter is added and removed.
     rule = ("ignore", None, torch.jit.TracerWarning, None, 0)  # pyright: ignore[reportPrivateImportUsage]
     warnings.filters.insert(0, rule)  # type: ignore[attr-defined]
     try:
@@ -91,9 +95,10 @@ def suppress_tracer_warnings() -> Iterator[None]:
 
 
 def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = None) -> None:
-    """Asserts that all ranks hold equal parameters and buffers; every rank must call it.
+    """Assert that all ranks have equal parameters and buffers; every rank must call it.
 
-    Names of the form ClassName.parameter that match `ignore_regex` as a whole are left out. NaN equals NaN.
+    Names of the form ClassName.parameter that fully match `ignore_regex` are left out. NaN equals NaN. Raises
+    AssertionError on ranks that differ from rank 0.
     """
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         full_name = f"{type(module).__name__}.{name}"

@@ -1,8 +1,7 @@
-"""The operators' kernels for NVIDIA GPUs: CUDA C++ that NVRTC compiles at first use, so nothing need be installed.
+"""The operators for NVIDIA GPUs: CUDA C++ that NVRTC compiles at first use, without an installed CUDA toolkit.
 
-The six functions are those that `registered` calls; their meaning and that of their arguments are told there. Every
-layer gets kernels of its own, in which factors, taps and tile are constants (`fir_plan`); a 1-D filter too long for
-those, or a 2-D one too large, goes through a slower kernel that takes any.
+`registered` calls the six functions and defines them and their arguments. Every layer has its own kernels, in which
+factors, taps and tile are constants (`fir_plan`); a slower kernel is used for filters that are too large for these.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ OLDEST_CAPABILITY = (7, 5)
 
 
 def supports(dtype: torch.dtype) -> bool:
-    """Is there a kernel for tensors of this type?"""
+    """Return whether there are kernels for `dtype`."""
     return dtype in driver.DTYPES
 
 
 def load() -> None:
-    """Finds NVRTC and the driver, and compiles a first kernel; raises Unavailable with cause and remedy."""
+    """Load NVRTC and the driver, and compile a first kernel; raises Unavailable with cause and remedy."""
     if not torch.cuda.is_available():
         raise Unavailable("PyTorch sees no CUDA device", "install a PyTorch build for CUDA on a machine that has one")
     index = torch.cuda.current_device()
@@ -51,7 +50,7 @@ def load() -> None:
 
 
 def describe() -> dict[str, str]:
-    """Returns what a report on this machine should say about these kernels; never raises."""
+    """Return facts for a report: compiler, GPU, driver, cache, or the problem; raises no error."""
     facts = {}
     try:
         compiler = nvrtc.load()
