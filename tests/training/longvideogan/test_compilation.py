@@ -281,8 +281,8 @@ def test_causes_have_remedies():
         (exc.InvalidCxxCompiler("no-such-compiler"), "no working C..? compiler", r"install g\+\+"),
         (exc.CppCompileError(["g++"], "fatal error: Python.h: No such file"), "headers of this Python", "python3-dev"),
         (exc.TritonMissing(None), "Triton, which compiles for GPUs, is missing", "install triton"),
-        (exc.CppCompileError(["g++"], "main.cpp:3: error: no room"), "error: no room", "tells more"),
-        (NotImplementedError("this moon\nlong"), "NotImplementedError: this moon", "tells more"),
+        (exc.CppCompileError(["g++"], "main.cpp:3: error: no room"), "error: no room", "for details"),
+        (NotImplementedError("this moon\nlong"), "NotImplementedError: this moon", "for details"),
     ]:
         sentence = compilation.explain(exc.InductorError(error, None))
         assert re.fullmatch(rf"[^;\n]*{cause}[^;\n]*; [^;\n]*{remedy}[^;\n]*", sentence), sentence
