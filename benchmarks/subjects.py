@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from training import registry
+from training.contract import Run
 from training.longvideogan.gan import GAN, r1_penalty
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.presets import STAGES
@@ -36,8 +37,11 @@ def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def make_system(stage: str, size: str, device: str = "cpu", **changes: Any) -> GAN:
     """A stage at the size of a preset, its weights not trained, which costs the same; R1 is due at step 0 only."""
-    model = {**copy.deepcopy(STAGES[stage][size]["model"]), "grad_accum": 1, "r1_interval": 10**9, **changes}
-    return registry.resolve(registry.SYSTEMS[stage])(model, torch.device(device))
+    row = STAGES[stage][size]
+    shared = {"batch": row["batch"], "precision": None, "grad_accum": 1}
+    run = Run(torch.device(device), **{name: changes.pop(name, value) for name, value in shared.items()})
+    cls = registry.resolve(registry.spec(stage).system)
+    return cls(cls.Options(**{**copy.deepcopy(row["model"]), "r1_interval": 10**9, **changes}), run)
 
 
 def make_generator(stage: str, size: str, device: str = "cpu") -> Any:
@@ -54,9 +58,9 @@ def make_batches(system: GAN, step: int) -> list[dict[str, Tensor]]:
     rng = torch.Generator().manual_seed(step)
     return [
         {
-            part.name: (
-                torch.rand(system.options.batch, 3, part.num_frames, part.height, part.width, generator=rng) * 2 - 1
-            ).to(system.device)
+            part.name: (torch.rand(system.run.batch, 3, part.count, part.height, part.width, generator=rng) * 2 - 1).to(
+                system.device
+            )
             for part in spec.parts
         }
         for spec in system.batch_spec(step)
