@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from training import registry
-from training.contract import Run
+from training.contract import Bundle, Run
 from training.longvideogan.gan import GAN, r1_penalty
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.presets import STAGES
+from training.longvideogan.sampling import open_sampler
 from training.longvideogan.sres.generator import SuperResGenerator
+from training.network_file import ONLY
+from training.sampling import Prompt, Start
 
 DTYPES = ("float32", "float16", "bfloat16")
 SIZES = ("toy", "labdoom-small", "default")  # presets that both stages have; `default` is the published size
@@ -51,6 +54,22 @@ def make_generator(stage: str, size: str, device: str = "cpu") -> Any:
     edges = {name: model[name] for name in ("height", "width", "lres_height", "lres_width") if name in model}
     network = {LRES: LowResGenerator, SRES: SuperResGenerator}[stage](**edges, **model.get("generator", {}))
     return network.eval().requires_grad_(False).to(device)
+
+
+class RepeatedPrompt(Prompt):
+    """The first frames of one clip (1, 3, T, h, w), whichever are asked for."""
+
+    def __init__(self, clip: Tensor) -> None:
+        self.clip = clip
+
+    def frames(self, start: Start, count: int, size: tuple[int, int]) -> Tensor:
+        """See `Prompt.frames`."""
+        return self.clip[:, :, :count]
+
+
+def make_sampler(*networks: Any) -> Any:
+    """Return the sampler of one generator or of both."""
+    return open_sampler([Bundle({ONLY: network}, "") for network in networks], {})
 
 
 def make_batches(system: GAN, step: int) -> list[dict[str, Tensor]]:

@@ -97,7 +97,9 @@ def test_a_training_state_of_the_unfused_optimiser_goes_on(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_seeds_and_steps_draw_differently(stage):
     system = make(stage)
-    draws = [rng.standard_normal() for step in range(3) for phase in ("G", "R1") for rng in system.rngs(phase, step)]
+    draws = [
+        rng.standard_normal() for step in range(3) for phase in ("G", "R1") for rng in system.run.rngs(phase, step)
+    ]
     assert len(set(draws)) == len(draws)
     assert make(stage, seed=1).rngs("G", 0)[0].standard_normal() not in draws
 
@@ -182,9 +184,9 @@ def test_only_the_fakes_of_the_discriminator_update_move_magnitudes(stage):
 def test_low_resolution_fakes_start_at_any_phase():
     system = make("longvideogan-lres", batch=8)
     whole = system.G.synthesize(
-        system.normal(system.rngs("G", 0), system.G.noise_channels, system.G.num_noise_frames(24)), 24
+        system.normal(system.run.rngs("G", 0), system.G.noise_channels, system.G.num_noise_frames(24)), 24
     )
-    fakes = system.fakes({}, system.rngs("G", 0))["video"]
+    fakes = system.fakes({}, system.run.rngs("G", 0))["video"]
     phases = [
         next(phase for phase in range(8) if torch.equal(clip, video[:, phase : phase + 16]))
         for clip, video in zip(fakes, whole, strict=True)
@@ -199,7 +201,7 @@ def test_super_resolution_discriminator_is_rarely_shown_its_condition():
     system.D.register_forward_pre_hook(lambda _module, args: seen.append(bool(args[0].any())))
     for step in range(300):
         with torch.no_grad():
-            system.logits({"lres": lres, "video": sres}, system.rngs("G", step))
+            system.logits({"lres": lres, "video": sres}, system.run.rngs("G", step))
     assert 15 <= sum(seen) <= 47  # 300 throws of probability 0.1: mean 30, standard deviation 5.2
 
 

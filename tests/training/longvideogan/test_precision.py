@@ -68,8 +68,8 @@ def test_half_precision_of_cuda_never_lands_on_a_cpu(seeded):
     for module in [*system.D.modules(), *system.G.modules()]:
         module.register_forward_hook(lambda _module, _args, output: dtypes.add(output.dtype))
     clips = {"video": seeded(0, 2, 3, 2, 36, 64), "lres": seeded(1, 2, 3, 4, 18, 32)}
-    logits = system.logits(clips, system.rngs("G", 0)[:2])
-    system.fakes(clips, system.rngs("G", 0)[:2])
+    logits = system.logits(clips, system.run.rngs("G", 0)[:2])
+    system.fakes(clips, system.run.rngs("G", 0)[:2])
     assert logits.dtype == torch.float32 and dtypes == {torch.float32}
 
 
