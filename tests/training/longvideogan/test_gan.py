@@ -101,7 +101,7 @@ def test_seeds_and_steps_draw_differently(stage):
         rng.standard_normal() for step in range(3) for phase in ("G", "R1") for rng in system.run.rngs(phase, step)
     ]
     assert len(set(draws)) == len(draws)
-    assert make(stage, seed=1).rngs("G", 0)[0].standard_normal() not in draws
+    assert make(stage, seed=1).run.rngs("G", 0)[0].standard_normal() not in draws
 
 
 def test_moving_average_has_the_published_half_life():
