@@ -112,8 +112,8 @@ def subjects(data: Path, outdir: Path, kind: str, quick: bool) -> list[Subject]:
         command = (f"train_{stage}.py", *common, f"--dataset={data}", *rest)
         found.append(Subject(f"train_{stage}", f"{steps[0] - steps[1]} steps", command, *pair("--steps", steps)))
     read = ("-c", LOADER, str(data), kind)
-    counts = [(str(count),) for count in batches]
-    found.append(Subject("loader", f"{batches[0] - batches[1]} {kind}", read, *counts))
+    more, less = ((str(count),) for count in batches)
+    found.append(Subject("loader", f"{batches[0] - batches[1]} {kind}", read, more, less))
     found.append(Subject("startup", "generate.py --len=1", (*videos, "--len=1")))
     return [*found, Subject("help", "generate.py --help", ("generate.py", "--help"), at_least=HELP_AT_LEAST)]
 
