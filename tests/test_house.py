@@ -33,7 +33,7 @@ COMMANDS = {
     "runs.demo": "main",
     **{
         f"benchmarks.{name}": "main"
-        for name in ("all", "generate", "loader", "metrics", "networks", "ops", "startup", "train_step")
+        for name in ("all", "compare", "generate", "loader", "metrics", "networks", "ops", "startup", "train_step")
     },
     "torch_utils.custom_ops": "main",
 }
