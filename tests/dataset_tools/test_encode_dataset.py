@@ -13,7 +13,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dataset_tools import encode_dataset
+from dataset_tools import archive, encode_dataset, inspect_dataset, merge
+from dataset_tools.frames import encode_jpeg
 from tests.dataset_tools.test_make_dataset_sbatch import array, task
 from tests.training.data import tiny_tokenizer
 from tests.training.data.test_dataset import SMALL, make
@@ -202,3 +203,71 @@ def test_tokens_out_of_the_vocabulary_are_refused_and_nothing_stays(root, tokeni
     output = run(root, tokenizer_file(), tmp_path / "out", code=1)
     assert "but its vocabulary is 32; correct the tokenizer" in output
     assert not list((tmp_path / "out").rglob("*.zip"))
+
+
+# ----------------------------------------------------------------------------
+# Other tools.
+
+
+def inspect(root, *arguments, code=0):
+    result = CliRunner().invoke(inspect_dataset.main, [str(root), "--num-frames=2", *arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture
+def encoded(tokenizer_file, tmp_path):
+    """A dataset as the makers make it, with streams and tokens."""
+    root = tmp_path / "made"
+    pictures = np.random.RandomState(0).randint(0, 256, (4, 6, 8, 16, 3), np.uint8)
+    for index in range(2):
+        with archive.ShardWriter(root, [(8, 16)], index) as writer:
+            for clip in range(2):
+                with writer.clip(f"{index}/{clip}", actions=["none"] + ["left"] * 5) as add:
+                    for picture in pictures[2 * index + clip]:
+                        add([encode_jpeg(picture, 90)])
+        archive.describe_dataset(root, [writer.report({30: 2})], 2, [], seed=0, actions=["none", "right", "left"])
+    run(root, tokenizer_file(), root)
+    return root
+
+
+def test_inspection_lists_tokens_and_finds_what_is_wrong(encoded):
+    (folder,) = encoded.glob("codes-*")
+    sha256 = json.loads((folder / "manifest.json").read_text())["tokenizer"]
+    output = inspect(encoded)
+    assert f"{folder.name}  tokenizer {sha256}" in output
+    assert "2 shards  4 clips  24 steps of 2x4 tokens below 32, a step is 1 frames, a token 4 pixels" in output
+    path = folder / "partition_0001.zip"
+    whole = bytearray(path.read_bytes())
+    place = whole.index(b"NUMPY") + 140
+    whole[place] ^= 1
+    path.write_bytes(whole)
+    output = inspect(encoded, code=1)
+    assert "tokens that are damaged: " in output and "1/0.npy: its checksum is wrong" in output
+    assert f"mend: delete what is damaged, then: python -m dataset_tools.encode_dataset {encoded}" in output
+    assert "damaged" not in inspect(encoded, "--quick")
+    path.unlink()
+    assert "partition_0001.zip is missing, though listed" in inspect(encoded, "--quick", code=1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["partitions"]["0001"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert "1 of 2 partitions have not been made" in inspect(encoded)
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "num_partitions": 1}))
+    assert "1/0: no frames, 6 in the dataset" in inspect(encoded)
+
+
+def test_tokens_without_frames_are_inspected_too(encoded):
+    (encoded / "0008x0016").rename(encoded.parent / "0008x0016")
+    assert "tokens without frames" in inspect(encoded) and "4 clips  24 steps" in inspect(encoded)
+    (next(encoded.glob("codes-*")) / "partition_0000.zip").write_bytes(b"")
+    assert "1 errors: training would refuse this" in inspect(encoded, code=1)
+
+
+def test_merging_keeps_the_names_of_actions_and_leaves_tokens_alone(encoded):
+    before = content(next(encoded.glob("codes-*")))
+    result = CliRunner().invoke(merge.main, [str(encoded)])
+    assert result.exit_code == 0, result.output
+    assert content(next(encoded.glob("codes-*"))) == before
+    sha256 = json.loads(before["manifest.json"])["tokenizer"]
+    dataset = ClipDataset(encoded, [SMALL], codes=sha256, streams=["actions"])
+    assert dataset.read_stream(3, "actions", 0, 2).tolist() == [0, 2]
