@@ -135,7 +135,7 @@ class ShardWriter:
             stack.push(self._stack)
             for archive in self._zips:
                 for name, content in {"frame_paths": self.frame_paths, **self._notes}.items():
-                    _store(archive, f"{name}.json", json.dumps(content, indent=2, sort_keys=True).encode())
+                    store_member(archive, f"{name}.json", json.dumps(content, indent=2, sort_keys=True).encode())
         for path in self.paths:
             if self.frame_paths:
                 self._hashes[path.relative_to(self.root).as_posix()] = file_sha256(path)
@@ -189,13 +189,14 @@ class ShardWriter:
             for frame_name, length in zip(names, column, strict=True):
                 data = spool.read(length)
                 digest.update(data)
-                _store(archive, f"{name}/{frame_name}", data)
+                store_member(archive, f"{name}/{frame_name}", data)
             digests[size_name(size)] = digest.hexdigest()
         self.frame_paths[name] = names
         self._clips[name] = {**facts, "frames": len(names), "sha256": digests}
 
 
-def _store(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+def store_member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    """Add a member to a zip, uncompressed and without a date, so that the same content makes the same bytes."""
     info = zipfile.ZipInfo(name, _FIXED_TIME)
     info.create_system = 3  # Unix on every machine, for the same bytes
     info.external_attr = 0o644 << 16

@@ -23,6 +23,7 @@ import numpy as np
 
 from dataset_tools import archive
 from dataset_tools.frames import Size
+from dataset_tools.inspect_codes import codes_folders, inspect_codes, inspect_codes_alone, print_codes
 from dataset_tools.inspect_findings import KINDS, Findings, commands
 from dataset_tools.inspect_shard import (
     Clip,
@@ -360,6 +361,11 @@ def build_report(dataset: Dataset, num_frames: int, quick: bool) -> dict[str, An
     for name, clip in clips.items():
         if clip.num_frames < max(needs.values()):
             findings.report("short clip", name, f"{clip.num_frames} frames", partition_of(clip.shard))
+    codes = [
+        inspect_codes(folder, {n: c.num_frames for n, c in clips.items()}, quick)
+        for folder in codes_folders(dataset.root)
+    ]
+    findings.add(problem for found in codes for problem in found.problems)
     rate = ask_loader(dataset, num_frames)
     makers = functools.partial(
         commands, dataset.root, dataset.description or {}, dataset.shards, num_frames=max(needs.values()), fps=rate
@@ -382,6 +388,7 @@ def build_report(dataset: Dataset, num_frames: int, quick: bool) -> dict[str, An
         "quick": quick,
         "fps": rate,
         "sizes": sizes,
+        "codes": [found.facts for found in codes],
         "clips": len(clips),
         "frames": sum(lengths),
         "hours": sum(lengths) / rate / 3600,
@@ -430,6 +437,8 @@ def print_report(report: Mapping[str, Any]) -> None:
             f"  {folder}  {size['shards']} shards  {size['clips']} clips  {size['frames']} frames  "
             f"{size['bytes'] / 1e6:.1f} MB  chroma {chroma or 'unknown'}  quality {quality or 'unknown'}"
         )
+    for facts in report["codes"]:
+        print_codes(facts)
     if report["lengths"]:
         click.echo("\n  frames         clips")
         most = max(entry["clips"] for entry in report["lengths"])
@@ -479,6 +488,8 @@ def main(
     """
     workers = workers or len(os.sched_getaffinity(0))
     try:
+        if codes_folders(root) and not any(parse_size(path.name) for path in root.iterdir()):
+            return inspect_codes_alone(root, quick)
         dataset = open_dataset(root)
     except ValueError as error:
         raise click.ClickException(str(error)) from error

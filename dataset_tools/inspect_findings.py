@@ -30,6 +30,7 @@ class Kind(NamedTuple):
 
 
 _AGAIN, _MERGE = "{again}", "python -m dataset_tools.merge {root}"
+_ENCODE = "python -m dataset_tools.encode_dataset {root} --tokenizer=FILE"
 
 KINDS = {
     "damaged shard": Kind(True, "zips that are not whole", _AGAIN),
@@ -66,6 +67,7 @@ KINDS = {
     "still clip": Kind(True, "clips in which nothing ever changes", "delete their sources, then: {all}"),
     "no long clip": Kind(True, "no clip is long enough", "add longer footage, then: {longer}"),
     "refused": Kind(True, "training refuses the dataset", "see the message"),
+    "damaged tokens": Kind(True, "tokens that are damaged", "delete what is damaged, then: " + _ENCODE),
     "compressed entry": Kind(False, "zips that are compressed, which gains nothing and slows reading down", _AGAIN),
     "double entry": Kind(False, "zips that hold entries twice, as when a published tool ran twice", _AGAIN),
     "unlisted entry": Kind(False, "entries that frame_paths.json does not name; they are never read", _AGAIN),
@@ -104,6 +106,9 @@ KINDS = {
         False,
         "zips not named like partition_0000.zip; training reads them, other tools do not",
         "rename them, then: " + _MERGE,
+    ),
+    "other tokens": Kind(
+        False, "tokens of other clips than there are; systems that learn from tokens refuse them", _ENCODE
     ),
     "leftover": Kind(
         False, "files left behind by a maker that was killed, or in use by one that runs", "if none runs, delete them"

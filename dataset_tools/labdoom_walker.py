@@ -9,6 +9,7 @@ import numpy as np
 
 from dataset_tools.labdoom_maze import DIFFICULTIES, TILE, Difficulty, Maze
 
+DISCRETE_ACTIONS = ("none", "forward", "left", "right")  # in the order of their numbers
 CLEARANCE = 28.0  # map units that a walk keeps between the camera and any wall
 
 _STEP = 8.0  # map units between the points of a path

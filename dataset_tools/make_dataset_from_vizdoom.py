@@ -24,7 +24,7 @@ import numpy as np
 from dataset_tools import archive
 from dataset_tools.frames import Size, SizesType, encode_stream
 from dataset_tools.labdoom_maze import DIFFICULTIES, SPLITS, build_maze, build_wad
-from dataset_tools.labdoom_walker import plan_walk
+from dataset_tools.labdoom_walker import DISCRETE_ACTIONS, plan_walk
 from training.random import random_state
 
 CLIPS_PER_SHARD = 32
@@ -59,6 +59,7 @@ class Plan:
         """The entries of dataset.json."""
         return {
             **({} if self.looks is None else {"looks": self.looks}),
+            **({"actions": list(DISCRETE_ACTIONS)} if self.walker == "discrete" else {}),
             "source": "LabDoom",
             "split": self.split,
             "seed": self.seed,

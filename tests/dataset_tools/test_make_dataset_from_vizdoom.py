@@ -196,3 +196,39 @@ def test_absent_packages_are_named_with_the_command_that_brings_them(tmp_path, m
     assert result.exit_code == 1
     assert "vizdoom not installed" in result.output and "pip install -e '.[demo]'" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_each_action_led_into_its_frame(tmp_path):
+    """As a system reads them: "left" turns left in the very frame, "forward" moves along the heading."""
+    result = run(tmp_path / "discrete", "--walker=discrete", "--frames", 160, "--sizes", "18x32")
+    assert result.exit_code == 0, result.output
+    names = json.loads((tmp_path / "discrete" / "dataset.json").read_text())["actions"]
+    dataset = ClipDataset(tmp_path / "discrete", SIZES[:1], streams=["actions", "poses"])
+    assert dataset.streams["actions"].vocabulary == names == ["none", "forward", "left", "right"]
+    seen = set()
+    for clip in range(2):
+        actions, poses = (dataset.read_stream(clip, name, 0, 160) for name in ("actions", "poses"))
+        assert actions[0] == 0 and poses.dtype == np.float32 and poses.shape == (160, 3)
+        turns = (np.diff(poses[:, 2].astype(float)) + 180) % 360 - 180
+        steps = np.diff(poses[:, :2].astype(float), axis=0)
+        heading = np.radians(poses[1:, 2])
+        along = steps[:, 0] * np.cos(heading) + steps[:, 1] * np.sin(heading)
+        aside = steps[:, 1] * np.cos(heading) - steps[:, 0] * np.sin(heading)
+        for action, turn, forth, sideways in zip(actions[1:].tolist(), turns, along, aside, strict=True):
+            seen.add(names[action])
+            if names[action] == "forward":
+                assert abs(turn) < 1 and 6 < forth < 10 and abs(sideways) < 1
+            else:
+                assert turn == pytest.approx(10 if names[action] == "left" else -10, abs=1) and abs(forth) < 2
+    assert seen == {"forward", "left", "right"}
+
+
+def test_smooth_actions_are_vectors_of_forward_and_turn(made):
+    dataset = ClipDataset(made, SIZES, streams=["actions", "poses"])
+    stored = notes(made, "actions")["train/000001"]
+    assert dataset.streams["actions"].is_vector and dataset.streams["actions"].num_values == 2
+    actions = dataset.read_stream(1, "actions", 0, 20)
+    expected = [[0, 0], *([action["forward"], action["turn"]] for action in stored[1:])]
+    assert np.array_equal(actions, np.array(expected, np.float32))
+    turns = (np.diff(dataset.read_stream(1, "poses", 0, 20)[:, 2]) + 180) % 360 - 180
+    assert np.allclose(turns, actions[1:, 1], atol=0.5)

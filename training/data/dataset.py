@@ -90,6 +90,10 @@ class ClipDataset:
             for size, frames in make_caches(cache, wanted).items():
                 self._stores[size].cache = frames
 
+    def store(self, size: Size) -> FrameStore:
+        """Return all frames of one size; the clips of the first size that was opened have the dataset's numbers."""
+        return self._stores[size]
+
     def read(self, clip_index: int, size: Size, frames: Sequence[int]) -> np.ndarray:
         """Decode `frames` of a clip at (height, width): uint8 (T, H, W, 3)."""
         video = np.empty((len(frames), *size, 3), np.uint8)

@@ -8,8 +8,7 @@ class ClipPrompt(Prompt):
         self.footage, self.windows, self.streams = footage, windows, streams or {}
 
     def frames(self, start, count, size):
-        import numpy as np
-        import torch
+        import numpy as np, torch
 
         starts = [start] * len(self.windows) if isinstance(start, int) else start
         clips = np.stack(

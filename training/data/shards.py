@@ -276,12 +276,21 @@ class FrameStore:
         self.cache: FrameCache | None = None
         self._files = OpenFiles(self.shards)
 
-    def content_key(self) -> str:
-        """A name that only a store of these very frames in this order has, wherever it lies."""
-        clips = "\n".join(f"{clip.num_frames} {clip.path}" for clip in self.clips)
+    def content_key(self, numbers: Sequence[int] | None = None) -> str:
+        """Return a name that only these very frames in this order have, wherever they lie.
+
+        They are those of the clips of the given numbers, of all clips if none are given.
+        """
+        chosen = range(len(self.clips)) if numbers is None else numbers
+        clips = "\n".join(f"{self.clips[number].num_frames} {self.clips[number].path}" for number in chosen)
         digest = hashlib.blake2b(f"{self.size}\n{clips}".encode(), digest_size=16)
-        digest.update(self.members[:, 1:].tobytes())
+        for number in chosen:
+            digest.update(self.members_of(number)[:, 1:].tobytes())
         return digest.hexdigest()
+
+    def members_of(self, clip: int) -> np.ndarray:
+        """Return where the frames of clip number `clip` lie: (frames, 4), as in `ShardIndex`."""
+        return self.members[self.first_frames[clip] : self.first_frames[clip + 1]]
 
     def read(self, clip: int, frames: Sequence[int], out: np.ndarray) -> None:
         """Decode the given frames of clip number `clip` into `out`, contiguous uint8 (T, H, W, 3)."""

@@ -1,0 +1,393 @@
+"""Encode the frames of a dataset by a tokenizer, once, for systems that learn from tokens.
+
+Example:
+  python -m dataset_tools.encode_dataset data/mine --tokenizer=runs/tokenizer/00000/tokenizer.pkl
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import functools
+import io
+import json
+import os
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from dataset_tools import archive
+from dnnlib import locks, util
+from dnnlib.download import file_sha256
+from torch_utils.precision import tf32
+from training.contract import Tokenizer
+from training.data import codes
+from training.data.dataset import ClipDataset, Size, to_float
+from training.data.streams import stored_streams
+from training.network_file import load_tokenizer
+
+_CHUNKS_AHEAD = 3  # of decoded frames, besides the one that is encoded
+
+
+@dataclass
+class _Job:
+    """A dataset, the tokenizer that encodes it, and where its tokens go."""
+
+    dataset: ClipDataset
+    tokenizer: Any  # a Tokenizer, and a network
+    device: torch.device
+    out: Path
+    manifest: codes.CodesManifest  # of all partitions; those that were made are in the file
+    batch: int
+    workers: int
+    tally: collections.Counter[str] = field(default_factory=collections.Counter)
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the tokens."""
+        return codes.codes_folder(self.out, self.manifest.tokenizer)
+
+    @property
+    def size(self) -> Size:
+        """Return the size of the frames that are read."""
+        return self.manifest.size
+
+
+# ----------------------------------------------------------------------------
+# The tokenizer.
+
+
+def _probe(tokenizer: Tokenizer, device: torch.device) -> tuple[int, int]:
+    """Return the grid of a tokenizer: cells along height and width.
+
+    Raises `ValueError` if it does not give what its attributes promise, or has more tokens than can be stored.
+    """
+    if not 0 < tokenizer.vocabulary <= codes.MAX_VOCABULARY:
+        raise ValueError(
+            f"the tokenizer has a vocabulary of {tokenizer.vocabulary}, but stored tokens are below "
+            f"{codes.MAX_VOCABULARY}; take a tokenizer with fewer"
+        )
+    video = torch.zeros(1, 3, tokenizer.clip_frames, tokenizer.height, tokenizer.width, device=device)
+    steps = tokenizer.clip_frames // tokenizer.stride[0]
+    found = tokenizer.encode(video)
+    if found.dim() != 4 or found.shape[:2] != (1, steps) or tokenizer.clip_frames % tokenizer.stride[0]:
+        raise ValueError(
+            f"the tokenizer makes tokens {list(found.shape)} of {tokenizer.clip_frames} frames, but [1, {steps}, h, w] "
+            f"was expected, as a step is {tokenizer.stride[0]} frames; correct its clip_frames or its stride"
+        )
+    return int(found.shape[2]), int(found.shape[3])
+
+
+def _encode(job: _Job, frames: np.ndarray) -> np.ndarray:
+    """Return the tokens of successive clips uint8 (n, T, H, W, 3), one after another: uint16 (steps, h, w)."""
+    found = job.tokenizer.encode(to_float(torch.from_numpy(frames), job.device)).cpu().numpy()
+    if found.min(initial=0) < 0 or found.max(initial=0) >= job.manifest.vocabulary:
+        raise ValueError(
+            f"the tokenizer makes tokens from {found.min()} to {found.max()}, but its vocabulary is "
+            f"{job.manifest.vocabulary}; correct the tokenizer"
+        )
+    return found.reshape(-1, *job.manifest.grid).astype(codes.DTYPE)
+
+
+# ----------------------------------------------------------------------------
+# Frames.
+
+
+def _chunks(job: _Job, clips: Sequence[int]) -> Iterator[tuple[int, range, int]]:
+    """Yield what is encoded at once: a clip, its frames, and how many of them go together.
+
+    Chunks never mix clips, so that tokens do not depend on how the clips are divided into partitions.
+    """
+    length = job.tokenizer.clip_frames
+    for clip in clips:
+        num_frames = job.dataset.clips[clip].num_frames
+        whole = num_frames // length * length
+        for first in range(0, whole, job.batch * length):
+            yield clip, range(first, min(first + job.batch * length, whole)), length
+        if whole < num_frames and job.manifest.stride[0] == 1:
+            yield clip, range(whole, num_frames), num_frames - whole
+
+
+def _decoded(job: _Job, clips: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield a clip's number and its next frames, uint8 (n, T, H, W, 3), decoded by threads some chunks ahead."""
+    ahead = collections.deque[tuple[int, np.ndarray, list[concurrent.futures.Future[None]]]]()
+
+    def finish() -> tuple[int, np.ndarray]:
+        clip, frames, futures = ahead.popleft()
+        for future in futures:
+            future.result()
+        return clip, frames
+
+    with concurrent.futures.ThreadPoolExecutor(job.workers, thread_name_prefix="decode") as pool:
+        try:
+            for clip, span, length in _chunks(job, clips):
+                frames = np.empty((len(span) // length, length, *job.size, 3), np.uint8)
+                flat, piece = frames.reshape(-1, *job.size, 3), max(-(-len(span) // job.workers), 1)
+                parts = range(0, len(span), piece)
+                read = job.dataset.read_into
+                futures = [pool.submit(read, flat[i : i + piece], clip, span[i : i + piece]) for i in parts]
+                ahead.append((clip, frames, futures))
+                if len(ahead) > _CHUNKS_AHEAD:
+                    yield finish()
+            while ahead:
+                yield finish()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+# ----------------------------------------------------------------------------
+# Shards.
+
+
+def _is_made(job: _Job, index: int, clips: Sequence[int]) -> bool:
+    """Return whether a partition is there, whole, and of these very frames."""
+    if not (job.folder / codes.MANIFEST).exists():
+        return False
+    known = codes.read_codes_manifest(job.folder)
+    entry, path = known.partitions.get(f"{index:04d}"), job.folder / archive.shard_name(index)
+    if entry is None or _facts(known) != _facts(job.manifest) or entry.get("source") != _source(job, clips):
+        return False
+    return path.exists() == bool(clips) and (not clips or file_sha256(path) == entry.get("sha256"))
+
+
+def _facts(manifest: codes.CodesManifest) -> dict[str, Any]:
+    """Return what all partitions share."""
+    return {name: value for name, value in asdict(manifest).items() if name != "partitions"}
+
+
+def _source(job: _Job, clips: Sequence[int]) -> str:
+    """Return what tells the frames of a partition from others."""
+    return job.dataset.store(job.size).content_key(clips)
+
+
+def _make_shard(job: _Job, index: int, clips: Sequence[int], bar: Any) -> None:
+    """Write the tokens of a partition, then its entry in the manifest."""
+    path = job.folder / archive.shard_name(index)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    archive.remove_leftovers(path)
+    entry = {"clips": len(clips), "frames": sum(job.dataset.clips[clip].num_frames for clip in clips), "steps": 0}
+    if clips:
+        with util.atomic_path(path) as temporary:
+            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as shard:
+                entry["steps"] = _fill(job, shard, clips, bar)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        entry |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    else:
+        path.unlink(missing_ok=True)
+    _describe(job, index, {**entry, "source": _source(job, clips)})
+
+
+def _fill(job: _Job, shard: zipfile.ZipFile, clips: Sequence[int], bar: Any) -> int:
+    """Encode clips into a zip; return the number of steps."""
+    pieces: dict[int, list[np.ndarray]] = {clip: [] for clip in clips}
+    waiting = collections.deque(clips)
+    num_steps = 0
+
+    def store_until(clip: int | None) -> None:
+        while waiting and waiting[0] != clip:
+            done = waiting.popleft()
+            tokens = np.concatenate([np.empty((0, *job.manifest.grid), codes.DTYPE), *pieces.pop(done)])
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, tokens, version=(1, 0), allow_pickle=False)
+            archive.store_member(shard, _member(job, done), buffer.getvalue())
+
+    for clip, frames in _decoded(job, clips):
+        store_until(clip)
+        pieces[clip].append(_encode(job, frames))
+        num_steps += len(pieces[clip][-1])
+        job.tally["encoded frames"] += frames.shape[0] * frames.shape[1]
+        bar.update(frames.shape[0] * frames.shape[1], job.dataset.clips[clip].path)
+    store_until(None)
+    listed = {job.dataset.clips[clip].path: [_member(job, clip), job.dataset.clips[clip].num_frames] for clip in clips}
+    archive.store_member(shard, codes.CLIPS, json.dumps(listed, indent=1).encode())
+    for name, values in _stream_values(job, clips).items():
+        archive.store_member(shard, f"{name}.json", json.dumps(values).encode())
+    return num_steps
+
+
+def _member(job: _Job, clip: int) -> str:
+    return f"{job.dataset.clips[clip].path}.npy"
+
+
+def _stream_values(job: _Job, clips: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Return the streams of clips as the zips of their frames have them, so that tokens are of use without frames."""
+    found: dict[str, dict[str, Any]] = {}
+    store = job.dataset.store(job.size)
+    for path in dict.fromkeys(store.shards[store.clip_shards[clip]] for clip in clips):
+        for name in stored_streams(path):
+            with zipfile.ZipFile(path) as shard:
+                values = json.loads(shard.read(f"{name}.json"))
+            if isinstance(values, dict):
+                found.setdefault(name, {}).update(values)
+    names = [job.dataset.clips[clip].path for clip in clips]
+    return {
+        stream: {name: values[name] for name in names if name in values} for stream, values in sorted(found.items())
+    }
+
+
+def _describe(job: _Job, index: int | None, entry: dict[str, Any] | None) -> None:
+    """Enter a partition into the manifest; without one, forget partitions that were made with other facts."""
+    path = job.folder / codes.MANIFEST
+    with locks.locked(job.folder / f"{codes.MANIFEST}.lock"):
+        known = codes.read_codes_manifest(job.folder).partitions if path.exists() else {}
+        if path.exists() and _facts(codes.read_codes_manifest(job.folder)) != _facts(job.manifest):
+            known = {}
+        if index is not None and entry is not None:
+            known = {**known, f"{index:04d}": entry}
+        content = {**asdict(job.manifest), "partitions": known}
+        with util.atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _refuse_mixture(job: _Job, indices: Sequence[int]) -> None:
+    """Raise `ValueError` if partitions that were made otherwise would stay; remove those that will be made again."""
+    if not (job.folder / codes.MANIFEST).exists():
+        return
+    known = codes.read_codes_manifest(job.folder)
+    if known.tokenizer != job.manifest.tokenizer:
+        raise ValueError(
+            f"{job.folder} holds tokens of another tokenizer (SHA-256 {known.tokenizer[:16]}...) than this one "
+            f"({job.manifest.tokenizer[:16]}...); move it away"
+        )
+    before, now = _facts(known), _facts(job.manifest)
+    changed = [f"{name} is {before[name]}, not {now[name]}" for name in now if before[name] != now[name]]
+    if not changed:
+        return
+    if len(indices) < job.manifest.num_partitions:
+        raise ValueError(
+            f"{job.folder} was made otherwise ({'; '.join(changed)}); delete it, or give another output folder by --out"
+        )
+    for path in job.folder.glob("*.zip"):
+        path.unlink()
+    _describe(job, None, None)
+
+
+# ----------------------------------------------------------------------------
+# The command.
+
+
+@click.command(
+    epilog="Example: python -m dataset_tools.encode_dataset data/mine --tokenizer=runs/tokenizer/00000/tokenizer.pkl"
+)
+@click.argument("root", type=click.Path(exists=True, file_okay=False, path_type=Path))
+# fmt: off
+@click.option("--tokenizer", "tokenizer_path", help="File of the tokenizer", required=True, metavar="FILE")
+@click.option(
+    "--out", help="Dataset to put the tokens into  [default: ROOT]", type=click.Path(file_okay=False, path_type=Path)
+)
+@click.option(
+    "--batch",
+    help="Clips of the tokenizer's length to encode at once",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+)
+@click.option("--workers", help="Threads that decode  [default: one for each core]", type=click.IntRange(min=1))
+@click.option("--device", help="[default: cuda if there is a GPU]", type=click.Choice(["cpu", "cuda"]))
+@click.option("--partition", help="Make this partition only, from 0 on  [default: all]", type=click.IntRange(min=0))
+@click.option(
+    "--num-partitions",
+    help="Zips to divide the clips into  [default: as many as of frames]",
+    type=click.IntRange(1, 9999),
+)
+# fmt: on
+def main(root: Path, **options: Any) -> None:
+    """Encode all frames of the dataset ROOT and store the tokens beside them.
+
+    Frames are read at the tokenizer's size. What is there already is kept, so that a run that was interrupted goes on
+    when the command is given again.
+    """
+    try:
+        encode_dataset(root, **options)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@torch.inference_mode()
+def encode_dataset(
+    root: Path,
+    tokenizer_path: str,
+    out: Path | None = None,
+    batch: int = 16,
+    workers: int | None = None,
+    device: str | None = None,
+    partition: int | None = None,
+    num_partitions: int | None = None,
+) -> None:
+    """Do what the command does; `ValueError` if it cannot be done."""
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    tokenizer, sha256 = load_tokenizer(tokenizer_path, where)
+    size = (tokenizer.height, tokenizer.width)
+    dataset = ClipDataset(root, [size])
+    num_partitions = num_partitions or len(dataset.store(size).shards)
+    with tf32(False):  # so that the same frames make the same tokens
+        manifest = codes.CodesManifest(
+            tokenizer=sha256,
+            grid=_probe(tokenizer, where),
+            vocabulary=tokenizer.vocabulary,
+            stride=(tokenizer.stride[0], tokenizer.stride[1]),
+            size=size,
+            clip_frames=tokenizer.clip_frames,
+            fps=dataset.fps,
+            num_partitions=num_partitions,
+            partitions={},
+        )
+        workers = workers or len(os.sched_getaffinity(0))
+        job = _Job(dataset, tokenizer, where, out or root, manifest, batch, workers)
+        _make(job, range(num_partitions) if partition is None else [partition])
+    _say(job, partition)
+
+
+def _make(job: _Job, indices: Sequence[int]) -> None:
+    """Make the partitions that are not there yet under a progress bar."""
+    numbers = range(len(job.dataset.clips))
+    parts = {index: archive.partition(numbers, index, job.manifest.num_partitions) for index in indices}
+    _refuse_mixture(job, indices)
+    missing = {index: clips for index, clips in parts.items() if not _is_made(job, index, clips)}
+    members = [job.dataset.store(job.size).members_of(clip)[:, 1].sum() for clips in parts.values() for clip in clips]
+    job.tally.update({"shards": len(parts), "made": len(missing), "frame bytes": int(sum(members))})
+    total = sum(len(span) for clips in missing.values() for _, span, _ in _chunks(job, clips))
+    begin = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        show = functools.partial(_tail, 40)
+        bar = stack.enter_context(click.progressbar(length=total, label="Encoding frames", item_show_func=show))
+        for index, clips in missing.items():
+            _make_shard(job, index, clips, bar)
+    job.tally["milliseconds"] = int(1000 * (time.monotonic() - begin))
+    made = codes.read_codes_manifest(job.folder).partitions
+    for index in indices:
+        entry = made[f"{index:04d}"]
+        job.tally.update({name: entry.get(name, 0) for name in ("clips", "steps", "bytes")})
+
+
+def _tail(length: int, item: Any) -> str | None:
+    return None if item is None else str(item)[-length:]
+
+
+def _say(job: _Job, partition: int | None) -> None:
+    """Say what was made, how fast, and what comes next."""
+    tally = job.tally
+    if kept := tally["shards"] - tally["made"]:
+        click.echo(f"{kept} of {tally['shards']} shards were there already.")
+    if tally["encoded frames"]:
+        rate = tally["encoded frames"] / max(tally["milliseconds"] / 1000, 1e-3)
+        click.echo(f"{tally['encoded frames']} frames encoded, {rate:.0f} frames a second.")
+    megabytes, before = tally["bytes"] / 1e6, tally["frame bytes"] / 1e6
+    grid = "x".join(map(str, job.manifest.grid))
+    part = "" if partition is None else f"partition {partition} of "
+    finish = "" if partition is None else ", when all are made"
+    click.echo(
+        f"{tally['clips']} clips, {tally['steps']} steps of {grid} tokens are in {part}{job.folder}, {megabytes:.3g} "
+        f"MB of tokens for {before:.3g} MB of frames. Next{finish}: python -m dataset_tools.inspect_dataset {job.out}"
+    )
+
+
+if __name__ == "__main__":
+    main()
