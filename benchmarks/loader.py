@@ -26,7 +26,8 @@ from benchmarks import harness
 from dataset_tools.archive import ShardWriter
 from dataset_tools.frames import encode_at_sizes
 from dnnlib.video import iter_video_frames
-from training.data.dataset import BatchSpec, BatchStream, ClipDataset, ClipPart, to_device
+from training.contract import BatchSpec, FrameClip
+from training.data.dataset import BatchStream, ClipDataset, to_device
 from training.data.shards import fast_decoder, size_name
 
 CASES = (((36, 64), 128), ((144, 256), 12))  # size and frames of a window, as the two published networks train on
@@ -100,7 +101,7 @@ def contest(root: Path, size: tuple[int, int], num_frames: int, repeats: int) ->
     """Median seconds of a batch for each contestant, each taking its turn with each batch."""
     dataset = ClipDataset(root, [size])
     stream = BatchStream(dataset, seed=0, batch_size=BATCH_CLIPS)
-    spec = BatchSpec(num_frames, (ClipPart("video", *size, 0, num_frames),))
+    spec = BatchSpec(num_frames, (FrameClip("video", *size, 0, num_frames),))
     plain = PlainReader(root, size)
     out = np.empty((BATCH_CLIPS * num_frames, *size, 3), np.uint8)
     times: dict[str, list[float]] = {}
@@ -130,7 +131,7 @@ def contest(root: Path, size: tuple[int, int], num_frames: int, repeats: int) ->
 def scaling(root: Path, size: tuple[int, int], num_frames: int, counts: tuple[int, ...], rounds: int) -> list[float]:
     """Clips a second, not converted, from each number of threads: the best of some rounds, since others disturb."""
     dataset = ClipDataset(root, [size])
-    spec = BatchSpec(num_frames, (ClipPart("video", *size, 0, num_frames),))
+    spec = BatchSpec(num_frames, (FrameClip("video", *size, 0, num_frames),))
     best = dict.fromkeys(counts, 0.0)
     for _, count in itertools.product(range(rounds), counts):
         stream = BatchStream(dataset, seed=0, batch_size=BATCH_CLIPS, num_workers=count)

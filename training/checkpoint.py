@@ -1,15 +1,16 @@
 """Networks and training states as files: written whole or not at all, read without running code that came along.
 
-checkpoints/ckpt-00005000-G-ema.pkl     the averaged generator, a persistent pickle as the published ones are
+checkpoints/ckpt-00005000-G-ema.pkl     what generation needs, read without running code
 checkpoints/ckpt-00005000-train.pt      all that training needs to go on: tensors and plain values only
 
 # What a file holds, and the same network in another format
-python -m training.checkpoint info lres.pkl
-python -m training.checkpoint convert lres.pkl lres.safetensors
+python -m training.checkpoint info model.pkl
+python -m training.checkpoint convert model.pkl model.safetensors
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import pickle
@@ -26,9 +27,12 @@ from torch import nn
 
 from dnnlib import download, util
 from torch_utils import safe_pickle
-from training import registry
+from training.config import TrainOptions, make_system, resolve
+from training.contract import Bundle
 from training.network_file import WrongNetworkError as WrongNetworkError
-from training.network_file import describe, is_torch_archive, load_network, locate, reason_of, save_network, to_disk
+from training.network_file import describe, is_torch_archive, load_bundle, locate, reason_of, save_bundle, to_disk
+from training.network_file import load_network as load_network
+from training.network_file import save_network as save_network
 
 NETWORK_NAME = r"ckpt-(\d{8,})-G-ema\.pkl"
 STATE_NAME = r"ckpt-(\d{8,})-train\.pt"
@@ -45,7 +49,7 @@ PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, 
 
 
 def save_train_state(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Writes a nested dict of tensors and plain values; the file is on the disk, whole, when this returns.
+    """Write a nested dict of tensors and plain values; the file is on the disk, whole, when this returns.
 
     Raises OSError if the disk does not take it; then there is no new file, and an old one is as it was.
     """
@@ -62,7 +66,7 @@ def save_train_state(path: str | os.PathLike[str], state: dict[str, Any]) -> Non
 
 
 def load_train_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads what `save_train_state` wrote, tensors on the CPU.
+    """Read what `save_train_state` wrote, tensors on the CPU.
 
     Raises ValueError naming the file if it is missing, truncated, damaged, or something else.
     """
@@ -89,7 +93,7 @@ def load_train_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_run_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads the training state of a run, as the loop wrote it, tensors on the CPU.
+    """Read the training state of a run, as the loop wrote it, tensors on the CPU.
 
     Raises ValueError naming the file if it is anything else, and the newest whole one before it in the same folder.
     """
@@ -123,29 +127,29 @@ def _assert_plain(value: Any, where: str) -> None:
 
 
 def network_path(run_dir: str | os.PathLike[str], step: int) -> Path:
-    """Returns the name of the averaged generator of a step."""
+    """Return the path of the exported networks of a step."""
     return Path(run_dir) / "checkpoints" / f"ckpt-{step:08d}-G-ema.pkl"
 
 
 def train_state_path(run_dir: str | os.PathLike[str], step: int) -> Path:
-    """Returns the name of the training state of a step."""
+    """Return the path of the training state of a step."""
     return Path(run_dir) / "checkpoints" / f"ckpt-{step:08d}-train.pt"
 
 
 def list_checkpoints(run_dir: str | os.PathLike[str]) -> list[tuple[int, Path]]:
-    """Lists the training states of a run as (step, path), ascending; whether they are whole is not looked at."""
+    """List the training states of a run as (step, path), ascending, whole or not."""
     return _list_files(Path(run_dir, "checkpoints"), STATE_NAME)
 
 
 def list_networks(run_dir: str | os.PathLike[str]) -> list[tuple[int, Path]]:
-    """Lists the averaged generators of a run as (step, path), ascending."""
+    """List the exported networks of a run as (step, path), ascending."""
     return _list_files(Path(run_dir, "checkpoints"), NETWORK_NAME)
 
 
 def latest_whole_checkpoint(run_dir: str | os.PathLike[str]) -> tuple[int, Path, dict[str, Any]] | None:
-    """Opens the newest training state that can be read, as (step, path, state); None if there is none.
+    """Open the newest training state that can be read, as (step, path, state); None if there is none.
 
-    Broken files are passed over, and said to be. The averaged generator's file is not needed.
+    Broken files are skipped with a warning. The file of exported networks is not needed.
     """
     for step, path in reversed(list_checkpoints(run_dir)):
         try:
@@ -156,23 +160,23 @@ def latest_whole_checkpoint(run_dir: str | os.PathLike[str]) -> tuple[int, Path,
 
 
 def prune_checkpoints(run_dir: str | os.PathLike[str], keep: int, protect: Iterable[int] = ()) -> list[Path]:
-    """Deletes all but the newest `keep` training states and networks, and returns what it deleted.
+    """Delete all but the newest `keep` training states and networks, and returns what it deleted.
 
     To be called after the new files were written. Steps in `protect` stay. Of each kind the newest `keep` whole files
-    are counted, so broken ones never push out good ones. What killed writers left behind goes as well.
+    are counted, so broken ones never push out good ones. Temporary files of killed writers are deleted, too.
     """
     assert keep >= 1
     protected = set(protect)
-    doomed = []
+    expired = []
     for pattern, is_whole in ((STATE_NAME, zipfile.is_zipfile), (NETWORK_NAME, _ends_like_a_pickle)):
         files = _list_files(Path(run_dir, "checkpoints"), pattern)
         whole = [step for step, path in files if is_whole(path)]
         oldest = min(whole[-keep:], default=0)
-        doomed += [path for step, path in files if step < oldest and step not in protected]
-    doomed += sorted(Path(run_dir, "checkpoints").glob(".ckpt-*.tmp.*"))
-    for path in doomed:
+        expired += [path for step, path in files if step < oldest and step not in protected]
+    expired += sorted(Path(run_dir, "checkpoints").glob(".ckpt-*.tmp.*"))
+    for path in expired:
         path.unlink(missing_ok=True)
-    return doomed
+    return expired
 
 
 def _list_files(folder: Path, pattern: str) -> list[tuple[int, Path]]:
@@ -192,23 +196,25 @@ def _ends_like_a_pickle(path: Path) -> bool:
 # Command line.
 
 
-def load_any(path_or_url: str) -> nn.Module:
-    """Opens a network wherever there is one: what `load_network` takes, or the averaged one of a training state.
+def load_any(path_or_url: str) -> Bundle:
+    """Open networks wherever there are any: what `load_bundle` takes, or what a training state would export.
 
-    Raises ValueError as `load_network` and `load_run_state` do.
+    Raises ValueError as `load_bundle` and `load_run_state` do.
     """
     path = util.open_url(locate(path_or_url), return_filename=True)
     if not (os.path.isfile(path) and is_torch_archive(path)):
-        return load_network(path_or_url)
+        return load_bundle(path_or_url)
     state = load_run_state(path)
     try:
-        options = state["options"]
-        model = registry.resolve(registry.SYSTEMS[options["system"]])(options["model"], torch.device("cpu"))
+        known = {field.name for field in dataclasses.fields(TrainOptions)}
+        values = {name: value for name, value in state["options"].items() if name in known}
+        options = resolve(TrainOptions, {**values, "precision": None, "compile": False, "override": False})
+        model = make_system(options.system, options, "cpu")
         for name, module in model.modules.items():
             module.load_state_dict(state["modules"][name])
+        return model.export()
     except Exception as error:  # a state may be of another version, or of another code altogether
         raise ValueError(f"the training state {path} does not fit its own options ({reason_of(error)})") from error
-    return model.export()
 
 
 @click.group(
@@ -224,18 +230,18 @@ def main() -> None:
 def convert_command(source: str, target: Path) -> None:
     """Write the network of IN as OUT, whose suffix is .pkl or .safetensors; all tensors stay as they are.
 
-    IN is a path or an address: a pickle of ours, a published LongVideoGAN pickle, .safetensors, or a whole training
-    state ckpt-...-train.pt, whose averaged generator is taken.
+    IN is a path or an address: a file of ours or a published one, or a whole training state ckpt-...-train.pt, of
+    which the networks for generation are taken.
 
     \b
-    python -m training.checkpoint convert horseback_lres.pkl horseback_lres.safetensors
+    python -m training.checkpoint convert model.pkl model.safetensors
     """
     if target.suffix not in (".pkl", ".safetensors"):
         raise click.ClickException(f"{target} does not end in .pkl or .safetensors: name the format that you want")
     if not target.parent.is_dir():
         raise click.ClickException(f"there is no folder {target.parent} for {target.name}: make it, or name another")
     try:
-        save_network(load_any(source), target)
+        save_bundle(load_any(source), target)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{target}  {target.stat().st_size / 2**20:.2f} MiB")
@@ -248,22 +254,26 @@ def info_command(source: str) -> None:
     """Say what network FILE, a path or an address as for convert, holds: class, options, parameters, size, SHA-256.
 
     \b
-    python -m training.checkpoint info lres.safetensors
+    python -m training.checkpoint info model.safetensors
     """
     try:
-        network = load_any(source)
+        bundle = load_any(source)
         path = util.open_url(locate(source), return_filename=True, verbose=False)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    num_values = sum(parameter.numel() for parameter in network.parameters())
-    facts = {
-        "file": path,
-        "network": f"{type(network).__name__}, a {describe(type(network))}",
-        "parameters": f"{num_values:,} in {len(list(network.parameters()))} tensors",
-        "size": f"{os.path.getsize(path) / 2**20:.2f} MiB",
-        "sha256": download.file_sha256(path),
-        **{f"option {name}": value for name, value in getattr(network, "options", {}).items()},
-    }
+    facts: dict[str, Any] = {"file": path, "system": bundle.system or "unknown"}
+    for role, network in bundle.networks.items():
+        parameters = list(network.parameters())
+        prefix = "" if len(bundle.networks) == 1 else f"{role} "
+        facts |= {
+            role: f"{type(network).__name__}, a {describe(type(network))}",
+            f"{prefix}parameters": f"{sum(p.numel() for p in parameters):,} in {len(parameters)} tensors",
+            **{f"{prefix}option {name}": value for name, value in getattr(network, "options", {}).items()},
+        }
+    facts |= {f"option {name}": value for name, value in bundle.options.items()}
+    facts |= {"size": f"{os.path.getsize(path) / 2**20:.2f} MiB", "sha256": download.file_sha256(path)}
+    facts |= {"tokenizer": bundle.tokenizer} if bundle.tokenizer else {}
+    facts |= {"fps": f"{bundle.fps:g}"} if bundle.fps else {}
     width = max(map(len, facts))
     for name, value in facts.items():
         click.echo(f"{name:<{width}}  {value}")

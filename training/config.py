@@ -1,4 +1,4 @@
-"""Options of a training run: a dataclass, its plain nested dictionary, its identity, and its run directory.
+"""Options of a training run: a dataclass, its plain nested dictionary, its identity, its run directory, its system.
 
 The dictionary is what `--dry-run` prints, what `options.json` holds, and what every checkpoint carries.
 """
@@ -10,14 +10,19 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from training import registry
 from training.network_file import locate
 
+if TYPE_CHECKING:
+    import torch
+
+    from training.contract import System
+
 T = TypeVar("T")
 
-# What may change when a run is continued: how long, on what, and how closely watched. All else is what the run is.
+# Options that may change when a run is continued. All others are its identity.
 FREE_OPTIONS = (
     "outdir",
     "steps",
@@ -37,14 +42,18 @@ FREE_OPTIONS = (
     "resume",
     "override",
     "origin",
+    "val_dataset",
 )
+
+# Options of the run that files of earlier versions repeat among those of the system.
+SHARED_OPTIONS = ("batch", "grad_accum", "seed")
 
 
 @dataclasses.dataclass
 class TrainOptions:
-    """All that the training loop needs to know; `model` is handed to the system as it is.
+    """All options of the training loop; `model` holds those of the system, as its `Options` names them.
 
-    Intervals are counted in steps; 0 turns what they are for off, except at the last step. A checkpoint is written
+    Intervals are counted in steps; 0 means only at the last step. A checkpoint is written
     after `checkpoint_steps` or `checkpoint_minutes`, whichever is first, and wherever metrics are due.
     """
 
@@ -56,12 +65,12 @@ class TrainOptions:
     batch: int = 64  # clips in a step's batch over all ranks and all rounds of accumulation
     grad_accum: int = 1
     seed: int = 0
-    x_flip: bool = True
+    x_flip: bool | None = None  # mirror half of the clips; None: where the system allows it
     weighting: str = "clip"  # what a draw of data is uniform over: clip | frame (training.data.dataset.BatchStream)
     init_from: str | None = None  # network or training state whose weights a new run begins with
     device: str = "cpu"
-    precision: str | None = None  # of a step's arithmetic, one that the system knows; None: its own choice
-    compile: bool = False  # make programs of parts of the networks, where the system can
+    precision: str | None = None  # of a step's arithmetic, one that the system has; None: its own choice
+    compile: bool = False  # compile parts of the networks, where the system can
     tick_steps: int = 500
     checkpoint_steps: int = 500
     checkpoint_minutes: float = 10.0
@@ -71,15 +80,25 @@ class TrainOptions:
     keep: int = 3  # newest checkpoints kept besides the best
     workers: int = 2
     cache: str = "none"  # where decoded frames are kept (training.data.dataset.ClipDataset)
+    val_dataset: str | None = None  # held-out clips, on which the system's losses are measured at metric steps
     log: tuple[str, ...] = ()  # listeners besides the files: wandb, tensorboard
     resume: str = "auto"  # auto | latest | never | a run directory | one training state, to branch from it
     override: bool = False  # continue a run although options differ from its own
-    origin: str | None = None  # the training state that this run was branched from; the loop fills it in
+    origin: str | None = None  # the training state that this run was branched from; set by the loop
+    frozen: dict[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 of networks used, not trained; likewise
 
     def __post_init__(self):
         self.dataset = os.path.abspath(self.dataset)
         if self.init_from is not None and "://" not in self.init_from:
             self.init_from = os.path.abspath(locate(self.init_from))
+        if self.val_dataset is not None:
+            self.val_dataset = os.path.abspath(self.val_dataset)
+        for name in SHARED_OPTIONS:  # as files of earlier versions have them
+            if self.model.get(name, getattr(self, name)) != getattr(self, name):
+                raise ValueError(
+                    f"Option {name} is {getattr(self, name)} for the run but {self.model[name]} for the system; give "
+                    "it once, for the run."
+                )
         self.metrics = tuple(self.metrics)
         self.log = tuple(name for name in self.log if name != "none")
         for name in ("batch", "grad_accum", "tick_steps", "keep"):
@@ -137,15 +156,59 @@ def to_dict(options: Any) -> dict[str, Any]:
 
 
 def identity(options: TrainOptions | Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run the run it is: its options without `FREE_OPTIONS`. Equal identities may be resumed.
+    """Return the identity of a run: its options without `FREE_OPTIONS`. Runs of equal identity may be resumed.
 
     An option that a run does not mention, because it was begun before there was such an option, is at its default.
     """
     values = to_dict(options) if isinstance(options, TrainOptions) else defaults(TrainOptions) | dict(options)
     if values.get("system") in registry.SYSTEMS:
-        system = registry.resolve(registry.SYSTEMS[values["system"]])
-        values["model"] = defaults(system.Options) | dict(values["model"])
+        cls = system_class(values["system"])
+        values["model"] = defaults(cls.Options) | own_options(cls.Options, values["model"])
+        values["x_flip"] = cls.flips if values["x_flip"] is None else values["x_flip"]
     return {key: value for key, value in values.items() if key not in FREE_OPTIONS}
+
+
+def own_options(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of a system without those of the run that files of earlier versions repeat among them."""
+    fields = {field.name for field in dataclasses.fields(cls)}
+    return {name: value for name, value in values.items() if name in fields or name not in SHARED_OPTIONS}
+
+
+def system_class(system: "str | type[System]") -> "type[System]":
+    """Return the class of a system, given by its registered name or itself; `ValueError` for an unknown name."""
+    if not isinstance(system, str):
+        return system
+    check_keys([system], registry.SYSTEMS, "the registry of systems")
+    return registry.resolve(registry.spec(system).system)
+
+
+def settle(options: TrainOptions, cls: "type[System]") -> TrainOptions:
+    """Return the options with the system's own choices filled in, after refusing what it cannot do: `ValueError`."""
+    if options.precision is not None and options.precision not in cls.precisions:
+        raise ValueError(
+            f"precision {options.precision} was asked for, but {options.system} trains in {', '.join(cls.precisions)}; "
+            "use one of these, or leave out --precision"
+        )
+    if options.compile and not cls.compiles:
+        raise ValueError(f"{options.system} cannot be compiled; leave out --compile")
+    if options.x_flip and not cls.flips:
+        raise ValueError(f"{options.system} does not allow mirrored clips; use --x-flip=false")
+    if options.val_dataset is not None and not cls.has_validation():
+        raise ValueError(f"{options.system} has no held-out losses; leave out --val-dataset")
+    return dataclasses.replace(options, x_flip=cls.flips if options.x_flip is None else options.x_flip)
+
+
+def make_system(system: "str | type[System]", options: TrainOptions, device: "torch.device | str") -> "System":
+    """Build the system of a run on a device; `ValueError` for options that it lacks, or that do not go together."""
+    import torch
+
+    from training.contract import Run
+
+    cls = system_class(system)
+    own = resolve(cls.Options, own_options(cls.Options, options.model), f"the options of {options.system}")
+    cls.check(own, options)
+    shared = {name: getattr(options, name) for name in (*SHARED_OPTIONS, "precision", "compile", "steps")}
+    return cls(own, Run(device=torch.device(device), **shared))
 
 
 def defaults(cls: type) -> dict[str, Any]:
@@ -183,12 +246,11 @@ def run_number(run_dir: Path) -> int:
     return int(match.group())
 
 
-def new_run_dir(options: TrainOptions) -> Path:
-    """The next `<outdir>/<5-digit id>-<dataset>-<batch>batch-<accum>accum[-<gamma>gamma]`, not made yet."""
+def new_run_dir(options: TrainOptions, suffix: str = "") -> Path:
+    """Return the next `<outdir>/<5-digit id>-<dataset>-<batch>batch-<accum>accum[-<suffix>]`, not made yet."""
     number = 1 + max((run_number(path) for path in list_runs(options.outdir)), default=-1)
     name = f"{number:05d}-{options.dataset_name}-{options.batch}batch-{options.grad_accum}accum"
-    gamma = options.model.get("gamma")
-    return Path(options.outdir) / (name if gamma is None else f"{name}-{float(gamma)}gamma")
+    return Path(options.outdir) / (f"{name}-{suffix}" if suffix else name)
 
 
 def read_options(run_dir: Path) -> dict[str, Any]:

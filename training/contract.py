@@ -20,6 +20,7 @@ from training.charts import ChartSpec
 from training.random import random_state
 
 if TYPE_CHECKING:
+    from training.config import TrainOptions
     from training.sampling import Sampler
 
 Size = tuple[int, int]  # height, width
@@ -219,6 +220,10 @@ class System:
 
     def __init__(self, options: Any, run: Run) -> None:
         self.options, self.run = options, run
+
+    @classmethod
+    def check(cls, options: Any, train_options: TrainOptions) -> None:
+        """Raise `ValueError` for options that do not go together, before anything is built."""
 
     def inputs(self) -> Inputs:
         """Return what it reads from the dataset."""

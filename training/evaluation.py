@@ -5,15 +5,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dnnlib.util import atomic_path
-from torch_utils import distributed
+from torch_utils import distributed, training_stats
 from training import checkpoint
+from training.contract import System
+from training.data.dataset import BatchStream, to_device
 from training.logger import RunLogger, SilentLogger, metric_values, read_lines
 from training.status import disk_may_be_full
 
 BEST = "best.json"
 
 MetricFunction = Callable[[Sequence[str], Any], Sequence[Mapping[str, Any]]]
+
+
+VAL_BATCHES = 8  # of the validation split, each time
+
+
+@torch.no_grad()
+def validate(model: System, held_out: BatchStream, device: torch.device) -> None:
+    """Report the losses of the system on the first batches of the validation split, as "validation/<name>"."""
+    specs = model.batch_spec(0)
+    for first in range(0, VAL_BATCHES * len(specs), len(specs)):
+        batches = (to_device(held_out.batch(first + index, spec), device) for index, spec in enumerate(specs))
+        for name, value in model.validate(batches).items():
+            training_stats.report(f"validation/{name.removeprefix('loss/')}", value)
 
 
 def evaluate(

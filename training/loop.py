@@ -1,9 +1,9 @@
-"""The training loop: it knows no system, only the contract in docs/adding_a_system.md.
+"""The training loop: it knows no system, only `training.contract.System`.
 
 At step s the loop first does what is due at s (status line, preview, checkpoint, metrics) and then takes one training
 step, so it runs one time more than there are steps and the end needs no code of its own. All randomness of a step
 follows from the options and the step number; a checkpoint therefore holds no generator state, and a run that was
-interrupted goes on as if nothing had happened.
+interrupted continues as if nothing had happened.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,10 +22,21 @@ import torch
 
 from dnnlib.util import atomic_path, open_url
 from torch_utils import distributed, host_memory, misc, training_stats
-from training import checkpoint, registry
-from training.config import Beginning, TrainOptions, check_changes, check_keys, find_run, new_run_dir, to_dict
-from training.data.dataset import BatchSpec, BatchStream, ClipDataset, size_name, to_device
-from training.evaluation import MetricFunction, best_steps, evaluate, mark_best
+from training import checkpoint
+from training.config import (
+    Beginning,
+    TrainOptions,
+    check_changes,
+    find_run,
+    make_system,
+    new_run_dir,
+    settle,
+    system_class,
+    to_dict,
+)
+from training.contract import Batch, BatchSpec, Bundle, System
+from training.data.dataset import BatchStream, ClipDataset, size_name, to_device
+from training.evaluation import MetricFunction, best_steps, evaluate, mark_best, validate
 from training.logger import (
     RunLogger,
     SilentLogger,
@@ -34,7 +45,9 @@ from training.logger import (
     listener_names,
     read_lines,
 )
+from training.network_file import content_hash, load_bundle, save_bundle
 from training.preview import RealClips, draw_curves, write_preview
+from training.sampling import Request
 from training.status import Clock, disk_may_be_full, last_good, tick
 
 RETRY_SEC = 60.0  # after a checkpoint that could not be written
@@ -50,11 +63,7 @@ class TrainResult:
     finished: bool
 
 
-def train(
-    system: str | Callable[[dict[str, Any], torch.device], Any],
-    options: TrainOptions,
-    metric_fn: MetricFunction | None = None,
-) -> TrainResult:
+def train(system: str | type[System], options: TrainOptions, metric_fn: MetricFunction | None = None) -> TrainResult:
     """Train a system, given by its registered name or its class, until `options.steps` or a signal.
 
     `metric_fn(names, system)` evaluates some of `options.metrics` on all ranks and returns for each what goes into
@@ -62,9 +71,9 @@ def train(
     `finished` False. Ranks are joined here if need be; leaving them is up to the caller.
 
     Raises `ValueError` for options, datasets and run directories that do not fit, when a loss has not been finite for
-    a whole tick, and when the last checkpoint could not be written. Other ranks' errors are errors here, too.
+    a whole tick, and when the last checkpoint could not be written. Errors of other ranks are raised here, too.
     """
-    # ---- What to train, on what -------------------------------------------------------------------------------------
+    # ---- System and data --------------------------------------------------------------------------------------------
     device = distributed.init(options.device)
     host_memory.keep_freed(device)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # as published: float32 throughout
@@ -73,14 +82,30 @@ def train(
     with distributed.together():
         options.check_ranks(world_size)
         listener_names(options.log)
+        options = settle(options, system_class(system))
+        if distributed.is_main():
+            find_run(options)  # refuses before anything is built
+        model = make_system(system, options, device)
+        for network in model.frozen.values():
+            network.to(device).eval().requires_grad_(False)
+        frozen = {name: content_hash(network) for name, network in model.frozen.items()}
+        options = dataclasses.replace(options, frozen=frozen)
         if distributed.is_main():
             beginning = find_run(options)
-        dataset, model = build(system, options, device)
+        dataset = open_dataset(model, options)
         stream = BatchStream(
-            dataset, options.seed, options.batch, rank, world_size, options.workers, options.x_flip, options.weighting
+            dataset,
+            options.seed,
+            options.batch,
+            rank,
+            world_size,
+            options.workers,
+            bool(options.x_flip),
+            options.weighting,
         )
+        held_out = open_held_out(model, options)
 
-    # ---- Where to go on ---------------------------------------------------------------------------------------------
+    # ---- State to continue from -------------------------------------------------------------------------------------
     path = state = None
     with distributed.together():
         if distributed.is_main():
@@ -108,7 +133,7 @@ def train(
     run_dir, logger = Path(), SilentLogger()
     with distributed.together():
         if distributed.is_main():
-            run_dir = beginning.run_dir or make_run_dir(options)
+            run_dir = beginning.run_dir or make_run_dir(options, model.info().suffix)
             write_run_files(run_dir, options, device, step)
             wandb_id = None if branches else loop_state["wandb_id"]
             logger = RunLogger(run_dir, to_dict(options), step if seen else -1, wandb_id)
@@ -121,7 +146,7 @@ def train(
     clock = Clock(past_sec=loop_state["total_sec"], clean_step=loop_state["clean_step"])
     clock.save_in(60 * options.checkpoint_minutes)
     plan = plan_batches(model, step, options.steps, num_batches)
-    batches = cast(Generator[dict[str, torch.Tensor]], stream.prefetch(plan))
+    batches = cast(Generator[Batch], stream.prefetch(plan))
     with contextlib.closing(logger), contextlib.closing(batches), StopSignals() as signals:
         while True:
             last = step >= options.steps
@@ -132,14 +157,18 @@ def train(
             due = stop or late or measured or is_due(step, options.checkpoint_steps, last)
             if ticks or samples or due:
                 clock.settle(device)
+            if held_out is not None and not seen and is_due(step, options.metric_steps, last):
+                validate(model, held_out, device)
             if ticks:
-                tick(logger, collector, clock, options, device, step, run_dir)
+                tick(logger, collector, clock, options, model.info(), device, step, run_dir)
             if samples:
-                write_previews(logger, model, clips, run_dir, device, step)
+                write_previews(logger, model, clips, run_dir, step)
             if branches or (due and not seen):
                 loop_state = {"step": step, "num_batches": num_batches, "total_sec": clock.total_sec}
                 loop_state |= {"clean_step": clock.clean_step, "wandb_id": logger.wandb_id}
-                problem = save(run_dir, model, options, clock, loop_state | {"stats": collector.state_dict()})
+                problem = save(
+                    run_dir, model, dataset.fps, options, clock, loop_state | {"stats": collector.state_dict()}
+                )
                 clock.save_in(RETRY_SEC if problem else 60 * options.checkpoint_minutes)
                 branches = False
                 if problem and (last or stop):
@@ -179,25 +208,30 @@ def train(
 # Beginning.
 
 
-def build(
-    system: str | Callable[[dict[str, Any], torch.device], Any], options: TrainOptions, device: torch.device
-) -> tuple[ClipDataset, Any]:
-    """The dataset at the sizes that the system asks for, and the system."""
-    if isinstance(system, str):
-        check_keys([system], registry.SYSTEMS, "the registry of systems")
-        system = registry.resolve(registry.SYSTEMS[system])
-    assert not isinstance(system, str)
-    for name in ("batch", "grad_accum", "seed"):
-        assert options.model.get(name, getattr(options, name)) == getattr(options, name), f"two values of {name}"
-    model = system(options.model, device)
-    dataset = ClipDataset(options.dataset, model.dataset_sizes, options.cache)
+def open_dataset(model: System, options: TrainOptions) -> ClipDataset:
+    """Return the dataset with all that the system reads, and the frames of its previews where there are such."""
+    inputs, sampler = model.inputs(), model.sampler()
+    wanted = [*inputs.sizes, *sampler.outputs.values(), *([sampler.needs.size] if sampler.needs.size else [])]
+    there = [size for size in wanted if size in inputs.sizes or (Path(options.dataset) / size_name(size)).is_dir()]
+    dataset = ClipDataset(options.dataset, list(dict.fromkeys(there)), options.cache, inputs.codes, inputs.streams)
     for spec in model.batch_spec(0):
         dataset.eligible(spec.num_frames)
-    return dataset, model
+    return dataset
+
+
+def open_held_out(model: System, options: TrainOptions) -> BatchStream | None:
+    """Return the batches of the validation split, never mirrored; None if there is none."""
+    if options.val_dataset is None:
+        return None
+    inputs, ranks = model.inputs(), (distributed.get_rank(), distributed.get_world_size())
+    dataset = ClipDataset(options.val_dataset, list(inputs.sizes), "none", inputs.codes, inputs.streams)
+    for spec in model.batch_spec(0):
+        dataset.eligible(spec.num_frames)
+    return BatchStream(dataset, options.seed, options.batch, *ranks, options.workers, x_flip=False)
 
 
 def find_state(options: TrainOptions, beginning: Beginning) -> tuple[Path | None, dict[str, Any] | None]:
-    """The training state to go on from: its path and what it holds.
+    """Return the path and the content of the training state to continue from.
 
     That is the newest whole one of the run, else the one that the run branches from, if any.
     """
@@ -212,8 +246,8 @@ def find_state(options: TrainOptions, beginning: Beginning) -> tuple[Path | None
     return Path(beginning.origin), state
 
 
-def restore(model: Any, state: Mapping[str, Any], path: Path) -> None:
-    """Put a training state into a system; optimisers move their part to the device of their parameters."""
+def restore(model: System, state: Mapping[str, Any], path: Path) -> None:
+    """Load a training state into a system; optimisers move their part to the device of their parameters."""
     try:
         for name, module in model.modules.items():
             module.load_state_dict(state["modules"][name])
@@ -231,21 +265,21 @@ def restore(model: Any, state: Mapping[str, Any], path: Path) -> None:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{path} does not fit the system that these options make ({reason}); repeat the options it was trained "
-            "with, or remove the file to go on from the one before it."
+            "with, or remove the file to continue from the one before it."
         ) from error
 
 
-def load_weights(path_or_url: str) -> Any:
-    """What `init_from` names: a network, or of a whole training state the state dict of each network by name."""
+def load_weights(path_or_url: str) -> Bundle | Mapping[str, Any]:
+    """Return what `init_from` names: an exported file, or the state dicts of a training state by module."""
     if path_or_url.endswith(".pt"):
         return checkpoint.load_run_state(open_url(path_or_url, return_filename=True))["modules"]
-    return checkpoint.load_network(path_or_url)
+    return load_bundle(path_or_url)
 
 
-def make_run_dir(options: TrainOptions) -> Path:
-    """A new run directory, also where another process makes one at the same moment."""
+def make_run_dir(options: TrainOptions, suffix: str) -> Path:
+    """Make a new run directory, also where another process makes one at the same moment."""
     while True:
-        run_dir = new_run_dir(options)
+        run_dir = new_run_dir(options, suffix)
         try:
             run_dir.mkdir(parents=True)
         except FileExistsError:
@@ -268,18 +302,22 @@ def write_run_files(run_dir: Path, options: TrainOptions, device: torch.device, 
 def describe(
     logger: RunLogger | SilentLogger,
     run_dir: Path,
-    model: Any,
+    model: System,
     dataset: ClipDataset,
     options: TrainOptions,
     step: int,
     beginning: Beginning,
 ) -> None:
-    """Say what is trained, how large it is, and where it comes from."""
+    """Log what is trained, how large it is, and where it comes from."""
     for name, module in model.modules.items():
         num_params, num_buffers = (sum(t.numel() for t in ts) for ts in (module.parameters(), module.buffers()))
         logger.text(f"{name:8s} {type(module).__name__:24s} {num_params:>12,} parameters {num_buffers:>10,} in buffers")
-    sizes = ", ".join(size_name(size) for size in model.dataset_sizes)
-    logger.text(f"dataset  {options.dataset}: {len(dataset.clips)} clips at {sizes}, {dataset.fps:g} frames a second")
+    inputs = model.inputs()
+    parts = [size_name(size) for size in inputs.sizes] + ["codes"] * bool(inputs.codes) + list(inputs.streams)
+    read = ", ".join(parts)
+    logger.text(f"dataset  {options.dataset}: {len(dataset.clips)} clips at {read}, {dataset.fps:g} frames a second")
+    for name, digest in options.frozen.items():
+        logger.text(f"frozen   {name} {digest[:12]}")
     ranks = distributed.get_world_size()
     logger.text(f"batch    {options.batch} clips: {ranks} ranks x {options.grad_accum} rounds of accumulation")
     for change in beginning.changes:
@@ -288,12 +326,12 @@ def describe(
         logger.text(f"weights  begin with those of {options.init_from}")
     if options.origin is not None:
         logger.text(f"branch   of {options.origin}")
-    verb = "goes on" if step else "begins"
+    verb = "continues" if step else "begins"
     logger.text(f"run      {run_dir} {verb} at step {step} of {options.steps}")
 
 
-def plan_batches(model: Any, step: int, num_steps: int, num_batches: int) -> Iterator[tuple[int, BatchSpec]]:
-    """Numbers and contents of the global batches of steps [step, num_steps), `num_batches` having been taken before."""
+def plan_batches(model: System, step: int, num_steps: int, num_batches: int) -> Iterator[tuple[int, BatchSpec]]:
+    """Yield numbers and contents of the global batches of steps [step, num_steps); `num_batches` were taken."""
     specs = itertools.chain.from_iterable(model.batch_spec(s) for s in range(step, num_steps))
     return zip(itertools.count(num_batches), specs)
 
@@ -306,10 +344,8 @@ def is_due(step: int, interval: int, last: bool) -> bool:
     return last or (interval > 0 and step % interval == 0)
 
 
-def take(
-    batches: Iterator[dict[str, torch.Tensor]], num_batches: int, clock: Clock, device: torch.device
-) -> Iterator[dict[str, torch.Tensor]]:
-    """The next batches, on the device; the clock counts how long they kept training waiting."""
+def take(batches: Iterator[Batch], num_batches: int, clock: Clock, device: torch.device) -> Iterator[Batch]:
+    """Yield the next batches on the device; the clock counts the seconds that training waits for them."""
     for _ in range(num_batches):
         begin = time.monotonic()
         batch = next(batches)
@@ -317,42 +353,47 @@ def take(
         yield to_device(batch, device)
 
 
-def preview_clips(model: Any, dataset: ClipDataset, options: TrainOptions) -> RealClips:
-    """The real clips that stand beside the previews, and under them in super-resolution."""
-    spec = model.preview_spec()
-    context = model.context if model.needs_condition else 0
-    return RealClips(dataset, spec["num_videos"], spec["num_frames"], context, options.seed)
+def preview_clips(model: System, dataset: ClipDataset, options: TrainOptions) -> RealClips | None:
+    """Return the real clips beside the previews, which also prompt them; None if there are no frames to show."""
+    info, needs, sampler = model.info(), model.sampler().needs, model.sampler()
+    sizes = [size for size in dict.fromkeys(sampler.outputs.values()) if size in dataset.sizes]
+    missing = needs.frames and needs.size not in dataset.sizes
+    if missing or not dataset.sizes:
+        distributed.print0(
+            f"Warning: {options.dataset} has no frames of {size_name(needs.size or sampler.size)}, so there are no "
+            "previews."
+        )
+        return None
+    return RealClips(dataset, sizes, info.preview_videos, info.preview_frames, needs, options.seed)
 
 
 def write_previews(
-    logger: RunLogger | SilentLogger, model: Any, clips: RealClips, run_dir: Path, device: torch.device, step: int
+    logger: RunLogger | SilentLogger, model: System, clips: RealClips | None, run_dir: Path, step: int
 ) -> None:
-    """The videos of the first seeds at this step, and once the real clips."""
+    """Write the videos of the first seeds at this step, the real clips once, and the curves."""
     if not distributed.is_main():
         return
     with disk_may_be_full():
-        samples, fps = run_dir / "samples", clips.dataset.fps
-        for size in model.dataset_sizes:
-            real = samples / f"real-{size_name(size)}"
-            if not real.with_suffix(".png").is_file():
-                write_preview(real, clips.chunks(size), clips.num_frames, fps)
-        condition = None
-        num_frames = model.preview_spec()["num_frames"]
-        if model.needs_condition:
-            condition = clips.condition(min(model.dataset_sizes), device)
-            num_frames = clips.num_frames
-        fake = samples / f"fake-{step:08d}"
-        seeds = list(range(len(clips.clips)))
-        write_preview(fake, model.sample(seeds, 0, num_frames, condition=condition), num_frames, fps)
-        logger.video(step, "samples/fake", fake.with_suffix(".mp4"))
+        if clips is not None:
+            samples, fps = run_dir / "samples", clips.dataset.fps
+            for size in clips.sizes:
+                real = samples / f"real-{size_name(size)}"
+                if not real.with_suffix(".png").is_file():
+                    write_preview(real, clips.chunks(size), clips.num_frames, fps)
+            fake = samples / f"fake-{step:08d}"
+            request = Request(range(len(clips.clips)), 0, clips.generated_frames, clips.prompt())
+            write_preview(fake, model.sampler().video(request), clips.generated_frames, fps)
+            logger.video(step, "samples/fake", fake.with_suffix(".mp4"))
         if read_lines(run_dir / "stats.jsonl"):
             draw_curves(run_dir)
 
 
-def save(run_dir: Path, model: Any, options: TrainOptions, clock: Clock, loop_state: Mapping[str, Any]) -> str | None:
+def save(
+    run_dir: Path, model: System, fps: float, options: TrainOptions, clock: Clock, loop_state: Mapping[str, Any]
+) -> str | None:
     """Write both files of a checkpoint, then prune older ones; on all ranks, returns a sentence if that failed.
 
-    What stays besides the newest: the best by the first metric, and the last one from before any loss was spoilt.
+    Kept besides the newest are the best by the first metric, and the last one before a loss was not finite.
     """
     if distributed.get_world_size() > 1:
         for module in model.modules.values():
@@ -369,7 +410,9 @@ def save(run_dir: Path, model: Any, options: TrainOptions, clock: Clock, loop_st
         path = checkpoint.train_state_path(run_dir, loop_state["step"])
         network = checkpoint.network_path(run_dir, loop_state["step"])
         try:
-            checkpoint.save_network(model.export(), network)
+            bundle = model.export()
+            tokenizer = bundle.tokenizer or options.frozen.get("tokenizer")
+            save_bundle(dataclasses.replace(bundle, tokenizer=tokenizer, fps=bundle.fps or fps), network)
             checkpoint.save_train_state(path, state)
             good = [step for step, _ in last_good(run_dir, clock)]
             checkpoint.prune_checkpoints(run_dir, options.keep, [*best_steps(run_dir, options.metrics), *good])

@@ -26,10 +26,12 @@ from PIL import Image
 
 from dnnlib.util import atomic_path, format_time
 from dnnlib.video import VideoWriter
-from training.data.dataset import ClipDataset, Size, to_float
+from training.data.dataset import ClipDataset, Size
+from training.data.prompts import ClipPrompt
 from training.logger import metric_values, read_lines
 from training.plot import Chart, Line, draw_charts
 from training.random import random_state
+from training.sampling import Needs, Prompt
 
 CHUNK_FRAMES = 16  # frames of real clips read at once
 SHEET_COLUMNS = 8
@@ -61,43 +63,34 @@ CURVES: tuple[tuple[str, dict[str, str], dict[str, Any]], ...] = (
 
 
 class RealClips:
-    """A few fixed clips of a dataset, for comparison and as the condition of super-resolution.
+    """A few fixed clips of a dataset, for comparison and as the prompt of previews.
 
-    Frame 0 of the preview is frame `context` of the clip, so that `context` real frames lie on either side of the
-    preview. `num_frames` is less than asked for where no clip of the dataset is long enough.
+    Frame 0 of the preview is frame `needs.past` of a clip, so that the frames which a sampler needs before and after
+    the preview are real. `num_frames` is less than asked for where no clip of the dataset is long enough.
     """
 
-    def __init__(self, dataset: ClipDataset, num_videos: int, num_frames: int, context: int, seed: int):
+    def __init__(
+        self, dataset: ClipDataset, sizes: Sequence[Size], num_videos: int, num_frames: int, needs: Needs, seed: int
+    ):
         longest = max(clip.num_frames for clip in dataset.clips)
-        self.dataset = dataset
-        self.context = context
-        self.num_frames = min(num_frames, longest - 2 * context)
-        assert self.num_frames > 0, f"no clip has more than {2 * context} frames"
-        eligible = dataset.eligible(self.num_frames + 2 * context)
+        self.dataset, self.sizes, self.needs = dataset, sizes, needs
+        around = needs.past + needs.future
+        limits = needs.frames or needs.streams
+        self.num_frames = min(num_frames, longest - around)
+        assert self.num_frames > 0, f"no clip has more than {around} frames"
+        eligible = dataset.eligible(self.num_frames + around)
+        self.generated_frames = self.num_frames if limits else num_frames
         self.clips = np.resize(random_state("preview", seed, 0).permutation(eligible), num_videos).tolist()
 
-    def read(self, size: Size, start: int | Sequence[int], num_frames: int) -> np.ndarray:
-        """Frames [start, start + num_frames) of each clip at (height, width): uint8 (N, T, H, W, 3)."""
-        starts = [start] * len(self.clips) if isinstance(start, int) else start
-        return np.stack(
-            [
-                self.dataset.read(clip, size, range(first + self.context, first + self.context + num_frames))
-                for clip, first in zip(self.clips, starts, strict=True)
-            ]
-        )
-
     def chunks(self, size: Size) -> Iterator[np.ndarray]:
-        """All frames of the preview at (height, width), in pieces: uint8 (N, T, H, W, 3)."""
-        for start in range(0, self.num_frames, CHUNK_FRAMES):
-            yield self.read(size, start, min(CHUNK_FRAMES, self.num_frames - start))
+        """Yield all frames of the preview at (height, width), in pieces: uint8 (N, T, H, W, 3)."""
+        for start in range(self.needs.past, self.needs.past + self.num_frames, CHUNK_FRAMES):
+            frames = range(start, min(start + CHUNK_FRAMES, self.needs.past + self.num_frames))
+            yield np.stack([self.dataset.read(clip, size, frames) for clip in self.clips])
 
-    def condition(self, size: Size, device: torch.device):
-        """The function that a super-resolution system asks for low-resolution frames (N, 3, T, h, w) in [-1, 1]."""
-
-        def condition(start: int | Sequence[int], num_frames: int) -> torch.Tensor:
-            return to_float(torch.from_numpy(self.read(size, start, num_frames)), device)
-
-        return condition
+    def prompt(self) -> Prompt:
+        """Return the real frames and streams as the prompt of a sampler."""
+        return ClipPrompt(self.dataset, [(clip, self.needs.past) for clip in self.clips], self.dataset.streams)
 
 
 def write_preview(stem: Path, chunks: Iterable[np.ndarray | torch.Tensor], num_frames: int, fps: float) -> None:

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, and the tick: a line for people, one for stats.jsonl, and an end to what is spoilt."""
+"""The status of a run: how its time is spent, a line in the log and in stats.jsonl, and a stop if a loss diverges."""
 
 import contextlib
 import dataclasses
@@ -14,6 +14,7 @@ from dnnlib.util import format_time, format_time_brief
 from torch_utils import distributed, training_stats
 from training import checkpoint
 from training.config import TrainOptions
+from training.contract import Info
 from training.logger import RunLogger, SilentLogger
 
 
@@ -57,11 +58,12 @@ def tick(
     collector: training_stats.Collector,
     clock: Clock,
     options: TrainOptions,
+    info: Info,
     device: torch.device,
     step: int,
     run_dir: Path,
 ) -> None:
-    """Collect what was reported since the last tick, log it, and stop if a loss was not finite all the time."""
+    """Log the statistics reported since the last tick; raises SharedError if a loss was not finite once since then."""
     values = measure(clock, options, device, step)
     for name, value in values.items():
         training_stats.report0(name, value)
@@ -82,28 +84,33 @@ def tick(
         f"cpumem {values['resources/cpu_mem_gb']:.2f}",
         f"gpumem {values['resources/peak_gpu_mem_gb']:.2f}",
         f"reserved {values['resources/peak_gpu_mem_reserved_gb']:.2f}",
-        *(f"{name} {entry.mean:.4g}" for name, entry in losses.items() if name.endswith("_loss")),
+        *(f"{name} {entry.mean:.4g}" for name, entry in stats.items() if is_in_status(name, info)),
     ]
-    cured = stats.get("progress/nonfinite_gradients")
-    if cured and cured.mean > 0:
-        fields.append(f"nonfinite gradients {cured.mean * cured.num / distributed.get_world_size():.0f}")
+    replaced = stats.get("progress/nonfinite_gradients")
+    if replaced and replaced.mean > 0:
+        fields.append(f"nonfinite gradients {replaced.mean * replaced.num / distributed.get_world_size():.0f}")
     with disk_may_be_full():
         logger.text("  ".join(fields))
-    spoilt = [name for name, entry in losses.items() if entry.num == 0]
-    if spoilt:
+    diverged = [name for name, entry in losses.items() if entry.num == 0]
+    if diverged:
         good = last_good(run_dir, clock)
         raise distributed.SharedError(
-            f"{', '.join(spoilt)} has not been finite since step {step - clock.num_steps}, so training stops. The last "
-            f"good checkpoint is {good[0][1] if good else 'the beginning'}. Begin again with a lower learning rate or "
-            "another R1 weight, and look at stats.jsonl for when the losses left their usual range."
+            f"{', '.join(diverged)} has not been finite since step {step - clock.num_steps}, so training stops. The "
+            f"last good checkpoint is {good[0][1] if good else 'the beginning'}. Begin again with a lower learning rate or "
+            "a stronger regularisation, and find in stats.jsonl when the losses left their usual range."
         )
     if not any("nonfinite" in entry for entry in losses.values()):
         clock.clean_step = step
     clock.restart_tick()
 
 
+def is_in_status(name: str, info: Info) -> bool:
+    """Return whether a statistic is shown in the status line."""
+    return name in info.status or (name.startswith(("loss/", "validation/")) and name.endswith("_loss"))
+
+
 def measure(clock: Clock, options: TrainOptions, device: torch.device, step: int) -> dict[str, float]:
-    """What the loop itself knows about the time since the last tick."""
+    """Return what the loop itself measures since the last tick: progress, seconds, GiB."""
     values = {
         "progress/step": step,
         "progress/tick": -(-step // options.tick_steps),
@@ -124,13 +131,13 @@ def measure(clock: Clock, options: TrainOptions, device: torch.device, step: int
 
 
 def last_good(run_dir: Path, clock: Clock) -> list[tuple[int, Path]]:
-    """Step and path of the newest checkpoint from before any loss was spoilt; empty if there is none."""
+    """Return step and path of the newest checkpoint before a loss was not finite; empty if there is none."""
     return [(step, path) for step, path in checkpoint.list_checkpoints(run_dir) if step <= clock.clean_step][-1:]
 
 
 @contextlib.contextmanager
 def disk_may_be_full() -> Iterator[None]:
-    """Let training outlive a log or a picture that cannot be written; the block holds no collectives."""
+    """Warn instead of failing where a log or an image cannot be written; the block holds no collectives."""
     try:
         yield
     except OSError as error:

@@ -1,9 +1,9 @@
-"""Chunks of generated frames -> finished files: videos alone or side by side, pictures and a contact sheet."""
+"""Chunks of generated frames -> finished files: videos alone or side by side, images and a contact sheet."""
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +11,34 @@ import numpy as np
 
 from dnnlib.frames_out import SUFFIXES, FrameWriter, open_writer, publish, staging, write_picture
 from dnnlib.video import whole_factor
-from training.longvideogan.given_video import GivenVideo
-from training.longvideogan.sampling import LowResSource, Pair, quantize
 from training.preview import contact_sheet
+from training.sampling import Prompt, Request, Sampler, quantize
 
 SHEET_FRAMES = 24
-
-Videos = LowResSource | Pair | GivenVideo
+DEFAULT_FRAMES = 301
+DEFAULT_FPS = 30.0
+DEFAULT_CRF = 18
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to make of the videos; the defaults are those of the command."""
+class VideoPlan:
+    """Which frames become which files; the defaults are those of generate.py."""
 
     outdir: Path
     start: int = 0
-    num_frames: int | None = 301  # None: until stopped
-    kinds: tuple[str, ...] = ("sres",)  # "lres", "sres" or both; pictures show the last
-    save_index: tuple[int, ...] = ()
-    fps: float = 30.0
+    num_frames: int | None = DEFAULT_FRAMES  # None: until the prompt ends, or until stopped
+    outputs: Mapping[str, str] = field(default_factory=lambda: {"video": "video"})  # name -> end of file names
+    save_index: tuple[int, ...] = ()  # frames of "video" to write as PNG
+    fps: float = DEFAULT_FPS
     format: str = "mp4"
-    crf: int = 18
+    crf: int = DEFAULT_CRF
     grid: tuple[int, int] | None = None  # rows, columns
     batch: int = 4  # seeds computed at once
     prefix: str = ""  # of the names of all files
     depends_on_length: bool = False  # frames of a shorter video differ
 
     def stem(self, seeds: Sequence[int], num_frames: int) -> str:
-        """The beginning of the names of the files that show these seeds."""
+        """Return the beginning of the names of the files that show these seeds."""
         parts = [f"seed={seeds[0]}" if self.grid is None else f"seeds={format_seeds(seeds)}"]
         parts += [f"start={self.start}"] if self.start else []
         is_part = self.depends_on_length and num_frames != self.num_frames
@@ -48,7 +48,7 @@ class Plan:
 
 
 def format_seeds(seeds: Sequence[int]) -> str:
-    """The shortest text that `parse_seeds` reads as these seeds, if they ascend by one; else a list."""
+    """Return the shortest text that `parse_seeds` reads as these seeds, if they ascend by one; else a list."""
     in_a_row = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
     return f"{seeds[0]}-{seeds[-1]}" if in_a_row and len(seeds) > 1 else ",".join(map(str, seeds))
 
@@ -65,7 +65,7 @@ class Sheet:
         self.num_seen = 0
 
     def add(self, frame: np.ndarray) -> None:
-        """Look at the next frame, uint8 (H, W, 3)."""
+        """Consider the next frame, uint8 (H, W, 3)."""
         if self.num_seen in self.picks if self.picks is not None else self.num_seen % self.stride == 0:
             self.frames.append(frame.copy())
         if len(self.frames) == 2 * SHEET_FRAMES:
@@ -73,13 +73,13 @@ class Sheet:
         self.num_seen += 1
 
     def draw(self) -> np.ndarray:
-        """The frames, row after row."""
+        """Return the frames, row after row."""
         frames = [self.frames[index] for index in _spread(len(self.frames), SHEET_FRAMES)]
         return contact_sheet(frames, columns=math.ceil((1.5 * len(frames)) ** 0.5))
 
 
 def _spread(num_items: int, num_picks: int) -> list[int]:
-    """At most `num_picks` indices, from the first item to the last."""
+    """Return at most `num_picks` indices, from the first item to the last."""
     return np.linspace(0, num_items - 1, min(num_picks, num_items)).round().astype(int).tolist()
 
 
@@ -87,10 +87,12 @@ def _spread(num_items: int, num_picks: int) -> list[int]:
 # Frames to files.
 
 
-class Film:
-    """The files of one video: made in `stage`, a folder for what is not finished, then moved to where they belong."""
+class VideoFiles:
+    """The files of one video: written in `stage`, a folder for unfinished files, then moved to the output folder."""
 
-    def __init__(self, plan: Plan, seeds: Sequence[int], stage: Path, sizes: dict[str, tuple[int, int]]) -> None:
+    def __init__(
+        self, plan: VideoPlan, seeds: Sequence[int], stage: Path, sizes: Mapping[str, tuple[int, int]]
+    ) -> None:
         self.plan = plan
         self.seeds = seeds
         self.stage = stage
@@ -101,16 +103,16 @@ class Film:
         self.sheet = Sheet(plan.num_frames)
         self.num_frames = 0
 
-    def __enter__(self) -> "Film":
+    def __enter__(self) -> "VideoFiles":
         rows, columns = self.plan.grid or (1, 1)
         with contextlib.ExitStack() as stack:
-            for kind in self.plan.kinds:
-                height, width = (edge * self._factor(kind) for edge in self.sizes[kind])
+            for name, label in self.plan.outputs.items():
+                height, width = (edge * self._factor(name) for edge in self.sizes[name])
                 writer = open_writer(
-                    self._path(kind + SUFFIXES[self.plan.format]),
+                    self._path(label + SUFFIXES[self.plan.format]),
                     *(height * rows, width * columns, self.plan.fps, self.plan.crf, self.plan.num_frames),
                 )
-                self.writers[kind] = stack.enter_context(writer)
+                self.writers[name] = stack.enter_context(writer)
             self.stack = stack.pop_all()
         return self
 
@@ -118,11 +120,11 @@ class Film:
         self.stack.__exit__(*exception)
 
     def write(self, frames: dict[str, np.ndarray]) -> None:
-        """The next frames of each kind: uint8 (N, T, H, W, 3), N videos side by side."""
-        for kind, writer in self.writers.items():
-            factor = self._factor(kind)
-            writer.write(tile(frames[kind].repeat(factor, axis=2).repeat(factor, axis=3), self.plan.grid))
-        for frame in tile(frames[self.plan.kinds[-1]], self.plan.grid):
+        """Write the next frames of each output: uint8 (N, T, H, W, 3), N videos side by side."""
+        for name, writer in self.writers.items():
+            factor = self._factor(name)
+            writer.write(tile(frames[name].repeat(factor, axis=2).repeat(factor, axis=3), self.plan.grid))
+        for frame in tile(frames["video"], self.plan.grid):
             self.sheet.add(frame)
             if (index := self.plan.start + self.num_frames) in self.plan.save_index:
                 self.pictures[index] = self._path(f"{index}.png")
@@ -130,11 +132,11 @@ class Film:
             self.num_frames += 1
 
     def finish(self) -> None:
-        """Give the files, once closed, their names, which tell the number of frames that there are in the end."""
+        """Give the files, once closed, their names, which state the final number of frames."""
         stem = self.plan.stem(self.seeds, self.num_frames)
         outdir, suffix = self.plan.outdir, SUFFIXES[self.plan.format]
-        for kind in self.plan.kinds:
-            self.files.append(publish(self._path(kind + suffix), outdir / f"{stem}_{kind}{suffix}"))
+        for label in self.plan.outputs.values():
+            self.files.append(publish(self._path(label + suffix), outdir / f"{stem}_{label}{suffix}"))
         for index, path in self.pictures.items():
             self.files.append(publish(path, outdir / f"{stem}_frame={index:04d}.png"))
         sheet = self._path("sheet.png")
@@ -144,9 +146,9 @@ class Film:
     def _path(self, name: str) -> Path:
         return self.stage / f"seed={self.seeds[0]}_{name}"
 
-    def _factor(self, kind: str) -> int:
-        """How often pixels are repeated: in players small frames stay crisp, elsewhere pixels are kept as they are."""
-        return 1 if self.plan.format in ("png", "npz") else whole_factor(*self.sizes[kind])
+    def _factor(self, name: str) -> int:
+        """Return how often pixels are repeated: small frames stay crisp in players; lossless formats keep pixels."""
+        return 1 if self.plan.format in ("png", "npz") else whole_factor(*self.sizes[name])
 
 
 def tile(videos: np.ndarray, grid: tuple[int, int] | None) -> np.ndarray:
@@ -157,53 +159,48 @@ def tile(videos: np.ndarray, grid: tuple[int, int] | None) -> np.ndarray:
     return cells.reshape(num_frames, rows * height, columns * width, channels)
 
 
-def stream(source: Videos, seeds: Sequence[int], plan: Plan) -> Iterator[dict[str, np.ndarray]]:
-    """Successive frames of all seeds, `plan.batch` of them computed at once:
-    {"lres": uint8 (N, T, h, w, 3), "sres": uint8 (N, T, H, W, 3)}, of a low-resolution source without "sres"."""
+def stream(sampler: Sampler, seeds: Sequence[int], plan: VideoPlan, prompt: Prompt) -> Iterator[dict[str, np.ndarray]]:
+    """Yield successive frames of all seeds, `plan.batch` of them computed at once: name -> uint8 (N, T, H, W, 3)."""
+    size = min(plan.batch, sampler.max_batch or plan.batch)
 
-    def draw(group: Sequence[int]) -> Iterator[list[np.ndarray]]:
-        if isinstance(source, LowResSource):
-            chunks = ((lres,) for lres in source.frames(group, plan.start, plan.num_frames))
-        else:
-            chunks = source.both(group, plan.start, plan.num_frames)
-        for chunk in chunks:
-            yield [quantize(frames).cpu().numpy() for frames in chunk]
+    def draw(group: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+        for chunk in sampler.frames(Request(group, plan.start, plan.num_frames, prompt)):
+            yield {name: quantize(frames).cpu().numpy() for name, frames in chunk.items()}
 
-    groups = [draw(seeds[first : first + plan.batch]) for first in range(0, len(seeds), plan.batch)]
+    groups = [draw(seeds[first : first + size]) for first in range(0, len(seeds), size)]
     for parts in zip(*groups, strict=True):
-        yield dict(zip(("lres", "sres"), map(np.concatenate, zip(*parts, strict=True)), strict=False))
+        yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def make_films(
-    source: Videos,
+def write_videos(
+    sampler: Sampler,
     seeds: Sequence[int],
-    plan: Plan,
+    plan: VideoPlan,
+    prompt: Prompt | None = None,
     guard: Callable[[Iterator[Any]], Iterator[Any]] = iter,
     progress: Callable[[int], None] = lambda count: None,
-) -> Iterator[Film]:
-    """Make the videos of all seeds and give each film once its files are finished.
+) -> Iterator[VideoFiles]:
+    """Write the videos of all seeds and yield the files of each once they are finished.
 
     Videos that share a file, or have no end, are made at the same time; others `plan.batch` at a time. `guard` may
-    end the frames early: films then are as long as they have become. `progress` is told how many frames were made.
+    end the frames early: videos are then as long as they have become. `progress` gets the number of new frames.
     """
-    size = (source.height, source.width)
-    lres_size = source.lres_size if isinstance(source, GivenVideo) else size
-    lres_size = (source.lres.height, source.lres.width) if isinstance(source, Pair) else lres_size
-    sizes = {"lres": lres_size, "sres": size}
     together = len(seeds) if plan.grid or plan.num_frames is None else plan.batch
     for first in range(0, len(seeds), together):
         group = seeds[first : first + together]
         shares = [group] if plan.grid else [[seed] for seed in group]
         with staging(plan.outdir) as stage:
             with contextlib.ExitStack() as stack:
-                films: list[Film] = []
-                for frames in guard(stream(source, group, plan)):
-                    if not films:
-                        films = [stack.enter_context(Film(plan, share, stage, sizes)) for share in shares]
-                    for index, film in enumerate(films):
+                videos: list[VideoFiles] = []
+                for frames in guard(stream(sampler, group, plan, prompt or Prompt())):
+                    if not videos:
+                        videos = [
+                            stack.enter_context(VideoFiles(plan, share, stage, sampler.outputs)) for share in shares
+                        ]
+                    for index, video in enumerate(videos):
                         cells = slice(None) if plan.grid else slice(index, index + 1)
-                        film.write({kind: videos[cells] for kind, videos in frames.items()})
-                    progress(len(group) * frames["lres"].shape[1])
-            for film in films:
-                film.finish()
-        yield from films
+                        video.write({name: part[cells] for name, part in frames.items()})
+                    progress(len(group) * frames["video"].shape[1])
+            for video in videos:
+                video.finish()
+        yield from videos

@@ -20,7 +20,7 @@ from PIL import Image
 from torch_utils import distributed, persistence, training_stats
 from training import checkpoint
 from training.config import TrainOptions, resolve
-from training.data.dataset import BatchSpec, ClipPart
+from training.contract import BatchSpec, FrameClip
 from training.loop import train
 from training.random import random_state
 
@@ -67,7 +67,7 @@ class TinyGAN:
         self.dataset_sizes = [LARGE, SMALL] if self.needs_condition else [SMALL]
 
     def batch_spec(self, step):
-        return [BatchSpec(NUM_FRAMES, (ClipPart("video", *SMALL, 0, NUM_FRAMES),))] * (1 if step % 2 else 2)
+        return [BatchSpec(NUM_FRAMES, (FrameClip("video", *SMALL, 0, NUM_FRAMES),))] * (1 if step % 2 else 2)
 
     def step(self, batches, step):
         if step == self.options.get("signal_step"):

@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from torch_utils import distributed
+from training.contract import BatchSpec, FrameClip, Part
 from training.data.frame_cache import CACHE_KINDS, make_caches
 from training.data.shards import FrameStore, Size, size_name
 from training.random import random_state
@@ -26,32 +26,6 @@ from training.random import random_state
 ASSUMED_FPS = 30.0  # published datasets do not store a frame rate; this is theirs
 WEIGHTINGS = ("clip", "frame")
 _BATCHES_AHEAD = 2
-
-
-@dataclass(frozen=True)
-class ClipPart:
-    """Frames [first_frame, first_frame + num_frames) of a window, wanted at one size under one name."""
-
-    name: str
-    height: int
-    width: int
-    first_frame: int
-    num_frames: int
-
-
-@dataclass(frozen=True)
-class BatchSpec:
-    """Windows of `num_frames` consecutive frames, of which only the named parts are decoded."""
-
-    num_frames: int
-    parts: tuple[ClipPart, ...]
-
-    def __post_init__(self) -> None:
-        names = [part.name for part in self.parts]
-        assert len({*names, "x_flip"}) == len(names) + 1, f"parts share a name, or take that of the flips: {names}"
-        for part in self.parts:
-            inside = part.first_frame >= 0 and part.first_frame + part.num_frames <= self.num_frames
-            assert inside, f"{part} reaches out of a window of {self.num_frames} frames"
 
 
 # ----------------------------------------------------------------------------
@@ -316,20 +290,37 @@ class BatchStream:
 
     def _plan(self, n: int, spec: BatchSpec) -> tuple[dict[str, torch.Tensor], list[functools.partial[None]]]:
         """An empty batch and the jobs that fill it, one for each clip and part."""
+        _check_parts(spec)
         num_local = self.batch_size // self.world_size
         items = self.items(n, spec.num_frames)[self.rank * num_local : (self.rank + 1) * num_local]
         batch, jobs = {}, []
         for part in spec.parts:
-            shape = (num_local, part.num_frames, part.height, part.width, 3)
+            assert isinstance(part, FrameClip), part
+            shape = (num_local, part.count, part.height, part.width, 3)
             # Pinned memory lets the copy to a GPU run beside the computation.
             batch[part.name] = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_initialized())
             for out, (clip, start, _) in zip(batch[part.name].numpy(), items, strict=True):
-                first = start + part.first_frame
-                frames = range(first, first + part.num_frames)
+                frames = _steps(part, start)
                 jobs.append(functools.partial(self.dataset.read_into, out, clip, frames))
         if self.x_flip:
             batch["x_flip"] = torch.tensor([flip for _, _, flip in items])
         return batch, jobs
+
+
+def _steps(part: Part, start: int) -> range:
+    """Return the frames, or steps of the token grid, of a part in a window that begins at `start`."""
+    first = start + part.first
+    return range(first, first + part.count * part.stride, part.stride)
+
+
+@functools.lru_cache(maxsize=64)
+def _check_parts(spec: BatchSpec) -> None:
+    """Assert that the parts of a batch have names of their own and lie in its windows."""
+    names = [part.name for part in spec.parts]
+    assert len({*names, "x_flip"}) == len(names) + 1, f"parts share a name, or take that of the flips: {names}"
+    for part in spec.parts:
+        inside = part.first >= 0 and part.count > 0 and part.stride > 0 and _steps(part, 0)[-1] < spec.num_frames
+        assert inside, f"{part} reaches out of a window of {spec.num_frames} frames"
 
 
 @functools.lru_cache(maxsize=4)
@@ -347,9 +338,20 @@ def _finished(batch: dict[str, torch.Tensor], jobs: list[concurrent.futures.Futu
 
 
 def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """The parts of a batch, mirrored where it says so: float32 (N, 3, T, H, W) in [-1, 1] on `device`."""
+    """Return the parts of a batch on `device`, frames mirrored where it says so.
+
+    Frames, which are uint8 (N, T, H, W, 3), become float32 (N, 3, T, H, W) in [-1, 1], and int32 becomes int64: codes
+    (N, T, h, w). All else is moved as it is.
+    """
     x_flip = batch.get("x_flip")
-    return {name: to_float(part, device, x_flip) for name, part in batch.items() if name != "x_flip"}
+    return {name: _send(part, device, x_flip) for name, part in batch.items() if name != "x_flip"}
+
+
+def _send(part: torch.Tensor, device: torch.device, x_flip: torch.Tensor | None) -> torch.Tensor:
+    if part.dtype == torch.uint8 and part.dim() == 5:
+        return to_float(part, device, x_flip)
+    part = part.to(device, non_blocking=True)
+    return part.to(torch.int64) if part.dtype == torch.int32 else part
 
 
 def to_float(frames: torch.Tensor, device: torch.device, x_flip: torch.Tensor | None = None) -> torch.Tensor:

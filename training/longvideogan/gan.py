@@ -13,21 +13,23 @@ import contextlib
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_utils import compilation, distributed, misc
-from torch_utils.precision import set_precision, tf32, why_not
-from training.data.dataset import BatchSpec
+from torch_utils import compilation, misc
+from torch_utils.precision import PRECISIONS, set_precision, tf32, why_not
+from training import optim
+from training.config import TrainOptions
+from training.contract import Batch, Bundle, Info, Run, System, option
+from training.longvideogan.charts import CHARTS
 from training.longvideogan.layers import collect_magnitudes
-from training.longvideogan.sampling import Condition, Source, Start
-from training.random import random_state
+from training.network_file import ONLY
+from training.optim import Report, cut
 
-Batch = dict[str, Tensor]
 Rngs = list[np.random.RandomState]
 
 
@@ -35,22 +37,19 @@ Rngs = list[np.random.RandomState]
 class GANOptions:
     """Options of either stage; the defaults are those of the published low-resolution run."""
 
-    generator: dict[str, Any] = dataclasses.field(default_factory=dict)
-    discriminator: dict[str, Any] = dataclasses.field(default_factory=dict)
-    batch: int = 64
-    grad_accum: int = 2
-    seed: int = 0
-    gamma: float = 1.0
-    r1_interval: int = 16
-    g_lr: float = 0.003
-    d_lr: float = 0.002
-    beta2: float = 0.99
-    ema_beta: float = 0.99985
-    ema_rampup_steps: int = 25000
-    magnitude_beta: float = 0.999
-    freeze_d: int = 0  # blocks of D, nearest its input, that keep their weights (FreezeD, Mo et al. 2020)
-    preview_frames: int = 256
-    preview_videos: int = 1
+    generator: dict[str, Any] = option(dict, "", factory=True)
+    discriminator: dict[str, Any] = option(dict, "", factory=True)
+    gamma: float = option(1.0, "Weight of the R1 penalty", low=0)
+    r1_interval: int = option(16, "Steps between R1 updates", low=1)
+    g_lr: float = option(0.003, "Learning rate of the generator", low=0)
+    d_lr: float = option(0.002, "Learning rate of the discriminator", low=0)
+    beta2: float = option(0.99, "Decay of Adam's average of squared gradients", low=0)
+    ema_beta: float = option(0.99985, "Decay of the generator's moving average, a step", low=0)
+    ema_rampup_steps: int = option(25000, "Steps over which the half-life of that average grows", low=0)
+    magnitude_beta: float = option(0.999, "Decay of the averages of activations' magnitudes, a step", low=0)
+    freeze_d: int = option(0, "Blocks of D, nearest its input, that keep the weights of --init-from (FreezeD)", low=0)
+    preview_frames: int = option(256, "Frames of a preview", low=1)
+    preview_videos: int = option(1, "Videos of a preview", low=1)
 
     def __post_init__(self):
         if self.r1_interval < 1:
@@ -62,29 +61,28 @@ class GANOptions:
                 raise ValueError(f"Learning rate {name} is {getattr(self, name)}; it must be above 0, such as 0.002")
         if not 0 <= self.gamma < math.inf:
             raise ValueError(f"R1 weight gamma is {self.gamma}; it must be 0, for no penalty, or above")
-        for name in ("beta2", "ema_beta", "magnitude_beta"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"Option {name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        optim.check_options(self, shares=("beta2", "ema_beta", "magnitude_beta"))
         if self.ema_rampup_steps < 0:
             raise ValueError(f"Option ema_rampup_steps is {self.ema_rampup_steps}; it must be 0, for none, or above")
-        if self.grad_accum < 1 or self.batch < 1 or self.batch % self.grad_accum:
-            raise ValueError(
-                f"A batch of {self.batch} clips does not divide into {self.grad_accum} rounds of accumulation; both "
-                "must be at least 1 and the batch a multiple of the rounds"
-            )
 
 
-class GAN:
+class GAN(System):
     """Networks, optimisers and the phases of a step. A stage defines its networks, its batches and its losses."""
 
-    needs_condition = False
-    context = 0
+    precisions = PRECISIONS
+    compiles = True
+    flips = True
+    charts = CHARTS
+    needs_condition = False  # whether G takes a batch, too
+    name: str  # of the system
 
-    def __init__(self, options: GANOptions, device: torch.device, generator: nn.Module, discriminator: nn.Module):
-        self.options = options
-        self.device = device
-        self.G = generator.to(device).requires_grad_(False)
-        self.D = discriminator.to(device).requires_grad_(False)
+    options: GANOptions
+
+    def __init__(self, options: GANOptions, run: Run, generator: nn.Module, discriminator: nn.Module):
+        super().__init__(options, run)
+        self.device = run.device
+        self.G = generator.to(run.device).requires_grad_(False)
+        self.D = discriminator.to(run.device).requires_grad_(False)
         self.G_ema = copy.deepcopy(self.G).eval()
         self.modules = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
         blocks = self.discriminator_blocks()
@@ -92,16 +90,28 @@ class GAN:
             raise ValueError(
                 f"freeze_d is {options.freeze_d}; it must be from 0 to {len(blocks)}, the discriminator's blocks"
             )
-        self.frozen = blocks[: options.freeze_d]
+        self.frozen_blocks = blocks[: options.freeze_d]
         # R1 takes Adam steps of its own; rate and momentum make up for them (StyleGAN2, "lazy regularisation").
         lazy = options.r1_interval / (options.r1_interval + 1)
         self.d_lr = options.d_lr * lazy
         d_betas = (0.0, options.beta2**lazy)
-        self.G_opt = make_adam(self.G, options.g_lr, (0.0, options.beta2))
-        self.D_opt = make_adam(self.D, self.d_lr, d_betas)
+        self.G_opt = optim.make_adam(self.G, options.g_lr, (0.0, options.beta2))
+        self.D_opt = optim.make_adam(self.D, self.d_lr, d_betas)
         self.optimizers = {"G": self.G_opt, "D": self.D_opt}
         self.precision: str | None = None
-        self.compiles = False
+        self.compiling = False
+        if run.precision is not None:
+            self.set_precision(run.precision)
+        self.set_compile(run.compile)
+
+    @classmethod
+    def check(cls, options: GANOptions, train_options: TrainOptions) -> None:
+        """See `System.check`."""
+        if options.freeze_d and not (train_options.init_from or "").endswith(".pt"):
+            raise ValueError(
+                "--freeze-d keeps weights of a trained discriminator, which only a whole training state holds: add "
+                "--init-from=<run directory>/checkpoints/ckpt-<step>-train.pt."
+            )
 
     def set_precision(self, precision: str) -> None:
         """Take steps in one of `torch_utils.precision`; without this call as published.
@@ -124,7 +134,7 @@ class GAN:
         reason = compilation.why_not(self.device.type) if wanted else None
         if reason is not None:
             raise ValueError(f"nothing can be compiled here: {reason}, or leave out --compile")
-        self.compiles = wanted
+        self.compiling = wanted
 
     # Batches and random numbers ----------------------------------------------------------------------------------
 
@@ -132,24 +142,6 @@ class GAN:
     def dtype(self) -> torch.dtype:
         """Precision of the weights, to which data and noise are brought."""
         return next(self.G.parameters()).dtype
-
-    @property
-    def local_batch(self) -> int:
-        """Clips of a global batch that this rank works on."""
-        return self.options.batch // distributed.get_world_size()
-
-    def rngs(self, phase: str, step: int) -> Rngs:
-        """One generator for each of this rank's clips, named by its place in the global batch."""
-        first = distributed.get_rank() * self.local_batch
-        return [
-            random_state(f"train-{phase}", self.options.seed, f"{step}:{position}")
-            for position in range(first, first + self.local_batch)
-        ]
-
-    def rounds(self) -> list[slice]:
-        """This rank's clips, cut into as many pieces as there are rounds of accumulation."""
-        size = self.local_batch // self.options.grad_accum
-        return [slice(start, start + size) for start in range(0, self.local_batch, size)]
 
     def normal(self, rngs: Sequence[np.random.RandomState], *shape: int) -> Tensor:
         """Standard normal (N, *shape), each row from its clip's generator."""
@@ -159,12 +151,8 @@ class GAN:
     # What a stage defines ----------------------------------------------------------------------------------------
 
     def discriminator_blocks(self) -> list[nn.Module]:
-        """The blocks of D that may be frozen, from its input on."""
+        """Return the blocks of D that may be frozen, from its input on."""
         raise AssertionError("a stage knows its discriminator")
-
-    def batch_spec(self, step: int) -> list[BatchSpec]:
-        """The batches that `step` takes, in order: G's if it needs a condition, D's, and R1's when due."""
-        raise AssertionError("a stage defines its batches")
 
     def fakes(self, batch: Batch, rngs: Rngs, update_emas: bool = False) -> Batch:
         """Generated clips as "video" (N, 3, num_frames, H, W), and what else the discriminator sees of them."""
@@ -177,10 +165,6 @@ class GAN:
     def logits(self, clips: Batch, rngs: Rngs) -> Tensor:
         """What D says of augmented `clips`: (N, 1)."""
         raise AssertionError("a stage defines what its discriminator sees")
-
-    def source(self) -> Source:
-        """Videos of the averaged generator."""
-        raise AssertionError("a stage defines its source")
 
     # A step ------------------------------------------------------------------------------------------------------
 
@@ -198,45 +182,45 @@ class GAN:
 
     def updates(self, batches: Iterator[Batch], step: int) -> dict[str, Tensor]:
         """What `step` does, in the arithmetic that is set."""
-        notes = Notes()
+        report = Report()
 
         def take() -> Batch:
             return {name: part.to(self.dtype) for name, part in next(batches).items()}
 
-        with compilation.compiled(self.compiles):
-            num_nonfinite = self.update_generator(take() if self.needs_condition else {}, step, notes)
-            num_nonfinite += self.update_discriminator(take(), step, notes)
+        with compilation.compiled(self.compiling):
+            num_nonfinite = self.update_generator(take() if self.needs_condition else {}, step, report)
+            num_nonfinite += self.update_discriminator(take(), step, report)
         if self.r1_due(step):
             with compilation.compiled(False):  # it needs two derivatives
-                num_nonfinite += self.penalize_discriminator(take(), step, notes)
-        return notes.values() | {
+                num_nonfinite += self.penalize_discriminator(take(), step, report)
+        return report.values() | {
             "progress/G_lrate": torch.tensor(self.options.g_lr),
             "progress/D_lrate": torch.tensor(self.d_lr),
-            "progress/G_ema_beta": torch.tensor(self.update_ema(step)),
+            "progress/G_ema_beta": torch.tensor(self.update_average(step)),
             "progress/nonfinite_gradients": num_nonfinite.float(),
         }
 
-    def update_generator(self, batch: Batch, step: int, notes: "Notes") -> Tensor:
+    def update_generator(self, batch: Batch, step: int, report: Report) -> Tensor:
         """Let G make clips that D calls real; returns the number of non-finite gradients, like the other updates."""
-        rngs = self.rngs("G", step)
+        rngs = self.run.rngs("G", step)
 
         def loss(piece: slice) -> Tensor:
             logits = self.logits(self.fakes(cut(batch, piece), rngs[piece]), rngs[piece])
             loss = gan_loss(logits, real=True)
-            notes.add("loss", G_score=logits, G_sign=logits.sign(), G_loss=loss)
+            report.add("loss", G_score=logits, G_sign=logits.sign(), G_loss=loss)
             return loss
 
         num_nonfinite, norm = self.update(self.G, self.G_opt, loss)
-        notes.add("progress", G_grad_norm=norm)
+        report.add("progress", G_grad_norm=norm)
         return num_nonfinite
 
-    def update_discriminator(self, batch: Batch, step: int, notes: "Notes") -> Tensor:
+    def update_discriminator(self, batch: Batch, step: int, report: Report) -> Tensor:
         """Let D tell real clips from G's, whose magnitude averages move meanwhile.
 
         In a single round they move as published: before they are used, layer by layer. In more, every round must see
         the same network, so they move once, at the end.
         """
-        fake_rngs, real_rngs = self.rngs("D-fake", step), self.rngs("D-real", step)
+        fake_rngs, real_rngs = self.run.rngs("D-fake", step), self.run.rngs("D-real", step)
 
         fake_losses, real_losses = [], []
 
@@ -245,181 +229,79 @@ class GAN:
                 fakes = self.fakes(cut(batch, piece), fake_rngs[piece], update_emas=True)
             logits = self.logits(fakes, fake_rngs[piece])
             loss = gan_loss(logits, real=False)
-            notes.add("loss", D_score_fake=logits, D_sign_fake=logits.sign())
+            report.add("loss", D_score_fake=logits, D_sign_fake=logits.sign())
             fake_losses.append(loss.detach())
             return loss
 
         def real_loss(piece: slice) -> Tensor:
             logits = self.logits(self.reals(cut(batch, piece), real_rngs[piece]), real_rngs[piece])
             loss = gan_loss(logits, real=True)
-            notes.add("loss", D_score_real=logits, D_sign_real=logits.sign())
+            report.add("loss", D_score_real=logits, D_sign_real=logits.sign())
             real_losses.append(loss.detach())
             return loss
 
-        with collect_magnitudes(self.G) if self.options.grad_accum > 1 else contextlib.nullcontext():
+        with collect_magnitudes(self.G) if self.run.grad_accum > 1 else contextlib.nullcontext():
             num_nonfinite, norm = self.update(self.D, self.D_opt, fake_loss, real_loss)
-        notes.add("loss", D_loss=torch.stack(fake_losses) + torch.stack(real_losses))
-        notes.add("progress", D_grad_norm=norm)
+        report.add("loss", D_loss=torch.stack(fake_losses) + torch.stack(real_losses))
+        report.add("progress", D_grad_norm=norm)
         return num_nonfinite
 
-    def penalize_discriminator(self, batch: Batch, step: int, notes: "Notes") -> Tensor:
+    def penalize_discriminator(self, batch: Batch, step: int, report: Report) -> Tensor:
         """Flatten D around real clips: R1, with the weight of all the steps since the last time."""
-        rngs = self.rngs("R1", step)
+        rngs = self.run.rngs("R1", step)
 
         def loss(piece: slice) -> Tensor:
             clips = self.reals(cut(batch, piece), rngs[piece])
             video = clips["video"].detach().requires_grad_(True)
             penalty = r1_penalty(self.logits({**clips, "video": video}, rngs[piece]), video)
             loss = self.options.gamma / 2 * penalty.mean()
-            notes.add("loss", r1_penalty=penalty, r1_loss=loss)
+            report.add("loss", r1_penalty=penalty, r1_loss=loss)
             return loss
 
         num_nonfinite, norm = self.update(self.D, self.D_opt, loss, gain=self.options.r1_interval)
-        notes.add("progress", R1_grad_norm=norm)
+        report.add("progress", R1_grad_norm=norm)
         return num_nonfinite
 
-    def update(
-        self,
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *losses: Callable[[slice], Tensor],
-        gain: float = 1.0,
-    ) -> tuple[Tensor, Tensor]:
-        """One optimiser step on the mean over rounds and ranks of the sum of `losses`, times `gain`.
+    def update(self, network: nn.Module, *arguments: Any, gain: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Take one optimiser step; see `training.optim.update`."""
+        optimizer, *losses = arguments
+        return optim.update(network, optimizer, self.run.rounds(), *losses, gain=gain, frozen=self.frozen_blocks)
 
-        Each of `losses` takes the clips of one round, and is differentiated before the next one is computed, so that
-        one graph at a time is in memory. Returns the number of non-finite entries in the gradient, and the gradient's
-        norm as the optimiser sees it: averaged over ranks, times `gain`, with non-finite entries replaced.
-        """
-        network.requires_grad_(True)
-        for block in self.frozen:
-            block.requires_grad_(False)
-        optimizer.zero_grad(set_to_none=True)
-        for piece in self.rounds():
-            for loss in losses:
-                loss(piece).backward()
-        network.requires_grad_(False)
-        num_nonfinite = distributed.sync_grads(network.parameters(), gain / self.options.grad_accum)
-        norm = nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
-        optimizer.step()
-        return num_nonfinite, norm
-
-    def ema_beta_at(self, step: int) -> float:
-        """Decay of the generator's moving average: its half-life grows linearly over the first steps."""
-        ramp = (self.options.ema_rampup_steps + 1) / (step + 1)
-        return min(self.options.ema_beta**ramp, self.options.ema_beta)
-
-    @torch.no_grad()
-    def update_ema(self, step: int) -> float:
+    def update_average(self, step: int) -> float:
         """Move G_ema towards G, parameters and buffers alike; returns the decay."""
-        beta = self.ema_beta_at(step)
-        averages = [*self.G_ema.parameters(), *self.G_ema.buffers()]
-        currents = [*self.G.parameters(), *self.G.buffers()]
-        torch._foreach_lerp_(averages, currents, 1 - beta)  # pyright: ignore[reportPrivateImportUsage]
+        beta = optim.ema_decay(self.options.ema_beta, self.options.ema_rampup_steps, step)
+        optim.update_ema(self.G_ema, self.G, beta)
         return beta
 
     # The rest of the contract ------------------------------------------------------------------------------------
 
-    def init_from(self, weights: nn.Module | Mapping[str, Mapping[str, Tensor]]) -> None:
+    def init_from(self, weights: Bundle | Mapping[str, Mapping[str, Tensor]]) -> None:
         """Begin with the weights of a generator, or with those of G, D and G_ema in the "modules" of a training state.
 
         Optimisers and the step stay those of a new run. Raises `ValueError` for weights that do not fit, and for a
         generator alone if blocks of D are to be frozen, since a new D has nothing to keep.
         """
-        if isinstance(weights, nn.Module):
-            if self.frozen:
+        if isinstance(weights, Bundle):
+            if self.frozen_blocks:
                 raise ValueError(
                     f"freeze_d is {self.options.freeze_d}, but a generator alone brings no discriminator whose weights "
                     "could be kept; begin with a whole training state, --init-from=ckpt-...-train.pt"
                 )
-            state = weights.state_dict()
+            (network,) = weights.networks.values()
+            state = network.state_dict()
             weights = {"G": state, "G_ema": state}
         else:
             weights = {name: weights.get(name, {}) for name in self.modules}
-        for name, state in weights.items():
-            check_fit(name, state, self.modules[name].state_dict())
-        for name, state in weights.items():
-            self.modules[name].load_state_dict(state)
+        optim.load_weights(self.modules, weights)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What neither `modules` nor `optimizers` hold."""
-        return {}
+    def info(self) -> Info:
+        """Return how the run is shown; the R1 weight is part of its name, as published."""
+        opts = self.options
+        return Info(f"{float(opts.gamma)}gamma", (), CHARTS, opts.preview_frames, opts.preview_videos)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        assert not state, f"unexpected state {list(state)}"
-
-    def frames(
-        self, seeds: Sequence[int], start: Start, num_frames: int, condition: Condition | None = None
-    ) -> Iterator[Tensor]:
-        """See `training.longvideogan.sampling.Source.frames`."""
-        return self.source().frames(seeds, start, num_frames, condition)
-
-    def sample(
-        self, seeds: Sequence[int], start: Start, num_frames: int, condition: Condition | None = None
-    ) -> Iterator[Tensor]:
-        """See `training.longvideogan.sampling.Source.sample`."""
-        return self.source().sample(seeds, start, num_frames, condition)
-
-    def preview_spec(self) -> dict[str, int]:
-        """How much the loop shows of the videos at each preview."""
-        return {"num_frames": self.options.preview_frames, "num_videos": self.options.preview_videos}
-
-    def export(self) -> nn.Module:
-        """The network that generation needs: the averaged generator."""
-        return self.G_ema
-
-
-class Notes:
-    """What a step has to report: values by name, gathered over its rounds."""
-
-    def __init__(self):
-        self._values: dict[str, list[Tensor]] = {}
-
-    def add(self, group: str, **values: Tensor) -> None:
-        """Note more values of each "group/name"."""
-        for name, value in values.items():
-            self._values.setdefault(f"{group}/{name}", []).append(value.detach().flatten())
-
-    def values(self) -> dict[str, Tensor]:
-        """All values of each name, one after another."""
-        return {name: torch.cat(values) for name, values in self._values.items()}
-
-
-def make_adam(network: nn.Module, lr: float, betas: tuple[float, float]) -> torch.optim.Adam:
-    """Adam over all parameters of `network`, in one kernel for all of them where torch has one.
-
-    Its state has the same layout either way: a `step`, which the fused kernel keeps on the device, and two averages.
-    """
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in network.parameters())
-    return torch.optim.Adam(network.parameters(), lr=lr, betas=betas, eps=1e-8, fused=fused)
-
-
-def check_fit(name: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Refuse weights for the module `name` whose names or shapes are not those `wanted`: ValueError with the first."""
-
-    def describe(state: Mapping[str, Tensor], key: str) -> str:
-        return "x".join(map(str, state[key].shape)) or "one number" if key in state else "absent"
-
-    for key in [*wanted, *found]:
-        there, here = describe(found, key), describe(wanted, key)
-        if there != here:
-            raise ValueError(
-                f"The weights to begin with do not fit these options: {name}.{key} is {there} there and {here} here; "
-                "give the frame sizes, clip length and widths that those weights were trained with"
-            )
-
-
-def cut(batch: Batch, piece: slice) -> Batch:
-    """The clips of one round of accumulation."""
-    return {name: part[piece] for name, part in batch.items()}
-
-
-def seeded_networks(seed: int, build: Callable[[], tuple[nn.Module, nn.Module]]) -> tuple[nn.Module, nn.Module]:
-    """Call `build` with torch's CPU generator at `seed`, and leave that generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
+    def export(self) -> Bundle:
+        """Return the averaged generator."""
+        return Bundle({ONLY: self.G_ema}, self.name)
 
 
 def r1_penalty(logits: Tensor, video: Tensor) -> Tensor:

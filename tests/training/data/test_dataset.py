@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from training.data.dataset import BatchSpec, BatchStream, ClipDataset, ClipPart, VideoDataset, to_device, to_float
+from training.contract import BatchSpec, FrameClip
+from training.data.dataset import BatchStream, ClipDataset, VideoDataset, to_device, to_float
 from training.random import random_state
 
 SMALL, LARGE = (8, 16), (16, 32)
@@ -61,7 +62,7 @@ def make(root, shards, sizes=(SMALL,), kind="JPEG", compression=zipfile.ZIP_STOR
 
 
 def spec(num_frames):
-    return BatchSpec(num_frames, (ClipPart("video", *SMALL, 0, num_frames),))
+    return BatchSpec(num_frames, (FrameClip("video", *SMALL, 0, num_frames),))
 
 
 # ----------------------------------------------------------------------------
@@ -307,7 +308,7 @@ def test_a_consumer_that_stops_early_leaves_no_thread(roots):
 
 def test_parts_show_the_same_window_at_their_own_sizes(roots):
     stream = BatchStream(ClipDataset(roots, [SMALL, LARGE]), seed=0, batch_size=5)
-    both = BatchSpec(8, (ClipPart("low", *SMALL, 0, 8), ClipPart("high", *LARGE, 3, 2)))
+    both = BatchSpec(8, (FrameClip("low", *SMALL, 0, 8), FrameClip("high", *LARGE, 3, 2)))
     for n in range(4):
         batch = stream.batch(n, both)
         assert batch["low"].shape == (5, 8, *SMALL, 3) and batch["high"].shape == (5, 2, *LARGE, 3)
@@ -317,9 +318,34 @@ def test_parts_show_the_same_window_at_their_own_sizes(roots):
             assert [identify(frame.astype(int)) for frame in high] == [(clip, first + t, False) for t in (3, 4)]
 
 
+def test_parts_with_a_stride_leave_frames_out(roots):
+    stream = BatchStream(ClipDataset(roots, [SMALL, LARGE]), seed=0, batch_size=5)
+    sparse = BatchSpec(9, (FrameClip("low", *SMALL, 0, 5, 2), FrameClip("high", *LARGE, 1, 3, 3)))
+    for batch in stream.prefetch((n, sparse) for n in range(3)):
+        for low, high in zip(batch["low"].numpy(), batch["high"].numpy(), strict=True):
+            clip, first, _ = identify(low[0].astype(int))
+            assert [identify(frame.astype(int))[:2] for frame in low] == [(clip, first + t) for t in (0, 2, 4, 6, 8)]
+            assert [identify(frame.astype(int))[:2] for frame in high] == [(clip, first + t) for t in (1, 4, 7)]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (FrameClip("low", *SMALL, 0, 5, 2),),
+        (FrameClip("low", *SMALL, -1, 2),),
+        (FrameClip("low", *SMALL, 0, 0),),
+        (FrameClip("low", *SMALL, 0, 1), FrameClip("low", *SMALL, 1, 1)),
+        (FrameClip("x_flip", *SMALL, 0, 1),),
+    ],
+)
+def test_parts_lie_in_the_window_under_names_of_their_own(roots, parts):
+    with pytest.raises(AssertionError):
+        BatchStream(ClipDataset(roots, [SMALL]), seed=0, batch_size=2).batch(0, BatchSpec(8, parts))
+
+
 def test_flips_are_announced_and_made_on_the_way_to_the_device(roots):
     dataset = ClipDataset(roots, [SMALL, LARGE])
-    both = BatchSpec(8, (ClipPart("low", *SMALL, 0, 8), ClipPart("high", *LARGE, 3, 2)))
+    both = BatchSpec(8, (FrameClip("low", *SMALL, 0, 8), FrameClip("high", *LARGE, 3, 2)))
     stream = BatchStream(dataset, seed=0, batch_size=6, rank=1, world_size=2)
     seen = set()
     for n in range(4):
@@ -344,6 +370,18 @@ def test_flips_are_announced_and_made_on_the_way_to_the_device(roots):
 def test_to_float_maps_the_whole_range():
     frames = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 1, 3)
     assert to_float(frames, torch.device("cpu")).flatten().tolist() == pytest.approx([-1, -0.6, 1])
+
+
+def test_what_is_no_frames_is_moved_as_it_is():
+    batch = {"codes": torch.tensor([[[[7]]]], dtype=torch.int32), "actions": torch.tensor([[1, 2]])}
+    batch["poses"] = torch.tensor([[[0.5, -3.0]]])
+    sent = to_device({**batch, "x_flip": torch.tensor([True])}, torch.device("cpu"))
+    assert {name: part.dtype for name, part in sent.items()} == {
+        "codes": torch.int64,
+        "actions": torch.int64,
+        "poses": torch.float32,
+    }
+    assert all(torch.equal(sent[name], part) for name, part in batch.items())
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 13])

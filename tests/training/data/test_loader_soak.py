@@ -10,7 +10,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from training.data.dataset import BatchSpec, BatchStream, ClipDataset, ClipPart
+from training.contract import BatchSpec, FrameClip
+from training.data.dataset import BatchStream, ClipDataset
 
 SIZE = (8, 16)
 NUM_SHARDS, CLIPS_IN_SHARD, CLIP_FRAMES = 4, 50, 1000
@@ -56,7 +57,7 @@ def test_nothing_grows_while_every_frame_is_read(root, pictures, cache):
     dataset = ClipDataset(root, [SIZE], cache)
     assert len(dataset.clips) == NUM_CLIPS
     stream = BatchStream(dataset, seed=0, batch_size=BATCH, num_workers=4)
-    spec = BatchSpec(CLIP_FRAMES, (ClipPart("video", *SIZE, 0, CLIP_FRAMES),))  # whole clips: an epoch is every frame
+    spec = BatchSpec(CLIP_FRAMES, (FrameClip("video", *SIZE, 0, CLIP_FRAMES),))  # whole clips: an epoch is every frame
     in_epoch = NUM_CLIPS // BATCH
     memory, files, seen = [], set(), []
     for n, batch in enumerate(stream.prefetch((n, spec) for n in range(3 * in_epoch))):

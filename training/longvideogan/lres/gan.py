@@ -8,27 +8,42 @@ import dataclasses
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from training.augment import diffaug
-from training.config import resolve
-from training.data.dataset import BatchSpec, ClipPart
-from training.longvideogan.gan import GAN, Batch, GANOptions, Rngs, seeded_networks
+from training.contract import Batch, BatchSpec, Flag, FrameClip, Inputs, Run, option
+from training.longvideogan.gan import GAN, GANOptions, Rngs
 from training.longvideogan.lres.discriminator import LowResDiscriminator
 from training.longvideogan.lres.generator import LowResGenerator
-from training.longvideogan.sampling import LowResSource, Source
+from training.longvideogan.sampling import LowResSampler
+from training.optim import seeded
+from training.sampling import Sampler
 
 
 @dataclasses.dataclass
 class LowResOptions(GANOptions):
     """Options of a low-resolution run; the defaults are the published ones."""
 
-    height: int = 36
-    width: int = 64
-    num_frames: int = 128
-    diffaug: str = "color,translation,cutout"
-    temporal_stretch: float = 1.0
+    generator: dict[str, Any] = option(
+        dict,
+        "",
+        Flag(
+            "Frames that the shortest and the longest temporal filter span",
+            name="--filter-taps",
+            kind=int,
+            sets=("generator.min_filter_taps", "generator.max_filter_taps"),
+            metavar="A B",
+        ),
+        factory=True,
+    )
+    height: int = option(36, "Frame size, such as 36x64", name="--size", kind="size", sets=("height", "width"))
+    width: int = option(64, "")
+    num_frames: int = option(128, "Frames of the clips that the discriminator sees", low=1)
+    diffaug: str = option(
+        "color,translation,cutout",
+        "Augmentations for both networks: any of color,translation,cutout, comma-separated",
+    )
+    temporal_stretch: float = option(1.0, "Largest change of speed, in octaves", low=0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -45,37 +60,40 @@ class LowResGAN(GAN):
     """Generator of long low-resolution clips against a discriminator of whole clips."""
 
     Options = LowResOptions
+    name = "longvideogan-lres"
     options: LowResOptions
     G: LowResGenerator
     D: LowResDiscriminator
     G_ema: LowResGenerator
 
-    def __init__(self, options: dict[str, Any], device: torch.device | str):
-        opts = resolve(LowResOptions, options, "the options of the low-resolution stage")
-        size = {"height": opts.height, "width": opts.width}
-        generator, discriminator = seeded_networks(
-            opts.seed,
+    def __init__(self, options: LowResOptions, run: Run):
+        size = {"height": options.height, "width": options.width}
+        generator, discriminator = seeded(
+            run.seed,
             lambda: (
-                LowResGenerator(**size, **opts.generator),
-                LowResDiscriminator(opts.num_frames, **size, **opts.discriminator),
+                LowResGenerator(**size, **options.generator),
+                LowResDiscriminator(options.num_frames, **size, **options.discriminator),
             ),
         )
-        super().__init__(opts, torch.device(device), generator, discriminator)
-        self.dataset_sizes = [(opts.height, opts.width)]
+        super().__init__(options, run, generator, discriminator)
 
     def discriminator_blocks(self) -> list[nn.Module]:
-        """The blocks of D that may be frozen, from its input on."""
+        """Return the blocks of D that may be frozen, from its input on."""
         return list(self.D.blocks)
+
+    def inputs(self) -> Inputs:
+        """Return the one size of its frames."""
+        return Inputs(sizes=((self.options.height, self.options.width),))
 
     def batch_spec(self, step: int) -> list[BatchSpec]:
         """Real clips for the discriminator, and as many again when R1 is due."""
         opts = self.options
-        part = ClipPart("lres", opts.height, opts.width, 0, opts.num_frames)
+        part = FrameClip("lres", opts.height, opts.width, 0, opts.num_frames)
         return [BatchSpec(opts.num_frames, (part,))] * (2 if self.r1_due(step) else 1)
 
-    def source(self) -> Source:
-        """Videos of the averaged generator."""
-        return LowResSource(self.G_ema)
+    def sampler(self) -> Sampler:
+        """Return videos of the averaged generator."""
+        return LowResSampler(self.G_ema)
 
     def fakes(self, batch: Batch, rngs: Rngs, update_emas: bool = False) -> Batch:
         """Generated clips, each cut at its own phase of the temporal scale."""

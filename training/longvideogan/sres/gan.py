@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from torch_utils import misc
 from training.augment.ada import AUGMENTATIONS, CONDITION, AdaController, AugmentPipe
-from training.config import resolve
-from training.data.dataset import BatchSpec, ClipPart
-from training.longvideogan.gan import GAN, Batch, GANOptions, Rngs, seeded_networks
+from training.contract import Batch, BatchSpec, FrameClip, Inputs, Run, option
+from training.longvideogan.gan import GAN, GANOptions, Rngs
 from training.longvideogan.layers import center_crop
-from training.longvideogan.sampling import Source, SuperResSource
+from training.longvideogan.sampling import SuperResSampler
 from training.longvideogan.sres.discriminator import SuperResDiscriminator
 from training.longvideogan.sres.generator import SuperResGenerator
+from training.optim import seeded
+from training.sampling import Sampler
 
 CONDITION_PROBABILITY = 0.5  # each corruption of the condition happens this often
 KEEP_CONDITION = 0.1  # how often the discriminator is shown the low-resolution frames at all
@@ -30,17 +31,19 @@ KEEP_CONDITION = 0.1  # how often the discriminator is shown the low-resolution 
 class SuperResOptions(GANOptions):
     """Options of a super-resolution run; the defaults are the published ones."""
 
-    batch: int = 32
-    grad_accum: int = 1
-    d_lr: float = 0.003
-    height: int = 144
-    width: int = 256
-    lres_height: int = 36
-    lres_width: int = 64
-    num_frames: int = 4
-    augment: str = "bgc"
-    ada_interval: int = 4
-    ada_target: float = 0.6
+    d_lr: float = option(0.003, "Learning rate of the discriminator", low=0)
+    height: int = option(
+        144, "Frame size put out, such as 144x256", name="--size", kind="size", sets=("height", "width")
+    )
+    width: int = option(256, "")
+    lres_height: int = option(
+        36, "Frame size taken in, such as 36x64", name="--lres-size", kind="size", sets=("lres_height", "lres_width")
+    )
+    lres_width: int = option(64, "")
+    num_frames: int = option(4, "Frames of the clips that the discriminator sees", low=1)
+    augment: str = option("bgc", "Adaptive augmentation of what the discriminator sees: bgc, or none")
+    ada_interval: int = option(4, "Steps between changes of the augmentation", low=1)
+    ada_target: float = option(0.6, "How sure of the reals D may be before augmentation grows")
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,46 +70,50 @@ class SuperResGAN(GAN):
     """Generator of sharp frames against a discriminator of a few frames at both resolutions."""
 
     Options = SuperResOptions
+    name = "longvideogan-sres"
     options: SuperResOptions
     G: SuperResGenerator
     D: SuperResDiscriminator
     G_ema: SuperResGenerator
     needs_condition = True
 
-    def __init__(self, options: dict[str, Any], device: torch.device | str):
-        opts = resolve(SuperResOptions, options, "the options of the super-resolution stage")
-        sizes = {name: getattr(opts, name) for name in ("height", "width", "lres_height", "lres_width")}
-        generator, discriminator = seeded_networks(
-            opts.seed,
+    def __init__(self, options: SuperResOptions, run: Run):
+        sizes = {name: getattr(options, name) for name in ("height", "width", "lres_height", "lres_width")}
+        generator, discriminator = seeded(
+            run.seed,
             lambda: (
-                SuperResGenerator(**sizes, **opts.generator),
-                SuperResDiscriminator(opts.num_frames, **sizes, **opts.discriminator),
+                SuperResGenerator(**sizes, **options.generator),
+                SuperResDiscriminator(options.num_frames, **sizes, **options.discriminator),
             ),
         )
-        super().__init__(opts, torch.device(device), generator, discriminator)
+        super().__init__(options, run, generator, discriminator)
         self.context = self.G.temporal_context
-        self.dataset_sizes = [(opts.lres_height, opts.lres_width), (opts.height, opts.width)]
-        self.augment = AugmentPipe(**AUGMENTATIONS[opts.augment]).to(self.device, self.dtype).requires_grad_(False)
+        self.augment = AugmentPipe(**AUGMENTATIONS[options.augment]).to(self.device, self.dtype).requires_grad_(False)
         self.corrupt = AugmentPipe(**CONDITION).to(self.device, self.dtype).requires_grad_(False)
-        self.ada = AdaController(interval=opts.ada_interval, target=opts.ada_target)
+        self.ada = AdaController(interval=options.ada_interval, target=options.ada_target)
 
     def discriminator_blocks(self) -> list[nn.Module]:
-        """The blocks of D that may be frozen, from its input on."""
+        """Return the blocks of D that may be frozen, from its input on."""
         return [self.D.get_submodule(f"b{resolution}") for resolution in self.D.resolutions]
+
+    def inputs(self) -> Inputs:
+        """Return the sizes of its frames, what it takes in first."""
+        opts = self.options
+        return Inputs(sizes=((opts.lres_height, opts.lres_width), (opts.height, opts.width)))
 
     def batch_spec(self, step: int) -> list[BatchSpec]:
         """Conditions for G; conditions and sharp frames for D; both, without context, when R1 is due."""
         opts, context = self.options, self.context
         window = opts.num_frames + 2 * context
-        lres = ClipPart("lres", opts.lres_height, opts.lres_width, 0, window)
-        lres_center = dataclasses.replace(lres, first_frame=context, num_frames=opts.num_frames)
-        sres_center = ClipPart("sres", opts.height, opts.width, context, opts.num_frames)
+        lres = FrameClip("lres", opts.lres_height, opts.lres_width, 0, window)
+        lres_center = dataclasses.replace(lres, first=context, count=opts.num_frames)
+        sres_center = FrameClip("sres", opts.height, opts.width, context, opts.num_frames)
         specs = [BatchSpec(window, (lres,)), BatchSpec(window, (lres, sres_center))]
         return specs + [BatchSpec(window, (lres_center, sres_center))] * self.r1_due(step)
 
-    def source(self) -> Source:
-        """Videos of the averaged generator."""
-        return SuperResSource(self.G_ema)
+    def sampler(self) -> Sampler:
+        """Return videos of the averaged generator."""
+        return SuperResSampler(self.G_ema)
 
     def fakes(self, batch: Batch, rngs: Rngs, update_emas: bool = False) -> Batch:
         """Sharp frames of corrupted conditions, and those conditions."""

@@ -1,0 +1,204 @@
+"""Train a system: one command a system, whose options are those of its `Options`.
+
+# All systems
+python train.py --help
+
+# Smallest command (a CPU, minutes)
+python train.py longvideogan-lres --dataset=datasets/labdoom --preset=toy
+
+# On 8 GPUs
+torchrun --standalone --nproc_per_node=8 train.py longvideogan-lres --dataset=datasets/horseback --batch=64
+
+Run the same command again and training continues where it stopped. --dry-run prints every option of a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from typing import Any
+
+import click
+
+from training import registry
+from training.command_line import (
+    PRECISIONS,
+    as_help,
+    combine,
+    field_options,
+    merge_fields,
+    take_fields,
+)
+from training.registry import Spec
+
+COUNT = click.IntRange(min=1)
+INTERVAL = click.IntRange(min=0)
+WEIGHT = click.FloatRange(min=0)
+
+
+def run_options(spec: Spec) -> list[Any]:
+    """Return the options of every system; those left out take the preset's value."""
+    presets = ", ".join(registry.resolve(spec.presets))
+    outdir = spec.outdir or f"runs/{spec.name}"
+    return [
+        click.option("--outdir", help="Where the run directory is made", default=outdir, show_default=True),
+        click.option("--dataset", help="Root of the dataset, which holds a directory HHHHxWWWW a size", required=True),
+        click.option("--val-dataset", help="Held-out clips, on which losses are measured at metric steps"),
+        click.option("--preset", help=f"Recipe to begin with: {presets}", default="default", show_default=True),
+        # Hyperparameters of every system.
+        click.option("--batch", help="Clips in a step, over all ranks and rounds", type=COUNT),
+        click.option("--grad-accum", help="Rounds of gradient accumulation", type=COUNT),
+        click.option("--steps", help="Train this many steps in all", type=INTERVAL),
+        click.option("--seed", help="Seed of weights, data order and every draw", default=0, show_default=True),
+        click.option("--x-flip", help="Mirror half of the clips  [default: where the system allows it]", type=bool),
+        click.option("--weighting", help="What is drawn equally often", type=click.Choice(["clip", "frame"])),
+        click.option("--init-from", help="Begin with the weights of this network or ckpt-...-train.pt; path or URL"),
+        # Performance.
+        click.option("--device", help="[default: cuda if there is a GPU]", type=click.Choice(["cpu", "cuda"])),
+        click.option("--precision", help="Arithmetic of a step  [default: the system's own, as published]",
+                     type=click.Choice(PRECISIONS)),
+        click.option("--compile", help="Compile parts of the networks first: minutes, once, for faster steps on a GPU",
+                     is_flag=True),
+        click.option("--workers", help="Threads that decode frames", type=INTERVAL),
+        click.option("--cache", help="Where decoded frames are kept", type=click.Choice(["none", "ram", "memmap"])),
+        # Watching and keeping.
+        click.option("--metric", "-m", "metrics", help="Measure this while training; repeatable", multiple=True),
+        click.option("--tick-steps", help="Steps between status lines", type=COUNT),
+        click.option("--sample-steps", help="Steps between previews; 0: only the last", type=INTERVAL),
+        click.option("--metric-steps", help="Steps between metrics; 0: only the last", type=INTERVAL),
+        click.option("--checkpoint-steps", help="Steps between checkpoints; 0: only by time", type=INTERVAL),
+        click.option("--checkpoint-minutes", help="Longest time between checkpoints; 0: only by steps", type=WEIGHT),
+        click.option("--keep", help="Newest checkpoints kept, besides the best", type=COUNT),
+        click.option("--log", help="Where statistics go besides stats.jsonl; repeatable", multiple=True,
+                     type=click.Choice(["none", "wandb", "tensorboard"])),
+        click.option(
+            "--resume",
+            help="auto (newest run of the same options), latest, never, a run directory, or one ckpt-...-train.pt to "
+            "branch from, and to continue that branch",
+            default="auto",
+            show_default=True,
+        ),
+        click.option("--override", help="Continue the run of --resume although options changed", is_flag=True),
+        click.option("--dry-run", help="Print the options as JSON and stop", is_flag=True),
+    ]  # fmt: skip
+
+
+def training_command(name: str, help: str | None = None) -> click.Command:
+    """Return the command that trains a registered system; `help` is the docstring of a script of its own."""
+    spec = registry.spec(name)
+    system = registry.resolve(spec.system)
+    own = field_options(system.Options)
+
+    @combine([*run_options(spec), *own])
+    def train(**given: Any) -> None:
+        run(spec, system, **given)
+
+    text = help or system.__doc__ or spec.title
+    return click.command(name, help=as_help(text), short_help=spec.title)(train)
+
+
+class Systems(click.Group):
+    """A group with one command a registered system, which is imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """See click."""
+        return list(registry.SYSTEMS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """See click."""
+        return training_command(cmd_name) if cmd_name in registry.SYSTEMS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the systems without importing them."""
+        with formatter.section("Systems"):
+            formatter.write_dl([(name, registry.spec(name).title) for name in registry.SYSTEMS])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Refuse an unknown system with the nearest one."""
+        from training.config import check_keys
+
+        try:
+            check_keys(args[:1], registry.SYSTEMS, "the systems")
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        return super().resolve_command(ctx, args)
+
+
+def make_options(spec: Spec, system: Any, preset: str, given: dict[str, Any]) -> Any:
+    """Return the options of a run: the preset's row, changed by what was given.
+
+    None or an empty tuple means not given. What is given of a dictionary changes the preset's.
+    """
+    from training.config import TrainOptions, resolve
+
+    presets = registry.resolve(spec.presets)
+    if preset not in presets:
+        raise click.BadParameter(f"{preset!r} is unknown; there are {', '.join(presets)}", param_hint="--preset")
+    row = presets[preset]
+    model = merge_fields(row["model"], take_fields(system.Options, given))
+    given = {name: value for name, value in given.items() if value not in (None, ())}
+    options = TrainOptions(system=spec.name, **{**row, **given, "model": {}})
+    resolved = resolve(system.Options, model, f"the preset {preset}")
+    system.check(resolved, options)
+    return dataclasses.replace(options, model=dataclasses.asdict(resolved))
+
+
+def check_precision(options: Any) -> None:
+    """Refuse a precision that the device lacks, before anything is built."""
+    from torch_utils.precision import why_not
+
+    reason = why_not(options.precision or "fp32", options.device)
+    if reason is not None:
+        raise click.BadParameter(f"{options.precision} {reason}", param_hint="--precision")
+
+
+def run(spec: Spec, system: Any, preset: str, dry_run: bool, **given: Any) -> None:
+    """Train a system and print the command that comes next; errors of the user become one sentence."""
+    import torch
+
+    from metrics import metric_main
+    from torch_utils import distributed
+    from training import checkpoint, loop
+    from training.config import settle, to_dict
+
+    given["device"] = given["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        options = settle(make_options(spec, system, preset, given), system)
+        metric_main.check_names(options.metrics)
+        check_precision(options)
+        if dry_run:
+            if rank == 0:
+                click.echo(json.dumps(to_dict(options), indent=2))
+            return
+        metric_fn = metric_main.training_metrics(options.dataset, options.seed, options.device)
+        result = loop.train(spec.name, options, metric_fn)
+        if result.finished:
+            network = checkpoint.network_path(result.run_dir, result.step)
+            distributed.print0(f"Next: {next_command(spec, preset, str(network), given['dataset'])}")
+    except distributed.SharedError as error:
+        if rank:
+            sys.exit(1)
+        raise click.ClickException(str(error)) from error
+    except (ValueError, OSError) as error:
+        raise click.ClickException(f"rank {rank}: {error}" if rank else str(error)) from error
+    finally:
+        distributed.shutdown()
+
+
+def next_command(spec: Spec, preset: str, network: str, dataset: str) -> str:
+    """Return the command that comes after training; it names the preset where all parts of the model have it."""
+    parts = [other for other in registry.specs() if other.open_sampler == spec.open_sampler]
+    shared = preset != "default" and all(preset in registry.resolve(other.presets) for other in parts)
+    return spec.next_command.format(network=network, dataset=dataset, preset=f" --preset={preset}" if shared else "")
+
+
+@click.command(cls=Systems, help=as_help(__doc__))
+def main() -> None:
+    """See the module's docstring."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Optimisation that all systems share: accumulated updates, clipping, learning-rate schedules, moving averages.
+
+Nothing here waits for the device: what is returned are tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from torch_utils import distributed
+from training.contract import Batch
+
+T = TypeVar("T")
+SCHEDULES = ("constant", "cosine", "polynomial")
+
+
+class Report:
+    """The values that a step reports by name, gathered over its rounds of accumulation."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+
+    def add(self, group: str, **values: Tensor) -> None:
+        """Add more values of each "group/name"."""
+        for name, value in values.items():
+            self._values.setdefault(f"{group}/{name}", []).append(value.detach().flatten())
+
+    def values(self) -> dict[str, Tensor]:
+        """Return all values of each name, one after another: 1-D tensors."""
+        return {name: torch.cat(values) for name, values in self._values.items()}
+
+
+def update(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rounds: Sequence[slice],
+    *losses: Callable[[slice], Tensor],
+    gain: float = 1.0,
+    frozen: Sequence[nn.Module] = (),
+    clip_norm: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Take one optimiser step on the mean over rounds and ranks of the sum of `losses`, times `gain`.
+
+    Each of `losses` takes the clips of one round and is differentiated before the next one is computed, so that one
+    graph at a time is in memory. Only `network`, but for its parts in `frozen`, needs gradients meanwhile. Gradients
+    are scaled to a norm of at most `clip_norm`.
+
+    Returns the number of non-finite entries of the gradient, which are replaced by zeros, and the gradient's norm
+    before clipping, averaged over ranks and times `gain`.
+    """
+    network.requires_grad_(True)
+    for part in frozen:
+        part.requires_grad_(False)
+    optimizer.zero_grad(set_to_none=True)
+    for piece in rounds:
+        for loss in losses:
+            loss(piece).backward()
+    network.requires_grad_(False)
+    num_nonfinite = distributed.sync_grads(network.parameters(), gain / len(rounds))
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if clip_norm is not None:
+        torch._foreach_mul_(gradients, (clip_norm / norm.clamp(min=1e-12)).clamp(max=1.0))  # pyright: ignore
+    optimizer.step()
+    return num_nonfinite, norm
+
+
+def make_adam(
+    networks: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+) -> torch.optim.Adam:
+    """Return Adam over all parameters, or AdamW if there is weight decay, in one kernel where torch has one.
+
+    Its state has the same layout either way: a `step`, which the fused kernel keeps on the device, and two averages.
+    """
+    parameters: Any = list(networks.parameters() if isinstance(networks, nn.Module) else networks)
+    tensors = [p for item in parameters for p in (item["params"] if isinstance(item, dict) else [item])]
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in tensors)
+    kind, extra = (torch.optim.AdamW, {"weight_decay": weight_decay}) if weight_decay else (torch.optim.Adam, {})
+    return kind(parameters, lr=lr, betas=betas, eps=1e-8, fused=fused, **extra)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A learning rate by step: linear warm-up to `peak`, then constant, half a cosine, or a polynomial to `end`."""
+
+    peak: float
+    kind: str = "constant"
+    warmup: int = 0  # steps
+    steps: int = 0  # at which the rate reaches `end`
+    end: float = 0.0
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in SCHEDULES:
+            raise ValueError(f"learning-rate schedule {self.kind!r} is unknown: use {', '.join(SCHEDULES)}")
+        if not 0 < self.peak < math.inf:
+            raise ValueError(f"learning rate is {self.peak}; it must be above 0, such as 0.001")
+        if self.kind != "constant" and self.steps <= self.warmup:
+            raise ValueError(
+                f"a {self.kind} schedule of {self.steps} steps ends within its warm-up of {self.warmup}: train longer "
+                "or warm up for fewer steps"
+            )
+
+    def at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        if self.kind == "constant":
+            return self.peak
+        done = min((step - self.warmup) / (self.steps - self.warmup), 1.0)
+        share = (1 + math.cos(math.pi * done)) / 2 if self.kind == "cosine" else (1 - done) ** self.power
+        return self.end + (self.peak - self.end) * share
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """Set and return the rate of a step; a group's rate is times its "lr_scale", if it has one."""
+        rate = self.at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        return rate
+
+
+def ema_decay(beta: float, rampup_steps: int, step: int) -> float:
+    """Return the decay of a moving average at a step: its half-life grows linearly over the first `rampup_steps`."""
+    return min(beta ** ((rampup_steps + 1) / (step + 1)), beta)
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, current: nn.Module, beta: float) -> None:
+    """Move `average` towards `current`, parameters and floating-point buffers alike; other buffers are copied."""
+    averages, currents = ([*module.parameters(), *module.buffers()] for module in (average, current))
+    is_float = [tensor.is_floating_point() for tensor in averages]
+    if all(is_float):
+        torch._foreach_lerp_(averages, currents, 1 - beta)  # pyright: ignore[reportPrivateImportUsage]
+        return
+    for old, new in zip(averages, currents, strict=True):
+        old.lerp_(new, 1 - beta) if old.is_floating_point() else old.copy_(new)
+
+
+def cut(batch: Batch, piece: slice) -> Batch:
+    """Return the clips of one round of accumulation."""
+    return {name: part[piece] for name, part in batch.items()}
+
+
+def seeded(seed: int, build: Callable[[], T]) -> T:
+    """Call `build` with torch's CPU generator at `seed`, and leave that generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def load_weights(modules: Mapping[str, nn.Module], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Load state dicts into the modules of the same names, after all of them were found to fit.
+
+    Raises `ValueError` with the first name or shape that differs.
+    """
+    for name, state in weights.items():
+        check_fit(name, state, modules[name].state_dict())
+    for name, state in weights.items():
+        modules[name].load_state_dict(state)
+
+
+def check_fit(name: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError` unless weights for the module `name` have the names and shapes of those `wanted`."""
+
+    def describe(state: Mapping[str, Tensor], key: str) -> str:
+        return "x".join(map(str, state[key].shape)) or "one number" if key in state else "absent"
+
+    for key in [*wanted, *found]:
+        there, here = describe(found, key), describe(wanted, key)
+        if there != here:
+            raise ValueError(
+                f"The weights to begin with do not fit these options: {name}.{key} is {there} there and {here} here; "
+                "give the frame sizes, clip length and widths that those weights were trained with"
+            )
+
+
+def check_options(options: Any, *, above_zero: Sequence[str] = (), shares: Sequence[str] = ()) -> None:
+    """Raise `ValueError` unless fields of a dataclass are positive and finite, or in [0, 1)."""
+    names = {item.name for item in dataclasses.fields(options)}
+    assert {*above_zero, *shares} <= names
+    for name in above_zero:
+        if not 0 < getattr(options, name) < math.inf:
+            raise ValueError(f"Option {name} is {getattr(options, name)}; it must be above 0, such as 0.002")
+    for name in shares:
+        if not 0 <= getattr(options, name) < 1:
+            raise ValueError(f"Option {name} is {getattr(options, name)}; it must be at least 0 and below 1")
