@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from dnnlib.video import iter_video_frames
-from tests.explorer import FAR, frames_of, make_networks, serving, until
+from tests.explorer.helpers import FAR, frames_of, make_networks, serving, until
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -27,10 +27,10 @@ needs_chromium = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory):
-    """A studio whose server is running."""
-    with serving(make_networks(tmp_path_factory.mktemp("models"))[2]) as studio:
-        yield studio
+def session(tmp_path_factory):
+    """A session whose server is running."""
+    with serving(make_networks(tmp_path_factory.mktemp("models"))[2]) as session:
+        yield session
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +57,11 @@ def browser(downloads):
 class Page:
     """One tab, as its user sees it."""
 
-    def __init__(self, browser, studio, link=""):
+    def __init__(self, browser, session, link=""):
         self.browser = browser
         browser.switch_to.new_window("tab")
         self.handle = browser.current_window_handle
-        browser.get(f"http://localhost:{studio.port}/{link}")
+        browser.get(f"http://localhost:{session.port}/{link}")
 
     def run(self, script, *arguments):
         return self.browser.execute_script(script, *arguments)
@@ -103,13 +103,13 @@ class Page:
 
 
 @pytest.fixture
-def page(browser, studio):
+def page(browser, session):
     """Opens tabs; what the page complains about on the console fails the test."""
     first = browser.current_window_handle
     pages = []
 
     def open_page(link=""):
-        pages.append(Page(browser, studio, link))
+        pages.append(Page(browser, session, link))
         return pages[-1]
 
     yield open_page
@@ -141,11 +141,11 @@ def test_playing_moves_the_picture(page):
 
 
 @needs_chromium
-def test_the_same_seed_and_frame_show_the_same_pixels(page, studio, tmp_path):
+def test_the_same_seed_and_frame_show_the_same_pixels(page, session, tmp_path):
     tab = page("#model=toy&seed=3").shows(0)
     tab.type("frame", "10,000,000")
     picture = tab.shows(FAR).picture()
-    assert np.array_equal(tab.pixels(), frames_of(studio, FAR, 1, kind="sres", seed=3)[0])
+    assert np.array_equal(tab.pixels(), frames_of(session, FAR, 1, kind="sres", seed=3)[0])
     tab.press(Keys.ARROW_UP)
     until(lambda: tab.picture() != picture and tab.frame() == FAR)
     tab.press(Keys.HOME)
@@ -190,13 +190,13 @@ def test_wrong_input_shows_a_message_and_keeps_the_picture(page):
 
 
 @needs_chromium
-def test_views_grids_and_clips(page, browser, studio, downloads):
-    tab = page("#model=toy&seed=3&frame=40&view=both").shows(40).shows(40, "lres")
+def test_views_grids_and_clips(page, browser, session, downloads):
+    tab = page("#model=toy&seed=3&frame=40&view=side-by-side").shows(40).shows(40, "lres")
     for kind in ("lres", "sres"):
-        assert np.array_equal(tab.pixels(kind), frames_of(studio, 40, 1, kind=kind, seed=3)[0])
+        assert np.array_equal(tab.pixels(kind), frames_of(session, 40, 1, kind=kind, seed=3)[0])
     tab.press("s", "2", "g")
     until(lambda: tab.pixels().shape == (108, 192, 3) and tab.frame() == 40)
-    assert np.array_equal(tab.pixels(), frames_of(studio, 40, 1, kind="sres", seed=3, grid="3x3")[0])
+    assert np.array_equal(tab.pixels(), frames_of(session, 40, 1, kind="sres", seed=3, grid="3x3")[0])
     style = "return getComputedStyle(document.querySelector('#figure-sres canvas')).imageRendering"
     assert tab.run(style) == "pixelated"
     tab.type("clip-count", "12")
@@ -206,11 +206,11 @@ def test_views_grids_and_clips(page, browser, studio, downloads):
     assert len(list(iter_video_frames(path))) == 12
     browser.find_elements(By.CSS_SELECTOR, "#figure-sres .cells button")[4].click()
     until(lambda: tab.pixels().shape == (36, 64, 3) and tab.frame() == 40)
-    assert np.array_equal(tab.pixels(), frames_of(studio, 40, 1, kind="sres", seed=7)[0])
+    assert np.array_equal(tab.pixels(), frames_of(session, 40, 1, kind="sres", seed=7)[0])
 
 
 @needs_chromium
-def test_tabs_play_side_by_side_and_leave_nothing_behind(page, browser, studio):
+def test_tabs_play_side_by_side_and_leave_nothing_behind(page, browser, session):
     tabs = [page("#model=toy&seed=21"), page("#model=toy&seed=22")]
     for tab in tabs:
         browser.switch_to.window(tab.handle)
@@ -220,4 +220,4 @@ def test_tabs_play_side_by_side_and_leave_nothing_behind(page, browser, studio):
     browser.get("about:blank")
     browser.switch_to.window(tabs[1].handle)
     browser.get("about:blank")
-    until(lambda: studio.worker.num_tasks == 0)
+    until(lambda: session.worker.num_tasks == 0)
