@@ -76,7 +76,7 @@ class Page:
 
     def frame(self, kind="sres"):
         """The number of the frame that the canvas shows; None while it is not there."""
-        shown = self.run(f"return document.querySelector('#figure-{kind} canvas').dataset.frame")
+        shown = self.run(f"return document.querySelector('#figure-{kind} canvas')?.dataset.frame")
         return int(shown) if shown else None
 
     def shows(self, frame, kind="sres"):
