@@ -92,10 +92,12 @@ export function showControls(options, values) {
   }
 }
 
-// The values of a model's options: those that are given, else those from before if they suit, else the defaults.
-export function chooseOptions(options, given, before) {
+// The values of a model's options: those that are given, else those from before, else the defaults. Those from before
+// may be of another model, and then be such that this one does not take them.
+export function chooseOptions(options, given, before, isSameModel) {
   const suits = (option, value) => {
-    if (value === undefined || option.kind === "text") return false;
+    if (value === undefined || isSameModel) return value !== undefined;
+    if (option.kind === "text") return false;
     if (option.kind === "choice") return option.choices.map(String).includes(value);
     return !isSlider(option) || (Number(value) >= option.low && Number(value) <= option.high);
   };

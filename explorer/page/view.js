@@ -237,17 +237,21 @@ function drawFigure(figure, kind) {
 
 function drawTimeline() {
   const first = Math.floor(state.frame / SPAN) * SPAN; // not before the first frame, which is 0 where there is one
-  Object.assign($("scrub"), { min: first, max: first + SPAN - 1, value: state.frame });
+  const last = Math.max(first, Math.min(first + SPAN, end) - 1);
+  Object.assign($("scrub"), { min: first, max: last, value: state.frame });
+  for (const button of document.querySelectorAll("[data-step]")) {
+    button.disabled = Number(button.dataset.step) < 0 ? state.frame === about.first : state.frame + 1 >= end;
+  }
   $("from").textContent = first.toLocaleString("en");
-  $("to").textContent = (first + SPAN - 1).toLocaleString("en");
+  $("to").textContent = last.toLocaleString("en");
   if (document.activeElement !== $("frame")) $("frame").value = state.frame;
   $("clock").textContent = timeOf(state.frame / Number(state.fps));
   const bar = $("loaded");
-  bar.width = SPAN;
+  bar.width = last - first + 1;
   const context = bar.getContext("2d");
   context.fillStyle = "#8a6a35";
   const kind = shown().at(-1);
-  for (let index = 0; index < SPAN; index++) if (stores[kind].frames.has(first + index)) context.fillRect(index, 0, 1, 1);
+  for (let index = 0; index < bar.width; index++) if (stores[kind].frames.has(first + index)) context.fillRect(index, 0, 1, 1);
 }
 
 // ---------------------------------------------------------------------------
@@ -301,7 +305,7 @@ async function change(values, field = null) {
   const goal = latest();
   try {
     const opened = about?.model === goal.model ? about : await open(goal.model);
-    const options = chooseOptions(opened.options, pending.options, state.options);
+    const options = chooseOptions(opened.options, pending.options, state.options, opened === about);
     const kind = goal.view in opened.kinds ? goal.view : Object.keys(opened.kinds).findLast((one) => opened.kinds[one].shows.length === 1);
     const good = await askJson("check", { ...videoOf({ ...goal, options }), kind, frame: goal.frame });
     if (mine !== changes) return false;
