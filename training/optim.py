@@ -85,8 +85,8 @@ def make_adam(
     parameters: Any = list(networks.parameters() if isinstance(networks, nn.Module) else networks)
     tensors = [p for item in parameters for p in (item["params"] if isinstance(item, dict) else [item])]
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in tensors)
-    kind, extra = (torch.optim.AdamW, {"weight_decay": weight_decay}) if weight_decay else (torch.optim.Adam, {})
-    return kind(parameters, lr=lr, betas=betas, eps=1e-8, fused=fused, **extra)
+    kind: Any = torch.optim.AdamW if weight_decay else torch.optim.Adam
+    return kind(parameters, lr=lr, betas=betas, eps=1e-8, fused=fused, weight_decay=weight_decay)
 
 
 @dataclass(frozen=True)

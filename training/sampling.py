@@ -134,10 +134,12 @@ class Sampler:
     num_labels: int = 0  # classes that a prompt's label may name
     takes_text: bool = False
     num_actions: int | None = None  # for a stream of ints: how many values there are
+    vocabularies: Mapping[str, Sequence[str]] = {}  # names of a stream's whole numbers
     depends_on_length: bool = False  # whether frames of a shorter video differ
     default_frames: int | None = None  # the length of a video, where the options fix it
     fps: float | None = None  # frames a second of what it was trained on, where known
     options: Any = NoOptions()
+    file_labels: Mapping[str, str] = {}  # of outputs that files and pages do not call by their names
 
     @property
     def size(self) -> Size:
@@ -152,7 +154,7 @@ class Sampler:
     @property
     def labels(self) -> Mapping[str, str]:
         """Return what each output is called in names of files and on pages."""
-        return {name: name for name in self.outputs}
+        return {name: self.file_labels.get(name, name) for name in self.outputs}
 
     def frames(self, request: Request) -> Iterator[dict[str, Tensor]]:
         """Yield successive frames of each output: name -> float32 (N, 3, T, height, width), not clamped.
@@ -289,4 +291,7 @@ def open_sampler(
         raise ValueError(f"{names} do not make one model: give files of one system")
     (opener,) = openers
     bundles: list[Bundle] = [bundle for _, bundle in found]
-    return registry.resolve(opener)(bundles, dict(options or {}))
+    sampler: Sampler = registry.resolve(opener)(bundles, dict(options or {}))
+    sampler.fps = next((bundle.fps for bundle in bundles if bundle.fps is not None), None)
+    sampler.vocabularies = {name: names for bundle in bundles for name, names in bundle.vocabularies.items()}
+    return sampler

@@ -1,7 +1,8 @@
 """Read video clips from sharded zips of JPEG frames and deal them out in batches that depend on nothing but a seed.
 
 Layout: `<root>/<HHHHxWWWW>/<shard>.zip`, each zip holding `<clip>/<frame>.jpg` and `frame_paths.json`, an object that
-maps each clip to its frame names in order. `<root>/dataset.json` may say how many frames a second there are.
+maps each clip to its frame names in order. `<root>/dataset.json` may say how many frames a second there are. Tokens of
+the frames are read by `training.data.codes`, values beside the frames by `training.data.streams`.
 """
 
 import collections
@@ -18,9 +19,11 @@ import numpy as np
 import torch
 
 from torch_utils import distributed
-from training.contract import BatchSpec, FrameClip, Part
+from training.contract import BatchSpec, CodeClip, FrameClip, Part, Stream
+from training.data.codes import CodeStore, encode_command
 from training.data.frame_cache import CACHE_KINDS, make_caches
 from training.data.shards import FrameStore, Size, size_name
+from training.data.streams import LABEL, StreamStore
 from training.random import random_state
 
 ASSUMED_FPS = 30.0  # published datasets do not store a frame rate; this is theirs
@@ -36,28 +39,52 @@ class ClipDataset:
     """The clips of one dataset root at one or several sizes, which must show the same frames of the same clips.
 
     With `cache` "ram" or "memmap" decoded frames are kept, in memory or in a file below the cache folder, the smallest
-    sizes first and as many as fit. Raises ValueError if the dataset is not whole, is not what its dataset.json says,
-    or does not fit into the cache.
+    sizes first and as many as fit. `codes` is the SHA-256 of the tokenizer whose tokens are read, with which `sizes`
+    may be empty; `streams` are names such as "actions". `vocabularies` gives the names that the whole numbers of a
+    stream stand for, in place of what the dataset says. Raises ValueError if the dataset is not whole, is not what its
+    dataset.json says, or does not fit into the cache, or if sizes, codes and streams are not of the same clips.
     """
 
-    def __init__(self, path: str | os.PathLike[str], sizes: Sequence[Size], cache: str = "none") -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        sizes: Sequence[Size],
+        cache: str = "none",
+        codes: str | None = None,
+        streams: Sequence[str] = (),
+        vocabularies: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         if cache not in CACHE_KINDS:
             raise ValueError(f"there is no cache {cache!r}; take one of {', '.join(CACHE_KINDS)}")
         self.path = Path(path)
         self.name = self.path.resolve().name
+        self.sizes = list(sizes)
         description = _read_description(self.path)
         listed = description.get("hashes")
         self._stores = {(height, width): FrameStore(self.path, (height, width), listed) for height, width in sizes}
-        first, *others = self._stores.values()
+        self.codes = None if codes is None else CodeStore(self.path, codes)
+        stores = [*self._stores.values(), *([] if self.codes is None else [self.codes])]
+        if not stores:
+            raise ValueError(f"neither frames nor tokens of {self.path} are read; ask for a frame size or for codes")
+        first, *others = stores
         for other in others:
             _check_same_clips(self.path, first, other)
         self.clips = first.clips
-        self.lengths = np.diff(first.first_frames)  # (number of clips,): frames of each clip
+        self.lengths = np.array([clip.num_frames for clip in self.clips], np.int64)  # of each, that windows take
+        self.alignment = 1  # windows begin at multiples of so many frames
+        if self.codes is not None:
+            self._number_in_codes = np.array([self.codes.index[clip.path] for clip in self.clips])
+            self.alignment = self.codes.stride[0]
+            self.lengths = np.minimum(self.lengths, self.codes.steps[self._number_in_codes] * self.alignment)
         self._number_in_store = {}
         for size, store in self._stores.items():
             self._number_in_store[size] = np.array([store.index[clip.path] for clip in self.clips])
-        self.fps = _frame_rate(self.path, description)
-        _warn_if_unfinished(self.path, description)
+        folders = [store.directory for store in stores]
+        self.streams = {
+            name: StreamStore(self.path, name, self.clips, folders, (vocabularies or {}).get(name)) for name in streams
+        }
+        self.fps = _frame_rate(self.path, description, self.codes)
+        _warn_if_unfinished(self.path, description if sizes else {}, self.codes)
         if cache != "none":
             wanted = {size: (len(store.members), store.content_key()) for size, store in self._stores.items()}
             for size, frames in make_caches(cache, wanted).items():
@@ -75,6 +102,16 @@ class ClipDataset:
         assert size in self._stores, f"{size_name(size)} was not opened"
         self._stores[size].read(self._number_in_store[size][clip_index], frames, out)
 
+    def read_codes(self, clip_index: int, start: int, count: int, stride: int = 1) -> np.ndarray:
+        """Return steps start, start + stride, ... (`count` of them) of a clip's tokens: uint16 (count, h, w)."""
+        assert self.codes is not None, "no codes were opened"
+        return self.codes.read(int(self._number_in_codes[clip_index]), start, count, stride)
+
+    def read_stream(self, clip_index: int, name: str, start: int, count: int, stride: int = 1) -> np.ndarray:
+        """Return a stream's values for frames start, start + stride, ...: int64 (count,) or float32 (count, values)."""
+        assert name in self.streams, f"{name} was not opened"
+        return self.streams[name].read(clip_index, start, count, stride)
+
     def eligible(self, num_frames: int) -> list[int]:
         """Indices of the clips of at least `num_frames` frames; ValueError if there is none."""
         indices = np.flatnonzero(self.lengths >= num_frames).tolist()
@@ -86,13 +123,14 @@ class ClipDataset:
         return indices
 
 
-def _check_same_clips(root: Path, first: FrameStore, other: FrameStore) -> None:
-    """Raise ValueError naming the first difference, unless both sizes have the same frames of the same clips."""
+def _check_same_clips(root: Path, first: FrameStore | CodeStore, other: FrameStore | CodeStore) -> None:
+    """Raise ValueError naming the first difference, unless both have the same frames of the same clips."""
     names = first.directory.name, other.directory.name
+    are_frames = isinstance(first, FrameStore) and isinstance(other, FrameStore)
     here, there = (
         {
-            clip.path: (clip.num_frames, digest.tobytes())
-            for clip, digest in zip(store.clips, store.digests, strict=True)
+            clip.path: (clip.num_frames, digest)
+            for clip, digest in zip(store.clips, _digests(store, are_frames), strict=True)
         }
         for store in (first, other)
     )
@@ -106,10 +144,22 @@ def _check_same_clips(root: Path, first: FrameStore, other: FrameStore) -> None:
         difference = f"clip {clip} has {here[clip][0]} frames in {names[0]} but {there[clip][0]} in {names[1]}"
     else:
         difference = f"the frames of clip {clip} have other names in {names[0]} than in {names[1]}"
+    if isinstance(first, FrameStore) and isinstance(other, FrameStore):
+        raise ValueError(
+            f"the sizes of {root} do not show the same clips: {difference}; make all sizes in one run: --sizes "
+            f"{first.size[0]}x{first.size[1]},{other.size[0]}x{other.size[1]}"
+        )
     raise ValueError(
-        f"the sizes of {root} do not show the same clips: {difference}; make all sizes in one run: --sizes "
-        f"{first.size[0]}x{first.size[1]},{other.size[0]}x{other.size[1]}"
+        f"the tokens of {root} are not of the same clips as its frames: {difference}; make the tokens that lack: "
+        f"{encode_command(root)}"
     )
+
+
+def _digests(store: FrameStore | CodeStore, are_compared: bool) -> Iterable[bytes]:
+    """Return for each clip what tells the names of its frames, nothing if these are not compared."""
+    if are_compared and isinstance(store, FrameStore):
+        return (digest.tobytes() for digest in store.digests)
+    return [b""] * len(store.clips)
 
 
 def _read_description(root: Path) -> dict[str, Any]:
@@ -123,9 +173,11 @@ def _read_description(root: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error}); write it anew: python -m dataset_tools.merge {root}") from error
 
 
-def _frame_rate(root: Path, description: Mapping[str, Any]) -> float:
+def _frame_rate(root: Path, description: Mapping[str, Any], codes: CodeStore | None) -> float:
     path = root / "dataset.json"
     if not path.exists():
+        if codes is not None:
+            return codes.manifest.fps
         _say_once(f"{root} has no dataset.json: assuming {ASSUMED_FPS:g} frames a second")
         return ASSUMED_FPS
     try:
@@ -136,7 +188,12 @@ def _frame_rate(root: Path, description: Mapping[str, Any]) -> float:
         ) from error
 
 
-def _warn_if_unfinished(root: Path, description: Mapping[str, Any]) -> None:
+def _warn_if_unfinished(root: Path, description: Mapping[str, Any], codes: CodeStore | None) -> None:
+    if codes is not None and (missing := codes.missing_partitions()):
+        _say_once(
+            f"{codes.directory} is unfinished: {missing} of its {codes.manifest.num_partitions} partitions have not "
+            "been made; going on with the others"
+        )
     missing = description.get("num_partitions", 0) - len(description.get("partitions", {}))
     if missing > 0:
         _say_once(
@@ -236,10 +293,14 @@ class BatchStream:
         self._windows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def items(self, n: int, num_frames: int) -> list[tuple[int, int, bool]]:
-        """Clip index, first frame and flip of each item of the n-th global batch of windows of `num_frames`."""
+        """Clip index, first frame and flip of each item of the n-th global batch of windows of `num_frames`.
+
+        Where the dataset has codes whose steps cover several frames, windows begin where a step does.
+        """
         if num_frames not in self._windows:
             eligible = np.array(self.dataset.eligible(num_frames))
-            self._windows[num_frames] = eligible, self.dataset.lengths[eligible] - num_frames + 1
+            spare = self.dataset.lengths[eligible] - num_frames
+            self._windows[num_frames] = eligible, spare // self.dataset.alignment + 1
         eligible, num_windows = self._windows[num_frames]  # (clips,) each
         draws = random_state("data", self.seed, n).random_sample((self.batch_size, 2))
         if self.weighting == "clip":
@@ -253,14 +314,16 @@ class BatchStream:
             windows = (draws[:, 0] * ends[-1]).astype(np.int64)
             picks = np.searchsorted(ends, windows, side="right")
             starts = windows - (ends - num_windows)[picks]
+        starts = starts * self.dataset.alignment
         flips = (draws[:, 1] < 0.5) & self.x_flip
         return list(zip(eligible[picks].tolist(), starts.tolist(), flips.tolist(), strict=True))
 
     def batch(self, n: int, spec: BatchSpec) -> dict[str, torch.Tensor]:
-        """This rank's slice of the n-th global batch: part name -> uint8 (N / world_size, T, H, W, 3).
+        """This rank's slice of the n-th global batch by part name, N / world_size clips.
 
-        With `x_flip` there is also "x_flip", bool (N / world_size,): which clips are to be mirrored. `to_device` does
-        that, and is where it costs least.
+        Frames are uint8 (N, T, H, W, 3), codes int32 (N, T, h, w), streams int64 (N, T) or float32 (N, T, V). With
+        `x_flip` there is also "x_flip", bool (N,): which clips are to be mirrored. `to_device` does that, and is where
+        it costs least.
         """
         batch, jobs = self._plan(n, spec)
         for job in jobs:
@@ -290,36 +353,76 @@ class BatchStream:
 
     def _plan(self, n: int, spec: BatchSpec) -> tuple[dict[str, torch.Tensor], list[functools.partial[None]]]:
         """An empty batch and the jobs that fill it, one for each clip and part."""
-        _check_parts(spec)
+        self._check_asked(spec)
+        _check_parts(spec, self.dataset.alignment)
         num_local = self.batch_size // self.world_size
         items = self.items(n, spec.num_frames)[self.rank * num_local : (self.rank + 1) * num_local]
         batch, jobs = {}, []
         for part in spec.parts:
-            assert isinstance(part, FrameClip), part
-            shape = (num_local, part.count, part.height, part.width, 3)
+            shape, dtype = self._layout(part)
             # Pinned memory lets the copy to a GPU run beside the computation.
-            batch[part.name] = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_initialized())
+            batch[part.name] = torch.empty((num_local, *shape), dtype=dtype, pin_memory=torch.cuda.is_initialized())
             for out, (clip, start, _) in zip(batch[part.name].numpy(), items, strict=True):
-                frames = _steps(part, start)
-                jobs.append(functools.partial(self.dataset.read_into, out, clip, frames))
+                jobs.append(functools.partial(_fill, out, self.dataset, clip, part, start))
         if self.x_flip:
             batch["x_flip"] = torch.tensor([flip for _, _, flip in items])
         return batch, jobs
 
+    def _layout(self, part: Part) -> tuple[tuple[int, ...], torch.dtype]:
+        """Return shape and type of what one clip has of a part."""
+        if isinstance(part, FrameClip):
+            return (part.count, part.height, part.width, 3), torch.uint8
+        if isinstance(part, CodeClip):
+            assert self.dataset.codes is not None, "no codes were opened"
+            return (part.count, *self.dataset.codes.grid), torch.int32
+        assert part.name in self.dataset.streams, f"{part.name} was not opened"
+        stream = self.dataset.streams[part.name]
+        return ((part.count, stream.num_values), torch.float32) if stream.is_vector else ((part.count,), torch.int64)
+
+    def _check_asked(self, spec: BatchSpec) -> None:
+        """Raise ValueError if the windows cannot be cut from the dataset, or mirroring would spoil a part."""
+        has_codes = any(isinstance(part, CodeClip) for part in spec.parts)
+        if has_codes and spec.num_frames % self.dataset.alignment:
+            raise ValueError(
+                f"windows of {spec.num_frames} frames do not end where a step of the tokens does; take a multiple of "
+                f"the tokenizer's {self.dataset.alignment} frames"
+            )
+        if self.x_flip:
+            fixed = [part.name for part in spec.parts if not _can_be_mirrored(part)]
+            if fixed:
+                raise ValueError(
+                    f"clips cannot be mirrored, for their {', '.join(fixed)} would not be; turn it off: --x-flip=false"
+                )
+
+
+def _can_be_mirrored(part: Part) -> bool:
+    return isinstance(part, FrameClip) or (isinstance(part, Stream) and part.name == LABEL)
+
+
+def _fill(out: np.ndarray, dataset: ClipDataset, clip: int, part: Part, start: int) -> None:
+    """Read what a clip has of a part, in the window that begins at frame `start`, into `out`."""
+    if isinstance(part, FrameClip):
+        dataset.read_into(out, clip, _steps(part, start))
+    elif isinstance(part, CodeClip):
+        out[...] = dataset.read_codes(clip, start // dataset.alignment + part.first, part.count, part.stride)
+    else:
+        out[...] = dataset.read_stream(clip, part.name, start + part.first, part.count, part.stride)
+
 
 def _steps(part: Part, start: int) -> range:
-    """Return the frames, or steps of the token grid, of a part in a window that begins at `start`."""
+    """Return the frames, or steps of the tokens, of a part in a window that begins at `start`."""
     first = start + part.first
     return range(first, first + part.count * part.stride, part.stride)
 
 
 @functools.lru_cache(maxsize=64)
-def _check_parts(spec: BatchSpec) -> None:
+def _check_parts(spec: BatchSpec, alignment: int) -> None:
     """Assert that the parts of a batch have names of their own and lie in its windows."""
     names = [part.name for part in spec.parts]
     assert len({*names, "x_flip"}) == len(names) + 1, f"parts share a name, or take that of the flips: {names}"
     for part in spec.parts:
-        inside = part.first >= 0 and part.count > 0 and part.stride > 0 and _steps(part, 0)[-1] < spec.num_frames
+        num_steps = spec.num_frames // (alignment if isinstance(part, CodeClip) else 1)
+        inside = part.first >= 0 and part.count > 0 and part.stride > 0 and _steps(part, 0)[-1] < num_steps
         assert inside, f"{part} reaches out of a window of {spec.num_frames} frames"
 
 

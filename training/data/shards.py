@@ -107,7 +107,7 @@ def _build_index(path: Path, size: Size, root: Path) -> ShardIndex:
                         f"{path} lists {clip}/{name} but does not contain it; make or copy the shard again"
                     )
                 row = next(rows)
-                row[:] = _locate(file.fileno(), info, path)
+                row[:] = locate_member(file.fileno(), info, path)
                 if frame == 0:
                     try:
                         _open_image(next(_contents(file.fileno(), row[None])), size).close()
@@ -121,8 +121,11 @@ def _build_index(path: Path, size: Size, root: Path) -> ShardIndex:
     )
 
 
-def _locate(descriptor: int, info: zipfile.ZipInfo, path: Path) -> tuple[int, int, int, int]:
-    """The row of a member in the table of its shard."""
+def locate_member(descriptor: int, info: zipfile.ZipInfo, path: Path) -> tuple[int, int, int, int]:
+    """Return the row of a member in the table of its shard: where its bytes begin, how many, CRC-32, whether deflated.
+
+    Raises `ValueError` naming the zip if the member is not where the zip's directory says.
+    """
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{path} compresses {info.filename} in a way that is not read; store it uncompressed")
     lost = info.header_offset < 0  # as when the beginning of the zip is cut off
@@ -204,6 +207,34 @@ def _open_image(data: bytes | memoryview, size: Size) -> Image.Image:
     return image
 
 
+class OpenFiles:
+    """Descriptors of files, each opened when it is first asked for and closed with this object.
+
+    Threads and forked processes may share one; a pickled copy opens the files anew.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        self._descriptors: dict[int, int] = {}
+        self._lock = threading.Lock()
+        weakref.finalize(self, _close_files, self._descriptors)
+
+    def descriptor(self, number: int) -> int:
+        """Return the descriptor of file `number`, which is open for reading."""
+        with self._lock:
+            if number not in self._descriptors:
+                self._descriptors[number] = os.open(self.paths[number], os.O_RDONLY)
+            return self._descriptors[number]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OpenFiles, (self.paths,)
+
+
+def _close_files(descriptors: dict[int, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
+
+
 class FrameStore:
     """All frames of one size: which clips there are, and where in which zip each frame lies.
 
@@ -243,7 +274,7 @@ class FrameStore:
         self.members = np.concatenate([index.members for index in indices])  # (all frames, 4), as in ShardIndex
         self.first_frames = np.cumsum([0, *(clip.num_frames for clip in self.clips)])
         self.cache: FrameCache | None = None
-        self._forget_files()
+        self._files = OpenFiles(self.shards)
 
     def content_key(self) -> str:
         """A name that only a store of these very frames in this order has, wherever it lies."""
@@ -263,7 +294,7 @@ class FrameStore:
         if not len(missing):
             return
         shard = self.clip_shards[clip]
-        contents = _contents(self._descriptor(shard), self.members[rows[missing]])
+        contents = _contents(self._files.descriptor(shard), self.members[rows[missing]])
         for position in missing:
             try:
                 decode_rgb(next(contents), out[position])
@@ -282,29 +313,6 @@ class FrameStore:
                 return json.loads(archive.read("frame_paths.json"))[self.clips[clip].path][frame]
         except (*_FAULTS, IndexError):
             return f"number {frame}"
-
-    def _forget_files(self) -> None:
-        self._descriptors: dict[int, int] = {}
-        self._lock = threading.Lock()
-        weakref.finalize(self, _close_files, self._descriptors)
-
-    def _descriptor(self, shard: int) -> int:
-        with self._lock:
-            if shard not in self._descriptors:
-                self._descriptors[shard] = os.open(self.shards[shard], os.O_RDONLY)
-            return self._descriptors[shard]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_descriptors", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._forget_files()
-
-
-def _close_files(descriptors: dict[int, int]) -> None:
-    for descriptor in descriptors.values():
-        os.close(descriptor)
 
 
 def _missing_size_message(root: Path, size: Size) -> str:

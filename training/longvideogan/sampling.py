@@ -97,7 +97,7 @@ class LowResSampler(Sampler):
     """Videos of a low-resolution generator."""
 
     Options = Sampling
-    labels = {"video": "lres"}
+    file_labels = {"video": "lres"}
 
     def __init__(
         self, network: LowResGenerator, options: Sampling = Sampling(), block: int = LRES_CHUNK,
@@ -196,7 +196,7 @@ class SuperResSampler(Sampler):
     """Super-resolved videos of the low-resolution frames that the prompt gives, beside those."""
 
     Options = Sampling
-    labels = {"lres": "lres", "video": "sres"}
+    file_labels = {"lres": "lres", "video": "sres"}
 
     def __init__(self, network: SuperResGenerator, options: Sampling = Sampling(), block: int = SRES_CHUNK) -> None:
         self.network, self.options, self.block = network, options, block
@@ -278,7 +278,7 @@ class PairSampler(Sampler):
     """Videos of a low-resolution generator, made sharp by a super-resolution one; frame t is frame t, enlarged."""
 
     Options = Sampling
-    labels = {"lres": "lres", "video": "sres"}
+    file_labels = {"lres": "lres", "video": "sres"}
 
     def __init__(
         self, lres: LowResGenerator, sres: SuperResGenerator, options: Sampling = Sampling(),
@@ -346,4 +346,5 @@ def open_sampler(bundles: Sequence[Bundle], options: Mapping[str, Any]) -> Sampl
             "temporal scale, blend, loop and rng 'legacy' act on a low-resolution network: give one too (--lres), or "
             "leave them out"
         )
+    assert sres is not None
     return SuperResSampler(sres, sampling)

@@ -1,4 +1,4 @@
-"""bias_act on a GPU: from the operator's arguments to launches of the kernel in bias_act.cu."""
+"""bias_act on a GPU: convert the operator's arguments to launches of the kernel in bias_act.cu."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import functools
 import torch
 from torch import Tensor
 
-from torch_utils.ops import cuda_driver
-from torch_utils.ops.cuda_driver import Kernel
-from torch_utils.ops.fir_plan import ceil_div
+from torch_utils.ops.cuda import driver
+from torch_utils.ops.cuda.driver import Kernel
+from torch_utils.ops.cuda.fir_plan import ceil_div
 
 PIECEWISE_LINEAR = ("linear", "relu", "lrelu")
 THREADS = 256
-ITEMS = {0: 4, 1: 4, 2: 2}  # vectors of a thread, by the number of tensors that are read
+ITEMS = {0: 4, 1: 4, 2: 2}  # vectors per thread, by the order of the derivative
 
 
 class _Divisor(ctypes.Structure):
@@ -40,7 +40,7 @@ class BiasActParams(ctypes.Structure):
 
 
 def make_divisor(value: int, large: bool) -> _Divisor:
-    """Returns multiplier and shift for (n * multiplier) >> (word + shift) = n // value; see bias_act.cu."""
+    """Return multiplier and shift for (n * multiplier) >> (word + shift) = n // value; see bias_act.cu."""
     # With k = bits(n) + ceil(log2(value)) the error of the rounded-up multiplier stays below 1 / value.
     word, bits = (64, 48) if large else (32, 31)
     k = max(bits + (value - 1).bit_length(), word)
@@ -49,9 +49,9 @@ def make_divisor(value: int, large: bool) -> _Divisor:
 
 @functools.cache
 def make_kernel(dtype: torch.dtype, act: str, order: int, clamp: bool, bias: int, vector: int, large: bool) -> Kernel:
-    """Returns the kernel for an order of derivative, a way to find the bias, and a number of elements a vector."""
+    """Return the kernel for a derivative `order`, a mode `bias` (see BIAS in bias_act.cu) and elements per `vector`."""
     constants = {
-        "DTYPE": cuda_driver.DTYPES[dtype],
+        "DTYPE": driver.DTYPES[dtype],
         "INDEX_64": int(large),
         "ACT": act.upper(),
         "ORDER": order,
@@ -72,12 +72,12 @@ def _run_bias_act(
     y = torch.empty_like(x)
     if x.numel() == 0:
         return y
-    channels, inner = 1, x.numel()  # as if all elements shared one channel
+    channels, inner = 1, x.numel()  # all elements belong to one channel
     if b is not None and x.shape[dim] > 1:
         channels, inner = x.shape[dim], x.stride(dim)
     aligned = all(t.data_ptr() % 16 == 0 for t in (*tensors.values(), y))
     vector = 16 // x.element_size() if aligned else 1
-    large = x.numel() >= cuda_driver.LARGE
+    large = x.numel() >= driver.LARGE
     mode = 0
     if b is not None:
         mode = 1 if inner % vector == 0 else 3
@@ -96,24 +96,24 @@ def _run_bias_act(
         clamp=clamp,
         **{name: tensor.data_ptr() for name, tensor in tensors.items()},
     )
-    cuda_driver.launch(kernel, ceil_div(x.numel(), THREADS * ITEMS[order] * vector), params, x.device)
+    driver.launch(kernel, ceil_div(x.numel(), THREADS * ITEMS[order] * vector), params, x.device)
     return y
 
 
 def bias_act(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float) -> Tensor:
-    """clamp(gain * act(x + b)) of a dense x, in its layout."""
+    """Return clamp(gain * act(x + b)) of a dense x, in its layout."""
     return _run_bias_act({"x": x}, b, dim, act, alpha, gain, clamp)
 
 
 def bias_act_grad(
     dy: Tensor, saved: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float
 ) -> Tensor:
-    """The derivative along dy; `saved` is the output where that tells the derivative, else the input."""
+    """Return the gradient of x for dy; `saved` is the output of bias_act for piecewise linear activations, else x."""
     return _run_bias_act({"x": saved, "dy": dy}, b, dim, act, alpha, gain, clamp)
 
 
 def bias_act_grad2(
     ddx: Tensor, dy: Tensor, x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float
 ) -> Tensor:
-    """The derivative of `bias_act_grad` with respect to x, along ddx."""
+    """Return the gradient of x for ddx, the gradient of the output of `bias_act_grad`."""
     return _run_bias_act({"x": x, "dy": dy, "ddx": ddx}, b, dim, act, alpha, gain, clamp)

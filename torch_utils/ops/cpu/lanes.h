@@ -1,11 +1,11 @@
-// Rows of several images to and from rows of vectors that hold a pixel of each image in their lanes.
+// Conversion between rows of several images and rows of vectors whose lanes are pixels of different images.
 #pragma once
 
-#include "cpu_simd.h"
+#include "simd.h"
 
 namespace {
 
-// Memory of the tensors, in which an element of `dtype` may have to be converted first.
+// Access to the memory of tensors, with conversion of elements of `dtype`.
 template <class T>
 class LaneRows {
     typedef Vec<T> V;
@@ -27,7 +27,7 @@ class LaneRows {
         memset(zeros, 0, longest * sizeof(T));
     }
 
-    // n pixels of W planes; a null pointer stands for zeros.
+    // n pixels of W planes; a null pointer is a plane of zeros.
     void load_planes(V* to, const char* const* from, int64_t n) const {
         const T* rows[W];
         for (int l = 0; l < W; l++) {

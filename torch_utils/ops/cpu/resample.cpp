@@ -1,18 +1,18 @@
-// Two FIR resamplings with something between them, in one pass over images that stay in the cache.
+// Two FIR resamplings with an optional operation between them, in one pass over images that stay in the cache.
 //
-// Images are worked on W at a time, one in each lane of the vectors, so that no filter ever needs a neighbouring lane.
-// Rows stream through: rows of the input are transposed into lanes, filtered along y and x, changed in the middle,
+// Images are processed W at a time, one in each lane of the vectors, so that filters need no neighbouring lanes.
+// Rows are a stream: rows of the input are transposed into lanes, filtered along y and x, changed in the middle,
 // filtered along x and y, and transposed back. Only the rows that a filter along y spans are kept. Wide images are cut
 // into tiles of columns; tall images, if there are few, into bands of rows, which become lanes like images of their
 // own.
 
 #include <new>
 
-#include "cpu_columns.h"
-#include "cpu_lanes.h"
+#include "columns.h"
+#include "lanes.h"
 
 extern "C" {
-// Mirrored in cpu_kernels.py. Tensors are dense, N,C,H,W or channels-last; signs are always N,C,H,W.
+// Mirrored in kernels.py. Tensors are dense, N,C,H,W or channels-last; signs are always N,C,H,W.
 struct LongtakeResample {
     int64_t batch_size, num_channels;
     LongtakeFilter first, second;
@@ -23,12 +23,12 @@ struct LongtakeResample {
 
 namespace {
 
-// What happens between the filters: nothing, a leaky ReLU, or its derivative as recorded in two bits for each element.
+// The operation between the filters: none, a leaky ReLU, or its derivative from two recorded bits for each element.
 enum Middle { NOTHING = 0, LEAKY = 1, SIGNS = 2 };
 
 constexpr int64_t MIDDLE_BYTES = 12 << 10;  // a row between the filters stays in the first-level cache
 constexpr int64_t BATCH = 4;                // rows that are filtered along y together
-constexpr int64_t COLUMNS = 16;             // vectors of each row at a time, there
+constexpr int64_t COLUMNS = 16;             // vectors of each row that are filtered along y together
 constexpr int64_t MAX_BANDS = 64, MIN_BAND = 8;
 
 template <class T>
@@ -45,14 +45,14 @@ class Resampler {
     uint8_t* signs;
     const int64_t item, sign_row;  // bytes of an element, and of a row of signs
     const bool identity_x1, identity_y1, identity_x2, identity_y2;
-    const bool keeps_middle;  // rows are kept as they come from the middle, not filtered along x
+    const bool keeps_middle;  // rows of the middle are kept before they are filtered along x
     const bool writes_signs;
     int64_t num_tiles = 1, tile_width = 1, num_bands = 1, band_height = 1, num_groups = 1, num_units = 1;
     int64_t middle_shift = 0, in_shift = 0;  // rows from one band to the next
     int64_t next_unit = 0;
 
     // A tile of columns: outputs [out0, out1), the middle that is computed [mid0, mid1) and kept with zeros around it
-    // [keep0, keep1), inputs [in0, in1), and the middle whose signs are this tile's to write [own0, own1).
+    // [keep0, keep1), inputs [in0, in1), and the middle whose signs this tile writes [own0, own1).
     struct Tile {
         int64_t out0, out1, mid0, mid1, keep0, keep1, in0, in1, own0, own1;
     };
@@ -108,16 +108,16 @@ class Resampler {
 
    private:
     // -----------------------------------------------------------------------------------------------------------------
-    // How the work is divided.
+    // Division of the work.
 
     void plan(int threads) {
         num_tiles = ceil_div(first.x.out_size * (int64_t)sizeof(V), MIDDLE_BYTES);
         tile_width = ceil_div(second.x.out_size, num_tiles);
         num_tiles = ceil_div(second.x.out_size, tile_width);
-        // A band begins where both filters are in the phase that they have at the top.
+        // A band begins where both filters have the same phase as at the top.
         int64_t unit = second.y.period;
         while (unit / second.y.period * second.y.step % first.y.period) unit += second.y.period;
-        // Rows that every band computes in addition, because its filters reach beyond it.
+        // Additional rows of every band, because its filters extend beyond it.
         int64_t halo = ceil_div(second.y.max_count * second.y.period, second.y.step) +
                        ceil_div(first.y.max_count * first.y.period * second.y.period, first.y.step * second.y.step);
         int64_t height = second.y.out_size, best = INT64_MAX;
@@ -363,8 +363,8 @@ class Resampler {
         return rows + modulo(row, num_rows) * width;
     }
 
-    // Filters rows begin .. end - 1 along y, from the rows of a ring, a few columns after the other: what neighbouring
-    // rows share is then read from the first-level cache.
+    // Filters rows begin .. end - 1 along y, from the rows of a ring, a few columns at a time, so that the common input
+    // of neighbouring rows is read from the first-level cache.
     static void filter_y(const Work& w, const Fir<T>& fir, V* out, int64_t width, int64_t begin, int64_t end, V* rows,
                          int64_t row_width, int64_t num_rows) {
         int64_t base = fir.y.first(begin), n = fir.y.last(end) - base;
@@ -405,7 +405,7 @@ class Resampler {
         }
     }
 
-    // One row of the middle into `to`; `filtered` is or becomes what the first filter makes of it along y.
+    // One row of the middle into `to`; `filtered` is or becomes the row after the first filter along y.
     void make_row(const Work& w, V* to, int64_t row, V* filtered) const {
         const Tile& t = w.tile;
         V* mid = to + (t.mid0 - t.keep0);

@@ -1,4 +1,4 @@
-"""Compiles kernels for the GPU at hand, keeps their binaries, and launches them through the CUDA driver by ctypes."""
+"""Compile kernels for the GPU, cache their binaries, and launch them through the CUDA driver by ctypes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 
 import torch
 
-from torch_utils import custom_ops
-from torch_utils.custom_ops import Unavailable
-from torch_utils.ops import nvrtc
-from torch_utils.ops.fir_plan import Gpu
+from torch_utils.ops.binaries import Unavailable, cached_file
+from torch_utils.ops.cuda import nvrtc
+from torch_utils.ops.cuda.fir_plan import Gpu
 
 DTYPES = {torch.float32: "FLOAT32", torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16"}
 
-# From this many elements on, offsets are 64-bit numbers. The distance to 2^31 is for the last block's overhang.
+# From this number of elements on, offsets are 64-bit numbers. The margin to 2^31 is for the part of the last block
+# beyond the tensor.
 LARGE = 2**31 - 2**22
 
 OPTIONS = ("--std=c++17",)
 MAGIC = b"longtake-kernel\0"
-DRIVER_REMEDY = "install a driver of NVIDIA's that is at least as new as the CUDA version of PyTorch"
+DRIVER_REMEDY = "install an NVIDIA driver that is at least as new as the CUDA version of PyTorch"
 
 # Of CUfunction_attribute and CUstreamCaptureMode.
 MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
@@ -34,9 +34,9 @@ DEFAULT_SHARED_BYTES = 48 * 1024
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """A kernel by its source file, function and compile-time constants; `shared_bytes` are asked for at launch.
+    """A kernel by its source file, function and compile-time constants; `shared_bytes` is set at launch.
 
-    Kernels are compared by identity, since they are looked up in every call: whoever makes one keeps it.
+    Kernels are compared by identity, since they are looked up in every call: callers must keep and reuse them.
     """
 
     source: str
@@ -48,7 +48,7 @@ class Kernel:
 
 @functools.cache
 def gpu_facts(device: torch.device) -> Gpu:
-    """Returns what plans want to know of a device."""
+    """Return the properties of a device that plans depend on."""
     properties = torch.cuda.get_device_properties(device)
     return Gpu(properties.multi_processor_count, properties.shared_memory_per_block_optin)
 
@@ -59,13 +59,13 @@ def gpu_facts(device: torch.device) -> Gpu:
 
 @functools.cache
 def read_sources() -> dict[str, str]:
-    """Returns the text of every CUDA source and header by its file name."""
+    """Return the text of every CUDA source and header by its file name."""
     folder = Path(__file__).parent
     return {path.name: path.read_text() for path in sorted(folder.glob("*.cu*")) if path.suffix in (".cu", ".cuh")}
 
 
 def compile_kernel(kernel: Kernel, target: str) -> bytes:
-    """Returns the machine code of a kernel for an architecture ("sm_90"); needs no GPU. See `Nvrtc.compile`."""
+    """Return the machine code of a kernel for an architecture ("sm_90"); needs no GPU. See `Nvrtc.compile`."""
     sources = read_sources()
     headers = {name: text for name, text in sources.items() if name.endswith(".cuh")}
     options = [*OPTIONS, *(f"-D{name}={value}" for name, value in kernel.constants)]
@@ -73,7 +73,7 @@ def compile_kernel(kernel: Kernel, target: str) -> bytes:
 
 
 def load_binary(kernel: Kernel, target: str) -> bytes:
-    """Returns the machine code of a kernel from the cache, where it is put if it is missing or damaged."""
+    """Return the machine code of a kernel from the cache; compile it if it is missing or damaged."""
     sources = read_sources()
     texts = [sources[name] for name in sorted(sources) if name == kernel.source or name.endswith(".cuh")]
     key = repr((texts, kernel.constants, OPTIONS, target, nvrtc.load().version))
@@ -84,14 +84,14 @@ def load_binary(kernel: Kernel, target: str) -> bytes:
 
     name = f"{Path(kernel.source).stem}-{target}.cubin"
     for _ in range(2):
-        path = custom_ops.cached_file(name, key, build)
+        path = cached_file(name, key, build)
         content = path.read_bytes()
         digest, binary = content[len(MAGIC) :][:32], content[len(MAGIC) + 32 :]
         if content.startswith(MAGIC) and hashlib.sha256(binary).digest() == digest:
             return binary
-        path.unlink(missing_ok=True)  # cut short or overwritten: a full disk, a copied cache
+        path.unlink(missing_ok=True)  # truncated or overwritten, by a full disk or a copied cache
     raise Unavailable(
-        f"{path} does not hold what was written to it", "set DNNLIB_CACHE_DIR to a folder on another disk"
+        f"{path} does not contain the data written to it", "set DNNLIB_CACHE_DIR to a folder on another disk"
     )
 
 
@@ -100,7 +100,7 @@ def load_binary(kernel: Kernel, target: str) -> bytes:
 
 
 class Driver:
-    """The CUDA driver's library; every call raises RuntimeError with the driver's own words."""
+    """The CUDA driver's library; a call that fails raises RuntimeError with the driver's message."""
 
     def __init__(self) -> None:
         name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
@@ -117,6 +117,7 @@ class Driver:
             raise RuntimeError(f"{name}: {(text.value or b'unknown error').decode()} ({status})")
 
     def version(self) -> str:
+        """Return the CUDA version of the driver as major.minor."""
         number = ctypes.c_int()
         self("cuDriverGetVersion", ctypes.byref(number))
         return f"{number.value // 1000}.{number.value % 1000 // 10}"
@@ -124,13 +125,13 @@ class Driver:
 
 @functools.cache
 def driver() -> Driver:
-    """Loads the driver, once; raises Unavailable where there is none."""
+    """Load the driver, once; raises Unavailable if there is none."""
     return Driver()
 
 
 @functools.cache
 def primary_context(index: int) -> ctypes.c_void_p:
-    """Returns the context of a device in which PyTorch works."""
+    """Return the primary context of a device, which PyTorch uses."""
     torch.cuda.init()
     device, context = ctypes.c_int(), ctypes.c_void_p()
     driver()("cuDeviceGet", ctypes.byref(device), index)
@@ -139,7 +140,7 @@ def primary_context(index: int) -> ctypes.c_void_p:
 
 
 class _InContext:
-    """Makes a device's context this thread's while the block runs; autograd's threads may have none, or another's."""
+    """Context manager that makes a device's context current; threads of autograd may have none or that of another."""
 
     def __init__(self, index: int):
         self._context = primary_context(index)
@@ -162,7 +163,7 @@ _lock = threading.Lock()
 
 
 def load_function(kernel: Kernel, index: int) -> ctypes.c_void_p:
-    """Returns the kernel's function on a device, compiled and loaded when it is first asked for; thread-safe."""
+    """Return the kernel's function on a device; the first call compiles and loads it. Thread-safe."""
     function = _functions.get((index, kernel))
     if function is None:
         with _lock:
@@ -177,7 +178,7 @@ def _load_function(kernel: Kernel, index: int) -> ctypes.c_void_p:
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
     mode = ctypes.c_int(CAPTURE_MODE_RELAXED)
     with _InContext(index):
-        # Loading may allocate, which is an error while any stream is captured into a graph, unless declared harmless.
+        # Loading may allocate memory, which is an error during capture into a graph unless the mode is relaxed.
         driver()("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
         try:
             driver()("cuModuleLoadData", ctypes.byref(module), binary)
@@ -185,7 +186,7 @@ def _load_function(kernel: Kernel, index: int) -> ctypes.c_void_p:
             if kernel.shared_bytes > DEFAULT_SHARED_BYTES:
                 driver()("cuFuncSetAttribute", function, MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel.shared_bytes)
         except RuntimeError as error:
-            cause = f"the CUDA driver ({driver().version()}) does not take what NVRTC {nvrtc.load().version} compiled"
+            cause = f"the CUDA driver ({driver().version()}) cannot load the code of NVRTC {nvrtc.load().version}"
             raise Unavailable(f"{cause} for {target} ({error})", DRIVER_REMEDY) from error
         finally:
             driver()("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
@@ -193,7 +194,7 @@ def _load_function(kernel: Kernel, index: int) -> ctypes.c_void_p:
 
 
 def launch(kernel: Kernel, num_blocks: int, params: ctypes.Structure, device: torch.device) -> None:
-    """Queues a kernel of one structure of parameters on the current stream of the device."""
+    """Queue a kernel with one structure of parameters on the current stream of the device."""
     index = torch.cuda.current_device() if device.index is None else device.index
     function = load_function(kernel, index)
     pointers = (ctypes.c_void_p * 1)(ctypes.addressof(params))

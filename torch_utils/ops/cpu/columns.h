@@ -1,7 +1,7 @@
-// A filter along y alone works on the rows of the tensor where they are: nothing is transposed or kept.
+// A filter along y only reads the rows of the tensor in place, without transposition or buffers.
 #pragma once
 
-#include "cpu_fir.h"
+#include "fir.h"
 
 namespace {
 

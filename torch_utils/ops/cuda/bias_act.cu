@@ -1,9 +1,9 @@
 // Bias, activation, gain and clamp of a dense tensor, and its first and second derivative with respect to the input.
 //
-// Bound by memory: every thread moves ITEMS vectors of 16 bytes, all of whose loads are issued before the first use.
+// Limited by memory bandwidth: every thread moves ITEMS vectors of 16 bytes, and issues all loads before the first use.
 // Macros beside those of common.cuh:
 //   ACT     activation, one of the names below          ORDER   derivative: 0, 1 or 2
-//   CLAMP   1 if there is one                           SAVED   1 if the derivative is told by the output
+//   CLAMP   1 if there is one                           SAVED   1 if the derivative is computed from the output
 //   VECTOR  elements of a vector; 1 if unaligned        ITEMS, THREADS
 //   BIAS    0: none. 1: one channel a vector. 2: consecutive channels, aligned as vectors. 3: anything else.
 
@@ -109,7 +109,7 @@ __device__ inline float compute(const Params& p, float x, float b, float dy, flo
         return CLAMP ? clamp_keeping_nan(y, p.clamp) : y;
     }
     if (SAVED) {
-        // x is the output here: its sign, turned by that of the gain, is that of the activation's input.
+        // x is the output here: its sign times that of the gain is the sign of the activation's input.
         const bool positive = p.gain < 0 ? x < 0 : x > 0;
         float scale = p.gain;
         if (ACT == RELU) scale = positive ? scale : 0.0f;
@@ -132,7 +132,7 @@ __device__ inline void load_bias(const Params& p, Index start, float* bias)
     }
     Index channel = divide(start, p.inner);
     Index position = start - channel * (Index)p.inner.value;
-    if (BIAS == 2) {  // inner is 1: the channel follows from the position alone
+    if (BIAS == 2) {  // inner is 1: the channel depends on the position only
         channel = start - divide(start, p.channels) * (Index)p.channels.value;
         const Pack pack = *(const Pack*)(p.b + channel);
 #pragma unroll
@@ -152,7 +152,7 @@ __device__ inline void load_bias(const Params& p, Index start, float* bias)
     }
 }
 
-// What lies beyond the end of the tensor is left alone.
+// Elements beyond the end of the tensor are not written.
 __device__ inline Pack load(const Element* from, Index start, long long size)
 {
     Pack pack = {};

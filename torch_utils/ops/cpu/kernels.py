@@ -1,8 +1,8 @@
-"""The operators compiled for CPUs: C++ that is built at first use for the instruction set of the machine at hand.
+"""The operators for CPUs: C++ that is compiled at first use for the instruction set of the machine.
 
-The sources beside this file become one library in the cache for each instruction set, by torch.utils.cpp_extension.
-They include nothing of torch: they are plain functions of pointers, called by ctypes with a structure that holds all
-that does not change between calls. Their threads are those of torch.
+The sources in this folder are compiled into one library for each instruction set by torch.utils.cpp_extension, and
+cached. They include no header of torch: they are functions of pointers, called by ctypes with a structure of all
+arguments that are constant between calls. They run on the threads of torch.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_utils.custom_ops import Unavailable, cached_file
 from torch_utils.ops import matmul, spec
+from torch_utils.ops.binaries import Unavailable, cached_file
 from torch_utils.ops.spec import Axes, Axis
 
 FOLDER = Path(__file__).parent
-SOURCES = ("cpu_bias_act.cpp", "cpu_resample.cpp", "cpu_threads.cpp")
-HEADERS = ("cpu_simd.h", "cpu_fir.h", "cpu_columns.h")
+SOURCES = ("bias_act.cpp", "resample.cpp", "threads.cpp")
+HEADERS = ("simd.h", "lanes.h", "fir.h", "columns.h")
 
-# Forces an instruction set, one of those below that the machine has.
+# Environment variable that selects one of the instruction sets below.
 VARIABLE = "TORCH_UTILS_OPS_ISA"
 
-# What the compiler is told. "plain" is what every processor of the architecture has.
+# Compiler flags by instruction set. "plain" exists on every processor of the architecture.
 INSTRUCTION_SETS = {
     "plain": ["-DLONGTAKE_VECTOR_BYTES=16"],
     "avx2": ["-DLONGTAKE_VECTOR_BYTES=32", "-mavx2", "-mfma"],
@@ -52,7 +52,7 @@ ACTS = ("linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus",
 
 
 def supports(dtype: torch.dtype) -> bool:
-    """Whether there are kernels for this dtype."""
+    """Return whether there are kernels for `dtype`."""
     return dtype in DTYPES
 
 
@@ -61,7 +61,7 @@ def supports(dtype: torch.dtype) -> bool:
 
 
 class Library(NamedTuple):
-    """The compiled functions, for whom they were compiled, and where they are."""
+    """The compiled functions, their instruction set, and the path of the library."""
 
     resample: Any
     bias_act: Any
@@ -74,10 +74,10 @@ _lock = threading.Lock()
 
 
 def load() -> None:
-    """Builds the library unless the cache has it, and loads it; cheap once done.
+    """Build the library if it is not in the cache, and load it; later calls return at once.
 
-    Raises Unavailable if there is no compiler or no ninja, or if the build fails, and ValueError if an instruction set
-    is demanded that this machine does not have.
+    Raises Unavailable if there is no compiler or no ninja, or if the build fails, and ValueError if TORCH_UTILS_OPS_ISA
+    is an instruction set that this machine does not have.
     """
     global _library
     if _library is None:
@@ -87,14 +87,14 @@ def load() -> None:
 
 
 def usable_instruction_sets() -> list[str]:
-    """The names of the instruction sets that processor and operating system have, the widest last."""
+    """Return the names of the instruction sets that processor and operating system support, the widest last."""
     capability = torch.backends.cpu.get_cpu_capability()
     return list(INSTRUCTION_SETS)[: {"AVX2": 2, "AVX512": 3}.get(capability, 1)]
 
 
 @contextlib.contextmanager
 def using_instruction_set(name: str) -> Iterator[None]:
-    """Uses the code for another instruction set while the block runs, in every thread; for tests and benchmarks."""
+    """Use the library of another instruction set while the block runs, in every thread; for tests and benchmarks."""
     global _library
     load()
     previous, _library = _library, _open(name)
@@ -115,8 +115,8 @@ def _open(instruction_set: str) -> Library:
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        raise Unavailable(f"{path} cannot be loaded ({error})", "remove that file, and it is built again") from None
-    # A look-up in a loaded library covers those it depends on, so this finds the OpenMP runtime of torch itself.
+        raise Unavailable(f"{path} cannot be loaded ({error})", "remove that file to build it again") from None
+    # Looking up a symbol in a library includes its dependencies, so this finds the OpenMP runtime of torch itself.
     team = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
     library.longtake_use_team(ctypes.cast(team, ctypes.c_void_p) if team is not None else None)
     resample, bias_act = library.longtake_resample, library.longtake_bias_act
@@ -127,7 +127,7 @@ def _open(instruction_set: str) -> Library:
 
 
 class Compiler(NamedTuple):
-    """A command, and the first line of what it says of itself."""
+    """A command, and the first line of the output of its option --version."""
 
     command: str
     version: str
@@ -135,7 +135,7 @@ class Compiler(NamedTuple):
 
 @functools.cache
 def find_compiler() -> Compiler:
-    """Returns the C++ compiler that torch would use: $CXX, else c++. Raises Unavailable if it or ninja is missing."""
+    """Return the C++ compiler that torch would use: $CXX, else c++. Raises Unavailable if it or ninja is missing."""
     command = os.environ.get("CXX", "c++")
     if os.name == "nt":
         raise Unavailable("the CPU kernels cannot be built on Windows", "use Linux, macOS or WSL")
@@ -159,8 +159,8 @@ def _key(compiler: Compiler, instruction_set: str) -> str:
 
 
 def _build(compiler: Compiler, instruction_set: str, path: Path) -> None:
-    """Compiles the library to `path`, in a folder of its own: the lock in torch's folders outlives a killed process."""
-    from torch.utils import cpp_extension  # takes most of a second, and is needed only here
+    """Compile the library to `path`, in a separate folder: torch's lock files remain when a process is killed."""
+    from torch.utils import cpp_extension  # takes almost a second to import, and is needed only here
 
     remove_old_builds(path.parent)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as folder:
@@ -181,14 +181,14 @@ def _build(compiler: Compiler, instruction_set: str, path: Path) -> None:
 
 
 def remove_old_builds(folder: Path) -> None:
-    """Removes what builds that were killed more than a day ago have left."""
+    """Remove folders in `folder` of builds that were killed more than a day ago."""
     for left in folder.glob(".build-*"):
         if left.stat().st_mtime < time.time() - 24 * 3600:
             shutil.rmtree(left, ignore_errors=True)
 
 
 def describe() -> dict[str, str]:
-    """Facts for the user: compiler, instruction set, the library's place; never raises."""
+    """Return facts for a report: compiler, instruction set, path of the library, or the problem; raises no error."""
     facts = {}
     try:
         facts["compiler"] = find_compiler().version
@@ -202,7 +202,7 @@ def describe() -> dict[str, str]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Arguments as the C++ side sees them.
+# Arguments of the C++ functions.
 
 
 class _Axis(ctypes.Structure):
@@ -237,7 +237,7 @@ class _BiasAct(ctypes.Structure):
     ]
 
 
-# A filter by its values, so that one that was changed in place is never mistaken for what it was.
+# A filter by its values, so that a filter changed in place has another key in the caches.
 Values = tuple[bytes, torch.dtype, torch.Size] | None
 
 
@@ -251,7 +251,7 @@ def _values(f: Tensor | None) -> Values:
 
 
 def _make_filter(values: Values, axes: Axes, flip: bool, gain: float, dtype: torch.dtype) -> _Filter:
-    """A filter in correlation order with its gain, as two 1-D ones where it is an outer product."""
+    """Return a filter in correlation order with its gain, as two 1-D ones if it is an outer product."""
     f, tolerance = None, 0.0
     if values is not None:
         content, f_dtype, shape = values
@@ -274,15 +274,15 @@ def _make_axis(axis: Axis) -> _Axis:
     return _Axis(axis.size, axis.taps, axis.up, axis.down, axis.pad0, axis.out_size)
 
 
-# What a kernel does between two filters.
+# The operation of a kernel between two filters.
 NOTHING, LEAKY, SIGNS = range(3)
 
 
 class _Job(NamedTuple):
-    """All that is the same in every call with arguments of one kind."""
+    """The part of a call that depends on shapes, dtype and options only."""
 
     address: int
-    structure: _Resample  # lives at the address
+    structure: _Resample  # at `address`; this reference keeps it in memory
     out_shape: tuple[int, ...]
     out_layout: torch.memory_format
     signs_shape: tuple[int, ...]
@@ -298,8 +298,7 @@ def _make_job(
     slope: float = 1.0,
     clamp: float = -1.0,
 ) -> _Job:
-    """`x` says its shape, dtype and whether it is channels-last; `gains` are those of the filters and, between, what
-    comes between them."""
+    """Return the job for `x` (shape, dtype, channels-last or not); `gains` are those of filter, middle, filter."""
     shape, dtype, channels_last = x
     first = _make_filter(filters[0], axes[0], flip, gains[0], dtype)
     second = _make_filter(filters[1], axes[1], flip, gains[2], dtype)
@@ -326,14 +325,14 @@ def _run(job: _Job, x: Tensor, b: Tensor | None = None, signs: Tensor | None = N
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The operators; `registered` says what they mean.
+# The operators; see `registered` for their definitions.
 
 
 @functools.lru_cache(maxsize=1024)
 def _upfirdn2d_job(x: tuple, f: Values, axes: Axes, flip: bool, gain: float) -> _Job:
     shape, out_size = x[0], axes.out_size
     if shape[3] == 1 < shape[2] and axes.x.is_identity:
-        # A column of samples is a row of them in the same memory, and along rows there is more to share.
+        # A column of samples has the memory layout of a row, which is faster to filter.
         job = _upfirdn2d_job(
             (torch.Size((*shape[:2], 1, shape[2])), *x[1:]),
             None if f is None else (*f[:2], torch.Size(f[2][::-1])),
@@ -342,7 +341,7 @@ def _upfirdn2d_job(x: tuple, f: Values, axes: Axes, flip: bool, gain: float) -> 
             gain,
         )
         return job._replace(out_shape=(*shape[:2], *out_size))
-    if math.prod(out_size) > math.prod(shape[2:]):  # along y first, while there are fewer columns
+    if math.prod(out_size) > math.prod(shape[2:]):  # along y first, as there are fewer columns before
         return _make_job(x, (f, None), (axes, _identity(out_size)), (gain, 1.0, 1.0), flip)
     return _make_job(x, (None, f), (_identity(shape[2:]), axes), (1.0, 1.0, gain), flip)
 
@@ -352,7 +351,7 @@ def _identity(size: Sequence[int]) -> Axes:
 
 
 def upfirdn2d(x: Tensor, f: Tensor | None, axes: Axes, flip: bool, gain: float) -> Tensor:
-    """A FIR resampling of x (N, C, H, W), contiguous or channels-last."""
+    """Resample x (N, C, H, W), contiguous or channels-last."""
     return _run(_upfirdn2d_job(_describe(x), _values(f), axes, flip, gain), x)
 
 
@@ -369,7 +368,7 @@ def _filtered_lrelu_job(
     clamp: float,
     flip: bool,
 ) -> _Job:
-    # A positive gain passes through the leaky ReLU, so it costs nothing inside the first filter.
+    # A positive gain commutes with the leaky ReLU, so it can be included in the first filter at no cost.
     gains = (up_gain * gain, 1.0, 1.0) if gain > 0 and fu is not None else (up_gain, gain, 1.0)
     return _make_job(x, (fu, fd), (up, down), gains, flip, LEAKY, slope, clamp)
 
@@ -388,7 +387,7 @@ def filtered_lrelu(
     flip: bool,
     write_signs: bool,
 ) -> tuple[Tensor, Tensor]:
-    """A leaky ReLU between two filters, and two bits for each of its elements."""
+    """Apply a leaky ReLU between two filters; return the result and the signs (empty unless written)."""
     options = up, down, up_gain, gain, slope, clamp, flip
     job = _filtered_lrelu_job(_describe(x), _values(fu), _values(fd), *options)
     signs = torch.empty(job.signs_shape if write_signs else (0,), dtype=torch.uint8)
@@ -413,7 +412,7 @@ def filtered_lrelu_signed(
     slope: float,
     flip: bool,
 ) -> Tensor:
-    """The derivative of a filtered leaky ReLU, or its transpose, from the bits that were recorded."""
+    """Apply the derivative of a filtered leaky ReLU, or its transpose, to v by the recorded signs."""
     return _run(_signed_job(_describe(v), _values(f1), _values(f2), first, second, gain, slope, flip), v, signs=signs)
 
 
@@ -444,16 +443,16 @@ def _bias_act(order: int, x: Tensor, b: Tensor | None, dy: Tensor | None, ddx: T
 
 
 def bias_act(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float) -> Tensor:
-    """clamp(gain * act(x + b)) of a dense x of any rank, in its strides."""
+    """Return clamp(gain * act(x + b)) of a dense x of any rank, with its strides."""
     if act == "linear" and b is None and gain == 1 and clamp >= 0:
-        return x.clamp(-clamp, clamp)  # PyTorch does this in one pass, too, and is called sooner
+        return x.clamp(-clamp, clamp)  # PyTorch does this in one pass, too, with less overhead
     return _bias_act(0, x, b, None, None, dim, act, alpha, gain, clamp)
 
 
 def bias_act_grad(
     dy: Tensor, saved: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float
 ) -> Tensor:
-    """dy carried back through bias_act; `saved` is its output where that tells the derivative, else its input."""
+    """Return the gradient of x for dy; `saved` is the output of bias_act for piecewise linear activations, else x."""
     return _bias_act(1, saved, b, dy, None, dim, act, alpha, gain, clamp)
 
 
@@ -468,5 +467,5 @@ def bias_act_grad2(
     gain: float,
     clamp: float,
 ) -> Tensor:
-    """The derivative of bias_act_grad by x, carried back from ddx."""
+    """Return the gradient of x for ddx, the gradient of the output of bias_act_grad."""
     return _bias_act(2, x, b, dy, ddx, dim, act, alpha, gain, clamp)

@@ -1,4 +1,4 @@
-// Vectors of the instruction set that the library is compiled for, and what every CPU kernel needs around them.
+// Vectors of the instruction set that the library is compiled for, and helpers of all CPU kernels.
 //
 // The compiler's options choose the instruction set; LONGTAKE_VECTOR_BYTES is the length of its vectors.
 #pragma once
@@ -15,14 +15,14 @@
 
 #define LONGTAKE_EXPORT extern "C" __attribute__((visibility("default")))
 #define INLINE inline __attribute__((always_inline))
-// Loops over registers have to be unrolled, or their arrays would live in memory.
+// Loops over registers have to be unrolled, or their arrays would be in memory.
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
 #else
 #define UNROLL _Pragma("GCC unroll 64")
 #endif
 
-// cpu_threads.cpp
+// threads.cpp
 extern "C" {
 typedef void (*LongtakeTask)(void* argument);
 // Runs task(argument) on `num_threads` threads at once, the calling one among them.
@@ -42,7 +42,7 @@ constexpr size_t SCRATCH_GAP = 0;
 
 namespace {
 
-// Hands out the scratch of a thread in pieces.
+// Allocates pieces of the scratch memory of a thread.
 class Scratch {
     char* next;
 
@@ -110,7 +110,7 @@ INLINE void store(T* p, Vec<T> v) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Transposition of a square of W vectors: unpacking inside 16-byte blocks, then exchanging ever larger blocks.
+// Transposition of a square of W vectors: unpacking inside 16-byte blocks, then exchanging larger and larger blocks.
 
 template <class T, class Pick, size_t... J>
 INLINE Vec<T> permute(Vec<T> a, Vec<T> b, std::index_sequence<J...>) {
@@ -181,7 +181,7 @@ INLINE void transpose(Vec<T>* r) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Half precision is converted to float a piece at a time, in plain integer arithmetic that compilers vectorise.
+// Half precision is converted to float in chunks, in integer arithmetic that compilers vectorise.
 
 enum Dtype { FLOAT32 = 0, FLOAT64 = 1, FLOAT16 = 2, BFLOAT16 = 3 };
 
@@ -226,7 +226,7 @@ INLINE uint16_t float_to_bfloat(float value) {
     return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
 }
 
-// Converts n elements of a tensor of `dtype` from or to the type that is computed in.
+// Converts n elements of a tensor of `dtype` from or to the type of the arithmetic.
 template <class T>
 void convert_from(T* to, const void* from, int64_t n, int dtype) {
     const uint16_t* half = (const uint16_t*)from;

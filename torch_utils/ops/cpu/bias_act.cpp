@@ -1,9 +1,9 @@
 // Bias, activation, gain and clamp in one pass, and the first and second derivative.
 
-#include "cpu_simd.h"
+#include "simd.h"
 
 extern "C" {
-// Mirrored in cpu_kernels.py. Element i of the dense memory of x belongs to bias i / inner % num_biases.
+// Mirrored in kernels.py. Element i of the dense memory of x belongs to bias i / inner % num_biases.
 struct LongtakeBiasAct {
     int64_t num_elements, num_biases, inner;
     double alpha, gain, clamp;  // infinity for no clamp
@@ -18,7 +18,7 @@ enum Act { LINEAR, RELU, LRELU, TANH, SIGMOID, ELU, SELU, SOFTPLUS, SWISH };
 constexpr double SELU_SCALE = 1.0507009873554805, SELU_ALPHA = 1.6732632423543772;
 constexpr double SOFTPLUS_LINEAR = 20;    // from here on torch's softplus is the identity
 constexpr int64_t CHUNK = 1 << 14;        // elements that a thread takes at a time
-constexpr int64_t SHORT_RUN = 64;         // shorter runs of one bias are written out, to a period of
+constexpr int64_t SHORT_RUN = 64;         // shorter runs of one bias are expanded to a period of
 constexpr int64_t BIAS_PERIOD = 1 << 10;  // at least so many elements
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ INLINE Vec<T> activation(Vec<T> u, T alpha) {
 // One pass over the elements.
 
 // n elements, a multiple of W; `bias` is W times the same value or, if each element has its own, as many. `x` is the
-// input or, for the gradient of what is linear in pieces, the output.
+// input or, for the gradient of piecewise linear activations, the output.
 template <class T, int act, int order>
 void compute(const LongtakeBiasAct& job, const T* x, const T* dy, const T* ddx, T* y, int64_t n, const T* bias,
              bool each) {
@@ -151,7 +151,7 @@ using Compute = void (*)(const LongtakeBiasAct& job, const T* x, const T* dy, co
 
 template <class T, int act>
 Compute<T> choose(int order) {
-    // The second derivative of what is linear in pieces is never asked for.
+    // The second derivative of piecewise linear activations is not used.
     constexpr bool bends = act != LINEAR && act != RELU && act != LRELU;
     return order == 0 ? compute<T, act, 0> : order == 1 ? compute<T, act, 1> : compute < T, act, bends ? 2 : 1 > ;
 }
@@ -176,11 +176,11 @@ class Pass {
     static constexpr int W = Simd<T>::W;
 
     const LongtakeBiasAct& job;
-    const char* const inputs[3];  // x, dy, ddx: as many as the order of the derivative asks for
+    const char* const inputs[3];  // x, dy, ddx: as many as the order of the derivative needs
     char* const output;
     const int order;
     const Compute<T> compute;
-    T *biases, *written_out = nullptr;  // written out: a period of one bias for each element
+    T *biases, *written_out = nullptr;  // written_out: a period with one bias per element
     int64_t inner, period = 0, next = 0;
 
    public:
@@ -219,7 +219,7 @@ class Pass {
             convert_from(converted + k * CHUNK, from[k], n, job.dtype);
             from[k] = converted + k * CHUNK;
         }
-        for (int k = order + 1; k < 3; k++) from[k] = from[0];  // never looked at
+        for (int k = order + 1; k < 3; k++) from[k] = from[0];  // not read
         if (converted) to = converted + 3 * CHUNK;
         for (int64_t i = 0, length; i < n; i += length) {
             int64_t at = begin + i;
@@ -256,7 +256,7 @@ void bias_act(const LongtakeBiasAct& job, const void* x, const void* b, const vo
 
 }  // namespace
 
-// order 0: y of x. 1: the gradient dy carried back, where x is the output for linear, relu and lrelu. 2: ddx likewise.
+// order 0: y of x. 1: the gradient of x for dy, where x is the output for linear, relu and lrelu. 2: for ddx.
 LONGTAKE_EXPORT void longtake_bias_act(const LongtakeBiasAct* job, const void* x, const void* b, const void* dy,
                                        const void* ddx, void* y, int order, int threads) {
     if (job->dtype == FLOAT64)

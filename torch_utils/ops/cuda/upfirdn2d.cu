@@ -1,4 +1,4 @@
-// Zero insertion, FIR filtering and decimation of images: the stream of fir.cuh with nothing between its filters.
+// Zero insertion, FIR filtering and decimation of images: the stream of fir.cuh with no operation between its filters.
 
 #include "fir.cuh"
 

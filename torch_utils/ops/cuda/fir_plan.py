@@ -1,4 +1,4 @@
-"""Chooses the tile and the compile-time constants of the FIR kernel in fir.cuh: integers only, no GPU needed."""
+"""Choose the tile and the compile-time constants of the FIR kernel in fir.cuh, in integer arithmetic without a GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 MAX_THREADS = 256
-MAX_REGISTERS = 200  # by the estimate below, of 255
+MAX_REGISTERS = 200  # by the estimate below; the hardware has 255 per thread
 MAX_TAPS_2D = 64
-STEP_ROWS = 8  # rows of the grid between the filters in a step: unrolled, so more take longer to compile
+STEP_ROWS = 8  # rows of the grid between the filters per step; unrolled, so more take longer to compile
 REGISTERS_PER_SM = 65536
 SECTOR_COST = 110  # of 32 bytes through the second-level cache, in instructions of a thread
 ENOUGH_WARPS = 12  # of an SM, to hide latencies with four independent sums a thread
@@ -19,11 +19,11 @@ ENOUGH_WARPS = 12  # of an SM, to hide latencies with four independent sums a th
 
 @dataclass(frozen=True)
 class AxisFilters:
-    """One axis of a stream: two FIRs one after the other; see fir.cuh for the coordinates.
+    """One axis of a stream of two successive FIRs; see fir.cuh for the coordinates.
 
-    `step` decimates after the first filter where there is no second. `plain` and `second` tell whether the first is
-    nothing at all and the second something. `offset` is the padding in front of the up-sampled input, and `grid_pad`
-    the part of it that pads the grid between the filters.
+    `step` decimates after the first filter if there is no second. `plain`: the first filter is the identity. `second`:
+    there is a second filter. `offset` is the padding in front of the up-sampled input, and `grid_pad` the part of it
+    that pads the grid between the filters.
     """
 
     size: int
@@ -42,7 +42,7 @@ class AxisFilters:
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything a tile depends on. `marks` is 1 if signs are written, 2 if they are read."""
+    """The properties that a tile depends on. `marks` is 1 if signs are written, 2 if they are read."""
 
     x: AxisFilters
     y: AxisFilters
@@ -54,22 +54,22 @@ class Problem:
     shared_taps: bool = False
     shared_taps2: bool = False
     marks: int = 0
-    any_width: bool = False  # sizes are few, so that a kernel for each width is worth it
+    any_width: bool = False  # few different sizes occur, so that each width can have its own kernel
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a plan wants to know of a GPU."""
+    """The properties of a GPU that a plan depends on."""
 
     num_sms: int
-    shared_bytes: int  # that a block may ask for
+    shared_bytes: int  # maximum per block
 
 
 @dataclass(frozen=True)
 class Plan:
     """A tile: constants of the kernel, its block, its grid, and the integer fields of its parameters.
 
-    `kernels` is where the caller keeps the kernels made from it.
+    `kernels` is a cache of the caller for kernels of this plan.
     """
 
     constants: dict[str, int]
@@ -82,20 +82,21 @@ class Plan:
 
 @functools.lru_cache(maxsize=4096)
 def make_plan(problem: Problem, gpu: Gpu) -> Plan | None:
-    """Returns the cheapest tile for a problem, or None if the filters are too large for the kernel's registers."""
+    """Return the plan of the cheapest tile, or None if the filters are too large for the kernel's registers."""
     tile = choose_tile(coarsened(problem), gpu.shared_bytes)
     return None if tile is None else finish(problem, gpu, replace(tile, problem=problem))
 
 
 @functools.lru_cache(maxsize=4096)
 def choose_tile(problem: Problem, shared_bytes: int) -> Tile | None:
+    """Return the tile of the lowest cost, or None if there is none."""
     return min(make_tiles(problem, shared_bytes), key=lambda tile: tile.cost(shared_bytes), default=None)
 
 
 def coarsened(problem: Problem) -> Problem:
-    """Returns a problem that has the same tiles, to be the same for all sizes that are alike.
+    """Return a problem with the same tiles that is equal for similar sizes, as a key of the cache.
 
-    Augmentation resamples images whose sizes change in every call, and comparing all tiles takes milliseconds.
+    Augmentation resamples images of a different size in every call, and comparing all tiles takes milliseconds.
     """
 
     def coarse(axis: AxisFilters, keep_size: bool) -> AxisFilters:
@@ -107,7 +108,7 @@ def coarsened(problem: Problem) -> Problem:
 
 @dataclass(frozen=True)
 class Tile:
-    """A candidate; names in capitals elsewhere are those of fir.cuh."""
+    """A candidate for the tile; the properties have the meaning of the macros of the same name in fir.cuh."""
 
     problem: Problem
     cols: int
@@ -165,7 +166,7 @@ class Tile:
 
     @functools.cached_property
     def registers(self) -> int:
-        """A rough estimate, on the high side for small filters."""
+        """Return a rough estimate of registers per thread, too high for small filters."""
         p, x, y = self.problem, self.problem.x, self.problem.y
         window = ceil_div(y.taps, y.up) * (self.span if p.filter_2d else self.cols)
         taps = x.taps * y.taps if p.filter_2d else x.taps + (0 if p.shared_taps else y.taps)
@@ -174,12 +175,12 @@ class Tile:
         return 40 + window + taps + sums + self.span + self.loads()
 
     def loads(self) -> int:
-        """Elements that a thread fetches in a step."""
+        """Return the number of elements that a thread fetches per step."""
         per_thread, groups = spread(self.load_columns, self.threads)
         return per_thread * ceil_div(self.rows, groups)
 
     def cost(self, shared_bytes_per_sm: int) -> float:
-        """Time in instructions of a thread: those of all threads, more where too few warps fit, and memory traffic."""
+        """Return the estimated time in instructions: of all threads, idle time with few warps, memory traffic."""
         p, x = self.problem, self.problem.x
         steps = ceil_div(needed_rows(p.y), self.rows) + (1 if x.second else 0)
         images = p.batch * p.channels
@@ -190,7 +191,7 @@ class Tile:
         return work * steps * plane_blocks * ceil_div(x.out_size, self.width)
 
     def instructions(self) -> float:
-        """Of a thread in a step."""
+        """Return the number of instructions of a thread per step."""
         p, x, y = self.problem, self.problem.x, self.problem.y
         taps_x, taps_y = ceil_div(x.taps, x.up), ceil_div(y.taps, y.up)
         per_row = self.span / 2 + (0 if p.filter_2d else self.cols * taps_x)
@@ -204,7 +205,7 @@ class Tile:
         return total
 
     def sectors(self) -> float:
-        """Sectors of 32 bytes that a block moves in a step; a run of pixels begins and ends within one."""
+        """Return the number of 32-byte sectors that a block moves per step; runs of pixels begin and end within one."""
         size = self.problem.item_size
         if self.problem.channels_last:
             per_pixel = max(self.planes * size / 32, 1)
@@ -214,7 +215,7 @@ class Tile:
 
 
 def make_tiles(problem: Problem, shared_bytes: int) -> Iterator[Tile]:
-    """Yields the tiles that the kernel can work with."""
+    """Yield the tiles that the kernel supports."""
     x, y = problem.x, problem.y
     if problem.filter_2d and x.taps * y.taps > MAX_TAPS_2D:
         return
@@ -222,7 +223,7 @@ def make_tiles(problem: Problem, shared_bytes: int) -> Iterator[Tile]:
     rows = unit_rows * max(round(STEP_ROWS / (y.up * unit_rows)), 1)
     rows = min(rows, round_up(needed_rows(y), unit_rows))
     if problem.marks == 1 and (x.taps2 < x.down or y.taps2 < y.down):
-        return  # some elements of the grid belong to no strip
+        return  # some elements of the grid are in no strip
     for cols in columns_of_a_thread(problem):
         unit = math.lcm(out_cols(x.down) if x.second else cols, x.up // math.gcd(x.up, x.down * x.step))
         if problem.marks:
@@ -240,7 +241,7 @@ def make_tiles(problem: Problem, shared_bytes: int) -> Iterator[Tile]:
 
 
 def columns_of_a_thread(problem: Problem) -> list[int]:
-    """Returns how many columns a thread may have, best first: as many as one 16-byte read of its input is for."""
+    """Return possible numbers of columns per thread, best first: those that use one 16-byte read of the input."""
     x = problem.x
     if problem.marks:
         return [4] if 4 % x.up == 0 else []
@@ -250,20 +251,21 @@ def columns_of_a_thread(problem: Problem) -> list[int]:
 
 
 def widths(problem: Problem, unit: int) -> list[int]:
-    """Returns widths of strips; few where sizes vary from call to call, since each is a kernel of its own."""
+    """Return widths of strips in columns; few if sizes vary between calls, since each width needs its own kernel."""
     largest = round_up(problem.x.out_size, unit)
     counts = range(1, 65) if problem.any_width else [n * 2**k for k in range(7) for n in (1, 3)]
     return sorted({unit * n for n in counts if unit * n <= min(largest, 256)} | {unit})
 
 
 def plane_counts(problem: Problem) -> list[int]:
+    """Return possible numbers of planes per block."""
     if problem.channels_last:
         return [n for n in (4, 8, 16, 32) if n < 2 * problem.channels] or [problem.channels]
     return [n for n in (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64) if n <= problem.batch * problem.channels]
 
 
 def finish(problem: Problem, gpu: Gpu, tile: Tile) -> Plan:
-    """Returns the plan of a tile: how often it is laid, and what the kernel has to know."""
+    """Return the plan of a tile: the grid of blocks, and constants and parameters of the kernel."""
     x, y = problem.x, problem.y
     first_row, phase_y = stream_start(y)
     planes = problem.batch if problem.channels_last else problem.batch * problem.channels
@@ -295,10 +297,10 @@ def finish(problem: Problem, gpu: Gpu, tile: Tile) -> Plan:
 
 
 def stream_start(y: AxisFilters) -> tuple[int, int]:
-    """Returns the input row where the first segment begins, and the position of its first grid row (PHASE_Y).
+    """Return the input row where the first segment begins, and the position of its first grid row (PHASE_Y).
 
-    It lies far enough above for the window to be full when the first needed row is completed, and where the position
-    is the smallest possible, so that paddings that differ by whole periods share a kernel.
+    The window is full when the first needed row is completed, and the position is the smallest possible, so that
+    paddings that differ by whole periods share a kernel.
     """
     row_offset = y.offset - y.taps + 1
     row = -row_offset // y.up - (ceil_div(y.taps, y.up) - 1)
@@ -309,15 +311,15 @@ def stream_start(y: AxisFilters) -> tuple[int, int]:
 
 
 def needed_rows(y: AxisFilters) -> int:
-    """Returns how many input rows, zeros beyond the image included, pass by for all the rows of the output."""
+    """Return the number of input rows, including zeros outside the image, for all rows of the output."""
     last = (y.out_size - 1) * y.down + y.taps2 - 1
     return (last - (y.offset - y.taps + 1)) // y.up - stream_start(y)[0] + 1
 
 
 def rows_of_a_segment(y: AxisFilters, blocks: int, num_sms: int) -> int:
-    """Returns the output rows of a block: all, unless there are too few blocks for the GPU.
+    """Return the output rows of a block: all, unless there are too few blocks for the GPU.
 
-    Every segment filters some rows above it again, so none is shorter than four times that.
+    Every segment filters some rows above it again; its length is at least four times their number.
     """
     unit = y.up // math.gcd(y.up, y.down)
     again = ceil_div(y.taps, y.up) * y.up // y.down + ceil_div(y.taps2, y.down)
@@ -327,18 +329,20 @@ def rows_of_a_segment(y: AxisFilters, blocks: int, num_sms: int) -> int:
 
 
 def spread(columns: int, threads: int) -> tuple[int, int]:
-    """Returns PER_THREAD and ROW_GROUPS."""
+    """Return PER_THREAD and ROW_GROUPS of fir.cuh."""
     return ceil_div(columns, threads), threads // columns if columns * 2 <= threads else 1
 
 
 def out_cols(down: int) -> int:
-    """Returns the outputs of a thread in the second filter along x: what one 16-byte step of its input gives."""
+    """Return the outputs of a thread in the second filter along x: those of one 16-byte step of its input."""
     return {1: 4, 2: 2}.get(down, 1)
 
 
 def ceil_div(a: int, b: int) -> int:
+    """Return a / b rounded up."""
     return -(-a // b)
 
 
 def round_up(a: int, b: int) -> int:
+    """Return the smallest multiple of b that is not less than a."""
     return ceil_div(a, b) * b

@@ -1,4 +1,4 @@
-"""upfirdn2d and filtered_lrelu on a GPU: from the operators' arguments to launches of the kernels in fir.cuh."""
+"""upfirdn2d and filtered_lrelu on a GPU: convert the operators' arguments to launches of the kernels in fir.cuh."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_utils.ops import cuda_driver, fir_plan
-from torch_utils.ops.cuda_bias_act import bias_act
-from torch_utils.ops.cuda_driver import Kernel
-from torch_utils.ops.fir_plan import AxisFilters, Problem
+from torch_utils.ops.cuda import driver, fir_plan
+from torch_utils.ops.cuda.bias_act import bias_act
+from torch_utils.ops.cuda.driver import Kernel
+from torch_utils.ops.cuda.fir_plan import AxisFilters, Problem
 from torch_utils.ops.spec import Axes, Axis
 
 DIRECT_THREADS = 256
@@ -54,18 +54,18 @@ class DirectParams(ctypes.Structure):
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Is x (N, C, H, W) in channels-last order? A tensor that is in both orders counts as contiguous."""
+    """Return whether x (N, C, H, W) is channels-last; a tensor in both orders counts as contiguous."""
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def new_image(x: Tensor, height: int, width: int) -> Tensor:
-    """Returns an empty image in the layout of x."""
+    """Return an empty image (N, C, height, width) in the layout of x."""
     layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
     return torch.empty([*x.shape[:2], height, width], dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 def split_filter(f: Tensor | None) -> tuple[Tensor | None, Tensor | None] | None:
-    """Returns the filters along x and y of f, or None if it is two-dimensional and may not be separable."""
+    """Return the filters along x and y of f, or None if it is two-dimensional and possibly not separable."""
     if f is None:
         return None, None
     f = f.to(torch.float32).contiguous()
@@ -77,11 +77,12 @@ def split_filter(f: Tensor | None) -> tuple[Tensor | None, Tensor | None] | None
 
 
 def pointer(tensor: Tensor | None) -> int | None:
+    """Return the address of a tensor's data, None for None."""
     return None if tensor is None else tensor.data_ptr()
 
 
 def split_gain(gain: float, x_is_plain: bool, y_is_plain: bool) -> tuple[float, float]:
-    """Shares a gain between the axes that have a filter: in equal parts if both have one."""
+    """Split a gain into factors (x, y) for the axes that have a filter, equal in magnitude if both have one."""
     if x_is_plain == y_is_plain:
         root = math.sqrt(abs(gain))
         return (math.copysign(root, gain), root) if not x_is_plain else (gain, 1.0)
@@ -95,33 +96,33 @@ def split_gain(gain: float, x_is_plain: bool, y_is_plain: bool) -> tuple[float, 
 def run_stream(
     source: str, problem: Problem, x: Tensor, y: Tensor, constants: dict[str, int | str], **params: object
 ) -> bool:
-    """Runs the kernel of fir.cuh if the filters fit into its registers; tells whether it did."""
-    plan = fir_plan.make_plan(problem, cuda_driver.gpu_facts(x.device))
+    """Run the kernel of fir.cuh if the filters fit into its registers; return whether it was run."""
+    plan = fir_plan.make_plan(problem, driver.gpu_facts(x.device))
     if plan is None:
         return False
     grid = problem.batch * problem.channels * problem.x.grid_size * problem.y.grid_size
-    large = max(x.numel(), y.numel(), grid // 4) >= cuda_driver.LARGE
+    large = max(x.numel(), y.numel(), grid // 4) >= driver.LARGE
     key = (source, x.dtype, large, *constants.items())
     kernel = plan.kernels.get(key)
     if kernel is None:
         tile = tuple(plan.constants.items())
         kernel = plan.kernels[key] = _stream_kernel(key, tile, plan.threads, plan.shared_bytes)
     values = StreamParams(x=x.data_ptr(), y=y.data_ptr(), **plan.fields, **params)
-    cuda_driver.launch(kernel, plan.num_blocks, values, x.device)
+    driver.launch(kernel, plan.num_blocks, values, x.device)
     return True
 
 
 @functools.cache
 def _stream_kernel(key: tuple, tile: tuple, threads: int, shared_bytes: int) -> Kernel:
     source, dtype, large, *constants = key
-    types = (("DTYPE", cuda_driver.DTYPES[dtype]), ("INDEX_64", int(large)))
+    types = (("DTYPE", driver.DTYPES[dtype]), ("INDEX_64", int(large)))
     return Kernel(source, "stream", (*types, *constants, *tile), threads, shared_bytes)
 
 
 @functools.cache
 def _direct_kernel(dtype: torch.dtype, channels_last: bool, flip: bool) -> Kernel:
     constants = {
-        "DTYPE": cuda_driver.DTYPES[dtype],
+        "DTYPE": driver.DTYPES[dtype],
         "INDEX_64": 1,
         "CHANNELS_LAST": int(channels_last),
         "FLIP": int(flip),
@@ -131,7 +132,7 @@ def _direct_kernel(dtype: torch.dtype, channels_last: bool, flip: bool) -> Kerne
 
 
 def run_direct(x: Tensor, f: Tensor | None, axes: Axes, flip: bool, gain: float) -> Tensor:
-    """upfirdn2d by the kernel that takes any 2-D filter."""
+    """Compute upfirdn2d by the kernel for 2-D filters of any size."""
     height, width = axes.y.out_size, axes.x.out_size
     y = new_image(x, height, width)
     params = DirectParams(
@@ -140,7 +141,7 @@ def run_direct(x: Tensor, f: Tensor | None, axes: Axes, flip: bool, gain: float)
         gain,
     )  # fmt: skip
     num_blocks = min(fir_plan.ceil_div(y.numel(), DIRECT_THREADS), DIRECT_MAX_BLOCKS)
-    cuda_driver.launch(_direct_kernel(x.dtype, is_channels_last(x), flip), num_blocks, params, x.device)
+    driver.launch(_direct_kernel(x.dtype, is_channels_last(x), flip), num_blocks, params, x.device)
     return y
 
 
@@ -149,10 +150,10 @@ def run_direct(x: Tensor, f: Tensor | None, axes: Axes, flip: bool, gain: float)
 
 
 def upfirdn2d(x: Tensor, f: Tensor | None, axes: Axes, flip: bool, gain: float) -> Tensor:
-    """See `ops.upfirdn2d`; x (N, C, H, W) is contiguous or channels-last."""
+    """Compute `ops.upfirdn2d` of x (N, C, H, W), contiguous or channels-last."""
     filters = split_filter(f)
     if filters is not None and filters[0] is None and _is_column(x, axes) and not is_channels_last(x):
-        # The same memory as a row, in which neighbours lie side by side.
+        # As a row of the same memory, neighbouring samples are read by neighbouring threads.
         f = None if f is None else f.reshape(1, -1)
         y = upfirdn2d(x.transpose(2, 3).contiguous(), f, Axes(axes.y, axes.x), flip, gain)
         return y.reshape(*x.shape[:2], -1, 1)
@@ -184,12 +185,12 @@ def _base_problem(x: Tensor, axis_x: AxisFilters, axis_y: AxisFilters, **options
 
 
 def _first(axis: Axis, plain: bool, step: int = 1, down: int = 1) -> AxisFilters:
-    """One axis of upfirdn2d as the first filter of a stream, decimated afterwards."""
+    """Return one axis of upfirdn2d as the first filter of a stream, followed by decimation."""
     return AxisFilters(axis.size, axis.out_size, axis.up, axis.taps, axis.pad0, step, down, plain=plain)
 
 
 def _second(axis: Axis) -> AxisFilters:
-    """One axis of upfirdn2d as the second filter: to keep sums of the few outputs that a row is part of is cheaper."""
+    """Return one axis of upfirdn2d as the second filter, which is cheaper: it keeps sums for a few outputs only."""
     return AxisFilters(
         axis.size, axis.out_size, offset=axis.pad0, down=axis.down, taps2=axis.taps, plain=True, second=True
     )
@@ -239,20 +240,20 @@ def filtered_lrelu(
     flip: bool,
     write_signs: bool,
 ) -> tuple[Tensor, Tensor]:
-    """See `registered`; x (N, C, H, W) is contiguous or channels-last."""
+    """Compute `registered.filtered_lrelu` of x (N, C, H, W), contiguous or channels-last; return result and signs."""
     mid_h, mid_w = up.y.out_size, up.x.out_size
     signs = x.new_empty([0], dtype=torch.uint8)
     if fu is fd is None and all(axis.is_identity for axis in (*up, *down)) and not write_signs and up_gain == 1:
         return bias_act(x, b, 1, "lrelu", slope, gain, clamp), signs
     y = new_image(x, down.y.out_size, down.x.out_size)
     if write_signs:
-        # Elements at the far end that decimation leaves out belong to no output, and are not visited.
+        # Elements at the end that decimation leaves out belong to no output, and the kernel does not write them.
         left_over = any((axis.padded_size - axis.taps) % axis.down for axis in down)
         make = torch.zeros if left_over else torch.empty
         signs = make([*x.shape[:2], mid_h, (mid_w + 3) // 4], dtype=torch.uint8, device=x.device)
     if y.numel() == 0:
         return y, signs
-    folded = gain if gain > 0 else 1.0  # a positive gain passes through the leaky ReLU into the filter
+    folded = gain if gain > 0 else 1.0  # a positive gain commutes with the leaky ReLU and is included in the filter
     constants: dict[str, int | str] = {
         "FLIP": int(flip),
         "BIAS": int(b is not None),
@@ -286,7 +287,7 @@ def filtered_lrelu_signed(
     slope: float,
     flip: bool,
 ) -> Tensor:
-    """See `registered`; v (N, C, H, W) is contiguous or channels-last, signs are contiguous."""
+    """Compute `filtered_lrelu_signed` of v (N, C, H, W), contiguous or channels-last, and contiguous signs."""
     y = new_image(v, second.y.out_size, second.x.out_size)
     if y.numel() == 0:
         return y
@@ -309,14 +310,14 @@ def filtered_lrelu_signed(
 
 
 def pack_signs(negative: Tensor, clamped: Tensor) -> Tensor:
-    """Two bits for each element of (N, C, H, W), four elements a byte."""
+    """Return two bits for each element of (N, C, H, W), four elements per byte, as in `registered`."""
     codes = F.pad(negative.to(torch.uint8) | clamped.to(torch.uint8) << 1, [0, -negative.shape[3] % 4])
     shifts = torch.arange(0, 8, 2, device=codes.device, dtype=torch.uint8)
     return (codes.contiguous().unflatten(3, (-1, 4)) << shifts).sum(4, dtype=torch.uint8)
 
 
 def unpack_signs(signs: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The inverse of `pack_signs`."""
+    """Return (negative, clamped), bool (N, C, H, width), of the output of `pack_signs`."""
     shifts = torch.arange(0, 8, 2, device=signs.device, dtype=torch.uint8)
     codes = (signs.unsqueeze(4) >> shifts).flatten(3)[..., :width]
     return (codes & 1).bool(), (codes & 2).bool()
@@ -361,7 +362,7 @@ def _stream_fused(
 
 
 def _pair(first: Axis, second: Axis, plain: bool, f2: Tensor | None) -> AxisFilters:
-    """One axis of a filtered leaky ReLU."""
+    """Return one axis of a filtered leaky ReLU."""
     return AxisFilters(
         first.size,
         second.out_size,

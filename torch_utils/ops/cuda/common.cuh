@@ -1,7 +1,7 @@
-// What the kernels share: element types, conversions and index arithmetic.
+// Common code of the kernels: element types, conversions and index arithmetic.
 //
-// CUDA C++ for NVRTC without any header of a toolkit. Whatever is fixed for a kernel is a macro given on NVRTC's command
-// line; those every kernel has: DTYPE (FLOAT32, FLOAT16 or BFLOAT16) and INDEX_64 (1 if an offset needs more than 31
+// CUDA C++ for NVRTC without any header of a toolkit. Constants of a kernel are macros defined on NVRTC's command line;
+// all kernels have: DTYPE (FLOAT32, FLOAT16 or BFLOAT16) and INDEX_64 (1 if an offset needs more than 31
 // bits). The tests compile the same text for the host (HOST_SHIM), where most of these macros are variables: arrays are
 // then of variable length, and conditions on macros are written with "if".
 
@@ -12,7 +12,7 @@
 #ifdef HOST_SHIM
 #include "host_shim.h"
 #else
-// Shared memory of a size that the launch decides, since more than 48 KB must be asked for.
+// Shared memory of a size that is set at launch, since more than 48 KB must be requested there.
 #define SHARED(type, name, count) extern __shared__ __align__(16) type name[]
 #endif
 
@@ -69,7 +69,7 @@ __device__ inline Element from_float(float value)
 #if !defined(HOST_SHIM) && __CUDA_ARCH__ >= 800
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
 #else
-    // To the nearest, ties to even; a NaN stays one whatever its payload.
+    // To the nearest, ties to even; every NaN stays NaN.
     const unsigned bits = __float_as_uint(value);
     const unsigned rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     result.bits = (unsigned short)(value != value ? 0x7fffu : rounded);

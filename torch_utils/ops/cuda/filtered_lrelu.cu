@@ -1,7 +1,7 @@
-// The stream of fir.cuh with a leaky ReLU between its filters, or with the derivative that a former pass has marked.
+// The stream of fir.cuh with a leaky ReLU between its filters, or with its derivative from recorded marks.
 //
 // Macros beside those of fir.cuh:
-//   MODE    LRELU, LRELU_MARKED (write two bits an element: not positive, clamped) or SIGNED (read and obey them)
+//   MODE    LRELU, LRELU_MARKED (write two bits an element: not positive, clamped) or SIGNED (read and apply them)
 //   CLAMP   1 if there is one          SCALE  1 if the gain could not be made part of the first filter
 //   CONVEX  1 if the slope is within (0, 1], so that the leaky ReLU is a maximum
 //   SHIFT   SIGNED: column of the strip's first element within its byte of four
@@ -53,7 +53,7 @@ __device__ inline void write_mark(const Params& p, const Place& place, const Lan
 {
     if (MODE != LRELU_MARKED) return;
     const Marks found = find_marks(p, place, lane, mid_row);
-    // The halo is the neighbours' to write; above a segment, rows are not even complete.
+    // Neighbouring strips write the marks of the halo; above a segment, rows are not complete.
     const int row = place.first_row * UP_Y + p.row_offset + mid_row;
     const bool own = (lane.group * COLS < TILE_W * DOWN_X || place.strip == p.strips - 1) &&
                      row >= place.row_begin * DOWN_Y && (row < place.row_end * DOWN_Y || place.row_end == p.out_h);

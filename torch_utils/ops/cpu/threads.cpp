@@ -1,6 +1,6 @@
 // Threads and their memory.
 
-#include "cpu_simd.h"
+#include "simd.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -15,7 +15,7 @@ namespace {
 
 StartTeam start_team = nullptr;
 
-// Freshly mapped pages cost more than the arithmetic done on them, so every thread keeps its memory.
+// Newly mapped pages cost more time than the arithmetic on them, so every thread keeps its memory.
 struct Memory {
     void* memory = nullptr;
     size_t num_bytes = 0;
@@ -35,8 +35,8 @@ void* run(void* call) {
 
 }  // namespace
 
-// The OpenMP runtime that torch uses has the entry point GOMP_parallel. Joining its threads rather than bringing some
-// of our own keeps two sets of waiting threads from competing for the same cores.
+// The OpenMP runtime that torch uses has the entry point GOMP_parallel. Using its threads instead of
+// additional ones avoids that two sets of waiting threads compete for the same cores.
 LONGTAKE_EXPORT void longtake_use_team(void* gomp_parallel) { start_team = (StartTeam)gomp_parallel; }
 
 extern "C" void longtake_parallel(LongtakeTask task, void* argument, int num_threads) {
@@ -45,7 +45,7 @@ extern "C" void longtake_parallel(LongtakeTask task, void* argument, int num_thr
     Call call = {task, argument};
     pthread_t* threads = new pthread_t[num_threads];
     int started = 0;
-    // The task hands out its own work, so a thread that cannot be started is not missed.
+    // The task distributes its work itself, so a thread that cannot be started is not needed.
     while (started < num_threads - 1 && pthread_create(&threads[started], nullptr, run, &call) == 0) started++;
     task(argument);
     while (started > 0) pthread_join(threads[--started], nullptr);

@@ -1,8 +1,7 @@
-"""The operators' kernels for NVIDIA GPUs: CUDA C++ that NVRTC compiles at first use, so nothing need be installed.
+"""The operators for NVIDIA GPUs: CUDA C++ that NVRTC compiles at first use, without an installed CUDA toolkit.
 
-The six functions are those that `registered` calls; their meaning and that of their arguments are told there. Every
-layer gets kernels of its own, in which factors, taps and tile are constants (`fir_plan`); a 1-D filter too long for
-those, or a 2-D one too large, goes through a slower kernel that takes any.
+`registered` calls the six functions and defines them and their arguments. Every layer has its own kernels, in which
+factors, taps and tile are constants (`fir_plan`); a slower kernel is used for filters that are too large for these.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from pathlib import Path
 import torch
 
 import dnnlib
-from torch_utils.custom_ops import Unavailable
-from torch_utils.ops import cuda_bias_act, cuda_driver, nvrtc
-from torch_utils.ops.cuda_bias_act import bias_act, bias_act_grad, bias_act_grad2
-from torch_utils.ops.cuda_fir import filtered_lrelu, filtered_lrelu_signed, upfirdn2d
+from torch_utils.ops.binaries import Unavailable
+from torch_utils.ops.cuda import driver, nvrtc
+from torch_utils.ops.cuda.bias_act import bias_act, bias_act_grad, bias_act_grad2, make_kernel
+from torch_utils.ops.cuda.fir import filtered_lrelu, filtered_lrelu_signed, upfirdn2d
 
 __all__ = [
     "bias_act",
@@ -33,12 +32,12 @@ OLDEST_CAPABILITY = (7, 5)
 
 
 def supports(dtype: torch.dtype) -> bool:
-    """Is there a kernel for tensors of this type?"""
-    return dtype in cuda_driver.DTYPES
+    """Return whether there are kernels for `dtype`."""
+    return dtype in driver.DTYPES
 
 
 def load() -> None:
-    """Finds NVRTC and the driver, and compiles a first kernel; raises Unavailable with cause and remedy."""
+    """Load NVRTC and the driver, and compile a first kernel; raises Unavailable with cause and remedy."""
     if not torch.cuda.is_available():
         raise Unavailable("PyTorch sees no CUDA device", "install a PyTorch build for CUDA on a machine that has one")
     index = torch.cuda.current_device()
@@ -46,12 +45,12 @@ def load() -> None:
     if capability < OLDEST_CAPABILITY:
         name = f"{torch.cuda.get_device_name(index)} (compute capability {capability[0]}.{capability[1]})"
         raise Unavailable(f"there are no kernels for the {name}", "use a GPU from the Turing generation (7.5) on")
-    probe = cuda_bias_act.make_kernel(torch.float32, "linear", order=0, clamp=False, bias=0, vector=4, large=False)
-    cuda_driver.load_function(probe, index)
+    probe = make_kernel(torch.float32, "linear", order=0, clamp=False, bias=0, vector=4, large=False)
+    driver.load_function(probe, index)
 
 
 def describe() -> dict[str, str]:
-    """Returns what a report on this machine should say about these kernels; never raises."""
+    """Return facts for a report: compiler, GPU, driver, cache, or the problem; raises no error."""
     facts = {}
     try:
         compiler = nvrtc.load()
@@ -60,7 +59,7 @@ def describe() -> dict[str, str]:
             index = torch.cuda.current_device()
             facts["GPU"] = torch.cuda.get_device_name(index)
             facts["compiled for"] = compiler.target(torch.cuda.get_device_capability(index))
-            facts["driver"] = f"CUDA {cuda_driver.driver().version()}"
+            facts["driver"] = f"CUDA {driver.driver().version()}"
         else:
             facts["GPU"] = "none that PyTorch sees"
     except (Unavailable, RuntimeError, OSError) as error:

@@ -1,17 +1,17 @@
 // FIR filters with zero insertion and decimation.
 //
-// Of a filter on a zero-inserted signal only every up-th tap meets a sample: output o takes the samples from first(o)
-// on with the taps of one of `up` phases. Several outputs are computed together, with their sums in registers and every
-// tap, and where possible every sample, loaded once for all of them. The filters of the published networks, whose taps
-// and factors are known here, have unrolled code; there is a loop for all others.
+// On a zero-inserted signal only every up-th tap is multiplied with a sample: output o uses the samples from first(o)
+// on and the taps of one of `up` phases. Several outputs are computed together, with their sums in registers; taps, and
+// where possible samples, are loaded once for all of them. The filters of the published networks, whose taps and factors
+// are constants here, have unrolled code; all others use a loop.
 //
-// Along y, vectors hold neighbouring columns of rows that are given by pointers. Along x, each lane of a vector belongs
-// to another image, and a row is a sequence of vectors.
+// Along y, vectors hold neighbouring columns of rows that are given by pointers. Along x, each lane of a vector is
+// another image, and a row is a sequence of vectors.
 #pragma once
 
-#include "cpu_simd.h"
+#include "simd.h"
 
-// What the caller in Python describes; the same structures stand in cpu_kernels.py.
+// Arguments from Python; kernels.py defines the same structures.
 extern "C" {
 struct LongtakeAxis {
     int64_t size, taps, up, down, pad0, out_size;
@@ -28,10 +28,10 @@ namespace {
 INLINE int64_t modulo(int64_t a, int64_t b) { return (a % b + b) % b; }
 inline int64_t gcd(int64_t a, int64_t b) { return b ? gcd(b, a % b) : a; }
 
-// The geometry of one axis: which samples and which taps make an output.
+// The geometry of one axis: the samples and the taps of each output.
 struct Grid {
     int64_t size, taps, up, down, pad0, out_size;
-    int64_t period, step;  // an output and the one `period` later have one phase, and samples `step` apart
+    int64_t period, step;  // outputs `period` apart have the same phase, and samples `step` apart
     int64_t max_count;     // taps of a phase, at most
 
     explicit Grid(const LongtakeAxis& a)
@@ -206,7 +206,7 @@ void any_x(const Vec<T>* in, int64_t step, Vec<T>* out, int64_t out_step, const 
 
 // ---------------------------------------------------------------------------------------------------------------------
 
-// A filter of both axes, its taps as vectors sorted by phase, and the code for its factors and taps if there is any.
+// A filter of both axes, its taps as vectors sorted by phase, and the unrolled code for it if there is any.
 template <class T>
 class Fir {
     typedef Vec<T> V;
@@ -229,7 +229,7 @@ class Fir {
             sort(x, f.taps_x, memory);
             table_y = memory += x.up * x.max_count;
             sort(y, f.taps_y, memory);
-            if constexpr (sizeof(T) == 4) choose();  // double precision is for tests, and has the loops alone
+            if constexpr (sizeof(T) == 4) choose();  // double precision, used in tests, has loops only
         }
     }
     bool is_identity_x() const { return !is_2d && x.is_identity() && table_x[0][0] == 1; }
@@ -313,7 +313,7 @@ class Fir {
     }
 
     void choose() {
-        // Kaiser windows of six samples, [1, 3, 3, 1] and the triangles of the discriminators' enlargement.
+        // Kaiser windows of six samples, [1, 3, 3, 1] and the triangular filters of the discriminators' up-sampling.
         if (is(x, 2, 1, 12)) kernel_x = up_x<T, 2, 6>;
         if (is(x, 4, 1, 24)) kernel_x = up_x<T, 4, 6>;
         if (is(x, 2, 1, 4)) kernel_x = up_x<T, 2, 2>;

@@ -1,5 +1,5 @@
-// Zero insertion, FIR filtering and decimation of images with any filter, one output a thread: for what upfirdn2d.cu has no
-// registers for.
+// Zero insertion, FIR filtering and decimation of images with any filter, one output per thread, for filters that do
+// not fit into the registers of upfirdn2d.cu.
 //
 // Macros beside those of common.cuh: CHANNELS_LAST, FLIP (0: convolve), THREADS.
 
@@ -27,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) direct(const Params p)
         const long long start = plane * p.in_h * p.in_w * (CHANNELS_LAST ? p.channels : 1);
         const Element* x = p.x + start + (CHANNELS_LAST ? i % p.channels : 0);
 
-        // Tap t meets the padded sample out * down + t, which is an input where that, less the padding, is up * its index.
+        // Tap t multiplies the padded sample out * down + t, which is input i if that minus the padding is up * i.
         const int base_y = out_y * p.down_y - p.pad_y;
         const int base_x = out_x * p.down_x - p.pad_x;
         const int first_y = base_y < 0 ? -base_y : (p.up_y - base_y % p.up_y) % p.up_y;

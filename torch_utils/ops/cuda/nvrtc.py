@@ -1,4 +1,4 @@
-"""NVRTC, NVIDIA's run-time compiler of CUDA C++, through ctypes: it comes inside PyTorch and needs no GPU."""
+"""NVRTC, NVIDIA's run-time compiler of CUDA C++, through ctypes: it is part of PyTorch and needs no GPU."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from torch_utils.custom_ops import Unavailable
+from torch_utils.ops.binaries import Unavailable
 
 REMEDY = "install a PyTorch build for CUDA, or `pip install nvidia-cuda-nvrtc` of its CUDA version"
 
 
 class CompileError(RuntimeError):
-    """The compiler's log: our source is wrong, or the compiler is too old for it."""
+    """The compiler's log: the source is wrong, or the compiler is too old for it."""
 
 
 def library_paths() -> Iterator[str]:
-    """Yields where NVRTC may be: in NVIDIA's package, in PyTorch's own folder, then wherever the system finds it."""
+    """Yield possible paths of NVRTC: in NVIDIA's package, in PyTorch's folder, then by name for the system's search."""
     windows = sys.platform == "win32"
     pattern = "nvrtc64_*.dll" if windows else "libnvrtc.so*"
     folders = []
@@ -30,7 +30,7 @@ def library_paths() -> Iterator[str]:
             folders += sorted(Path(root).glob(parts), reverse=True)
     folders += [Path(os.environ["CUDA_HOME"]) / "lib64"] if "CUDA_HOME" in os.environ else []
     for folder in folders:
-        # A versioned name first: a bare one is a link, or a stub.
+        # A versioned name first: one without a version is a link, or a stub.
         yield from (str(path) for path in sorted(folder.glob(pattern), reverse=True) if ".alt." not in path.name)
     yield from ("nvrtc64_130_0.dll", "nvrtc64_120_0.dll") if windows else ("libnvrtc.so.13", "libnvrtc.so.12")
 
@@ -40,7 +40,7 @@ class Nvrtc:
 
     def __init__(self, path: str):
         self.path = path
-        # NVRTC opens its companion by name alone, which finds what is already loaded.
+        # NVRTC opens this library by its name, which finds one that is already loaded.
         if os.path.isabs(path):
             for companion in Path(path).parent.glob("*nvrtc-builtins*"):
                 if ".alt." not in companion.name:
@@ -62,10 +62,11 @@ class Nvrtc:
             raise CompileError(f"{name}: {self._library.nvrtcGetErrorString(status).decode()}")
 
     def target(self, capability: tuple[int, int]) -> str:
-        """Returns the architecture to compile for a device of compute capability (major, minor).
+        """Return the architecture to compile for a device of compute capability (major, minor).
 
-        Machine code ("sm_90") runs on devices of the same major version that are not older; where this compiler does
-        not know the device's major version, portable code ("compute_100") is left to the driver to finish.
+        Machine code ("sm_90") runs on devices of the same major version that are not older; if this compiler does
+        not support the device's major version, the driver compiles portable code ("compute_100"). Raises Unavailable
+        if the device is older than all architectures of the compiler.
         """
         wanted = capability[0] * 10 + capability[1]
         same = [arch for arch in self.archs if arch // 10 == capability[0] and arch <= wanted]
@@ -79,7 +80,7 @@ class Nvrtc:
         return f"sm_{same[-1]}" if same else f"compute_{older[-1]}"
 
     def compile(self, name: str, source: str, headers: dict[str, str], options: Sequence[str], target: str) -> bytes:
-        """Returns the machine code (cubin) of a source, or PTX for a "compute" target; raises CompileError."""
+        """Return the machine code (cubin) of a source, or PTX for a "compute" target; raises CompileError."""
         program = ctypes.c_void_p()
         texts = (ctypes.c_char_p * len(headers))(*(text.encode() for text in headers.values()))
         names = (ctypes.c_char_p * len(headers))(*(key.encode() for key in headers))
@@ -105,7 +106,7 @@ class Nvrtc:
 
 @functools.cache
 def load() -> Nvrtc:
-    """Loads NVRTC, once; raises Unavailable where there is none."""
+    """Load NVRTC, once; raises Unavailable if it is not found."""
     problems = []
     for path in library_paths():
         try:

@@ -7,10 +7,10 @@
 //                the nonlinearity                                         -> registers
 //                the second filter along y into sliding accumulators      -> output, or shared memory
 //   if there is one, the second filter along x                            -> output
-// so every input is read once (but for the halo of a strip), nothing but a few rows is kept, zeros that up-sampling
-// inserts are never multiplied (each output column and row has its own phase of the filter, known to the compiler), and
-// all taps are in registers. Rows of the next step are fetched while those of this one are worked on, and one barrier
-// a step suffices because both shared buffers are double.
+// so every input is read once (except for the halo of a strip), only a few rows are kept, inserted zeros are not
+// multiplied (each output column and row has its own phase of the filter, a compile-time constant), and all taps are in
+// registers. Rows of the next step are fetched during the computation of this one, and one barrier per step suffices
+// because both shared buffers are double.
 //
 // Coordinates. Along x the first filter makes columns c: the sum over t of f[t] * z[c * STEP_X - offset + t], where z is
 // the input with UP_X - 1 zeros after each sample, so z[i * UP_X] = x[i]. Along y it makes rows m on the grid between the
@@ -29,7 +29,7 @@
 //   ROWS                            input rows of a step, such that ROWS * UP_Y is a multiple of DOWN_Y
 //   COLS, OUT_COLS                  columns of a thread in the first and in the second filter along x
 //   VECTOR_STORE                    1 if those columns can be written as one vector
-// and what the including file needs for the three functions that it defines: `read_marks`, `transform`, `write_mark`.
+// and those of the including file for the three functions that it defines: `read_marks`, `transform`, `write_mark`.
 
 #include "common.cuh"
 
@@ -63,7 +63,7 @@ struct Params {
 #define WINDOW_X ceil_div(TAPS_X, UP_X)  // taps of one phase
 #define WINDOW_Y ceil_div(TAPS_Y, UP_Y)
 #define GROUP_STEP (COLS * STEP_X / UP_X)  // input columns from one thread to the next
-#define SPAN_X (WINDOW_X + (PHASE_X + (COLS - 1) * STEP_X + UP_X - 1) / UP_X)  // input columns that a thread sees
+#define SPAN_X (WINDOW_X + (PHASE_X + (COLS - 1) * STEP_X + UP_X - 1) / UP_X)  // input columns that a thread uses
 #define WIDTH_OF_READS(step) ((step) % 4 == 0 ? 4 : (step) % 2 == 0 ? 2 : 1)
 #define WINDOW_COLS (FILTER_2D ? SPAN_X : COLS)
 
@@ -75,13 +75,13 @@ struct Params {
 #define SECOND_SPAN (SECOND_STEP - DOWN_X + TAPS2_X)
 #define MID_PITCH \
     round_up(larger(GROUPS * COLS, (TILE_W / OUT_COLS - 1) * SECOND_STEP + round_up(SECOND_SPAN, 4)), 4)
-// Where neighbouring threads work on neighbouring planes, planes lie four banks apart.
+// If neighbouring threads work on neighbouring planes, planes are four banks apart.
 #define PLANE_PITCH(size) (CHANNELS_LAST ? round_up((size) - 4, 32) + 4 : (size))
 #define IN_PLANE PLANE_PITCH(ROWS * IN_PITCH)
 #define MID_PLANE PLANE_PITCH(OUT_ROWS * MID_PITCH)
 
-// Work on `columns` x rows is spread over the threads so that each keeps its columns: thread i has those congruent to i,
-// and where there are threads to spare, several groups of threads take turns with the rows.
+// Work on `columns` x rows is distributed over the threads so that each keeps its columns: thread i has those congruent
+// to i, and if there are more threads than columns, groups of threads alternate in the rows.
 #define PER_THREAD(columns) ceil_div(columns, THREADS)
 #define ROW_GROUPS(columns) ((columns) * 2 <= THREADS ? THREADS / (columns) : 1)
 #define ROW_PERIOD(columns) (ROW_GROUPS(columns) > 1 ? (columns) : THREADS)
@@ -90,7 +90,7 @@ struct Params {
 #define LOAD_ROWS ceil_div(ROWS, ROW_GROUPS(LOAD_COLUMNS))
 #define OUT_COLUMNS (PLANES * (TILE_W / OUT_COLS))
 
-// Where this block works.
+// The part of the output that this block computes.
 struct Place {
     int strip;
     int row_begin, row_end;  // output rows
@@ -115,12 +115,12 @@ __device__ inline Place locate(const Params& p)
     const int first_mid = place.first_row * UP_Y + p.row_offset;
     const int last_mid = (place.row_end - 1) * DOWN_Y + TAPS2_Y - 1;
     place.steps = (floor_div(last_mid - p.row_offset, UP_Y) - place.first_row) / ROWS + 1;
-    // Row m completes output (m - TAPS2_Y + 1) / DOWN_Y where that is whole.
+    // Row m completes output (m - TAPS2_Y + 1) / DOWN_Y if that is an integer.
     place.out_row = (first_mid - PHASE_Y) / DOWN_Y - (TAPS2_Y - 1) / DOWN_Y + (PHASE_Y > (TAPS2_Y - 1) % DOWN_Y);
     return place;
 }
 
-// One of the planes of a block: is there one, where does it begin in a tensor of `size` elements a plane?
+// One of the planes of a block: whether it exists, and its offset in a tensor of `size` elements per plane.
 struct Plane {
     bool exists;
     int channel;
@@ -149,7 +149,7 @@ __device__ inline Plane find_plane(const Params& p, const Place& place, int plan
 
 __device__ inline Index pixel_stride(const Params& p) { return CHANNELS_LAST ? p.channels : 1; }
 
-// Splits a number into a plane and a column so that neighbouring threads meet neighbouring addresses.
+// Splits a number into a plane and a column so that neighbouring threads use neighbouring addresses.
 __device__ inline void split(int number, int columns, int& plane, int& column)
 {
     plane = CHANNELS_LAST ? number % PLANES : number / columns;
@@ -172,7 +172,7 @@ template <int width> __device__ inline void read_vectors(const float* from, int 
     }
 }
 
-// Reads `count` floats, rounded up to the width of the reads, which is what `step` allows.
+// Reads `count` floats, rounded up to the width of the reads, the largest that `step` allows.
 __device__ inline void read_floats(const float* from, int count, int step, float* to)
 {
     if (WIDTH_OF_READS(step) == 4) return read_vectors<4>(from, count, to);
@@ -202,7 +202,7 @@ __device__ inline void write_output(const Params& p, Element* to, const float* v
         if (column + k < p.out_w) to[k * pixel_stride(p)] = from_float(values[k]);
 }
 
-// The first of a thread's rows when `columns` x `rows` are spread; `rows` if it has none.
+// The first of a thread's rows when `columns` x `rows` are distributed; `rows` if it has none.
 __device__ inline int first_row_of(int columns, int rows)
 {
     if (ROW_GROUPS(columns) == 1) return 0;
@@ -238,7 +238,7 @@ __device__ inline Source find_source(const Params& p, const Place& place, int nu
 
 __device__ inline int first_load_row() { return first_row_of(LOAD_COLUMNS, ROWS); }
 
-// Is row `row` of a step this thread's, and inside of the image?
+// Returns whether row `row` of a step belongs to this thread and is inside of the image.
 __device__ inline bool is_loaded(const Params& p, int image_row, int row)
 {
     return row < ROWS && image_row + row >= 0 && image_row + row < p.in_h;
@@ -275,7 +275,7 @@ __device__ inline void put_rows(const Params& p, const Source* sources, int imag
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The first filter along x, of one row: shared memory -> what the window along y holds of a row.
+// The first filter along x, of one row: shared memory -> a row of the window along y.
 
 __device__ inline void filter_row(const float* in, const float* taps, float* out)
 {
@@ -380,7 +380,7 @@ struct Lane {
     Plane out;   // plane of the output
 };
 
-// What happens between the filters. A mark tells of COLS elements of a row, two bits each.
+// The operation between the filters. A mark has two bits for each of COLS elements of a row.
 __device__ inline void read_marks(const Params& p, const Place& place, const Lane& lane, int step, unsigned* marks);
 __device__ inline void transform(const Params& p, float* values, unsigned& mark);
 __device__ inline void write_mark(const Params& p, const Place& place, const Lane& lane, int mid_row, unsigned mark);
@@ -436,7 +436,7 @@ __device__ inline void accumulate(const float* values, const float* taps, int po
     }
 }
 
-// Everything along y, for the rows of one step.
+// The filters along y, for the rows of one step.
 __device__ inline void filter_rows(const Params& p, const Place& place, const Lane& lane, int step, const float* in,
                                    const float* taps_x, const float* taps_y, const float* taps2_y, float* window,
                                    float* sums, float* mid)

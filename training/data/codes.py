@@ -1,0 +1,287 @@
+"""Read token shards: what a tokenizer made of each clip, beside the frames of a dataset.
+
+Layout: `<root>/codes-<first 12 hex digits of the tokenizer's SHA-256>/<shard>.zip`, each zip holding one stored `.npy`,
+uint16 (T, h, w), for each clip, and `clips.json`, an object that maps each clip to the name of that member and to the
+clip's number of frames. `manifest.json` in the folder says what all of them share. `dataset_tools.encode_dataset`
+writes them.
+"""
+
+import io
+import json
+import os
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.data.shards import Clip, OpenFiles, locate_member
+
+MANIFEST = "manifest.json"
+CLIPS = "clips.json"
+MAX_VOCABULARY = 1 << 16  # tokens are stored as uint16
+DTYPE = np.dtype("<u2")
+
+_HEAD_BYTES = 1024  # of a member, in which the header of its array must end
+_FAULTS = (
+    OSError,
+    EOFError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    NotImplementedError,
+    RecursionError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def codes_folder(root: Path, tokenizer: str) -> Path:
+    """Return the folder of a dataset's tokens, given the SHA-256 of their tokenizer as hex digits."""
+    return root / f"codes-{tokenizer[:12]}"
+
+
+def encode_command(root: Path) -> str:
+    """Return the command that makes the tokens of a dataset."""
+    return f"python -m dataset_tools.encode_dataset {root} --tokenizer=FILE"
+
+
+# ----------------------------------------------------------------------------
+# What all shards share.
+
+
+@dataclass(frozen=True)
+class CodesManifest:
+    """What the shards of a folder share, as its manifest.json says."""
+
+    tokenizer: str  # SHA-256, hex digits
+    grid: tuple[int, int]  # cells along the height and along the width
+    vocabulary: int  # tokens are 0 ... vocabulary - 1
+    stride: tuple[int, int]  # frames in a step of the grid, pixels along an edge of a cell
+    size: tuple[int, int]  # of the frames that were encoded: height, width
+    clip_frames: int  # that were encoded together
+    fps: float
+    num_partitions: int
+    partitions: dict[str, dict[str, Any]]  # "0000" -> "clips", "frames", "steps", and of the zip "sha256" and "bytes"
+
+    def shards(self) -> list[str]:
+        """Return the file names of the zips that there should be: partitions without clips have none."""
+        return [f"partition_{index}.zip" for index, entry in sorted(self.partitions.items()) if entry["clips"]]
+
+
+def read_codes_manifest(folder: Path) -> CodesManifest:
+    """Read the manifest of a folder of tokens; `ValueError` if it is missing or is none."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text())
+        manifest = CodesManifest(
+            tokenizer=_text(content["tokenizer"]),
+            grid=_pair(content["grid"]),
+            vocabulary=_count(content["vocabulary"]),
+            stride=_pair(content["stride"]),
+            size=_pair(content["size"]),
+            clip_frames=_count(content["clip_frames"]),
+            fps=float(content["fps"]),
+            num_partitions=_count(content["num_partitions"]),
+            partitions={
+                f"{int(index):04d}": {**entry, "clips": _count(entry["clips"], 0)}
+                for index, entry in content["partitions"].items()
+            },
+        )
+        if manifest.vocabulary > MAX_VOCABULARY:
+            raise ValueError(f"a vocabulary of {manifest.vocabulary}, of which uint16 holds {MAX_VOCABULARY}")
+        return manifest
+    except _FAULTS as error:
+        raise ValueError(
+            f"{path} does not describe the tokens beside it ({type(error).__name__}: {error}); delete {folder} and "
+            f"make them again: {encode_command(folder.parent)}"
+        ) from error
+
+
+def _count(value: Any, least: int = 1) -> int:
+    if type(value) is not int or not least <= value < 1 << 31:
+        raise ValueError(f"{str(value)[:40]!r} where a whole number from {least} on was expected")
+    return value
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, second = value
+    return _count(first), _count(second)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{str(value)[:40]!r} where text was expected")
+    return value
+
+
+# ----------------------------------------------------------------------------
+# One shard.
+
+
+@dataclass(frozen=True)
+class CodesShard:
+    """What one zip holds: for each of C clips its path, numbers of frames and of steps, and where its tokens lie."""
+
+    clips: list[Clip]
+    steps: np.ndarray  # (C,) int64
+    offsets: np.ndarray  # (C,) int64: where the tokens of the clip begin in the file
+
+
+def open_codes_shard(path: Path, manifest: CodesManifest) -> CodesShard:
+    """Read where the tokens of each clip lie in a zip.
+
+    Raises `ValueError` naming the zip, and the clip where there is one, if the zip is damaged, or holds anything but
+    uint16 arrays on the manifest's grid with as many steps as the clip's frames give.
+    """
+    place = str(path)
+    try:
+        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            members = {info.filename: info for info in archive.infolist()}
+            for info in members.values():
+                # What is read below, and how much memory that takes, then follows from the bytes that are there.
+                if info.compress_type != zipfile.ZIP_STORED or not 0 <= info.file_size == info.compress_size:
+                    raise ValueError(f"{info.filename} is compressed")
+            listed = json.loads(archive.read(CLIPS))
+            shard = CodesShard([], np.empty(len(listed), np.int64), np.empty(len(listed), np.int64))
+            for number, (clip, (member, num_frames)) in enumerate(listed.items()):
+                place = f"clip {clip} in {path}"
+                shard.clips.append(Clip(clip, _count(num_frames, 0)))
+                offset, steps = _locate_array(file.fileno(), members[member], path, manifest, num_bytes)
+                _check_steps(steps, num_frames, manifest)
+                shard.offsets[number], shard.steps[number] = offset, steps
+            return shard
+    except _FAULTS as error:
+        raise ValueError(
+            f"{place} holds no tokens that can be read ({str(error) or type(error).__name__}); delete {path} and make "
+            f"it again: {encode_command(path.parent.parent)}"
+        ) from error
+
+
+def _locate_array(
+    descriptor: int, info: zipfile.ZipInfo, path: Path, manifest: CodesManifest, num_bytes: int
+) -> tuple[int, int]:
+    """Return where in the file the values of a member's array begin, and its number of steps."""
+    start, length, _, _ = locate_member(descriptor, info, path)
+    if start + length > num_bytes:
+        raise ValueError(f"{info.filename} reaches beyond the end of the file")
+    head = io.BytesIO(os.pread(descriptor, min(length, _HEAD_BYTES), start))
+    if np.lib.format.read_magic(head) != (1, 0):
+        raise ValueError(f"{info.filename} has a header of an unknown version")
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(head)
+    if dtype != DTYPE or is_fortran or len(shape) != 3 or shape[1:] != manifest.grid:
+        grid = "x".join(map(str, manifest.grid))
+        raise ValueError(f"it is {dtype} of shape {list(shape)}, but uint16 on a grid of {grid} was expected")
+    if length != head.tell() + int(np.prod(shape, dtype=object)) * DTYPE.itemsize:
+        raise ValueError(f"{info.filename} has {length} bytes, which do not fit its shape {list(shape)}")
+    return start + head.tell(), shape[0]
+
+
+def _check_steps(steps: int, num_frames: int, manifest: CodesManifest) -> None:
+    stride = manifest.stride[0]
+    expected = num_frames if stride == 1 else num_frames // manifest.clip_frames * manifest.clip_frames // stride
+    if steps != expected:
+        raise ValueError(f"it has {steps} steps, but {num_frames} frames give {expected}")
+
+
+# ----------------------------------------------------------------------------
+# All shards.
+
+
+class CodeStore:
+    """The tokens of all clips of a dataset, made by the tokenizer whose SHA-256 is given.
+
+    Values are read with `os.pread` at known offsets, so threads and forked processes may share a store; a pickled copy
+    opens the files anew. Raises `ValueError` if there are no such tokens, or they are not whole.
+    """
+
+    def __init__(self, root: Path, tokenizer: str) -> None:
+        self.root = root
+        self.directory = codes_folder(root, tokenizer)
+        short = tokenizer[:12]
+        if not self.directory.is_dir():
+            raise ValueError(
+                f"{root} has no tokens of this tokenizer (SHA-256 {short}...): make them: {encode_command(root)}"
+            )
+        self.manifest = read_codes_manifest(self.directory)
+        if self.manifest.tokenizer != tokenizer:
+            raise ValueError(
+                f"{self.directory} holds tokens of another tokenizer (SHA-256 {self.manifest.tokenizer[:16]}...) than "
+                f"this one ({tokenizer[:16]}...); move it away and make them: {encode_command(root)}"
+            )
+        self.shards = sorted(path for path in self.directory.glob("*.zip") if not path.name.startswith("."))
+        self._check_shards()
+        found = [open_codes_shard(path, self.manifest) for path in self.shards]
+        self.clips = [clip for shard in found for clip in shard.clips]
+        self.index = {clip.path: number for number, clip in enumerate(self.clips)}
+        self.clip_shards = np.repeat(np.arange(len(found)), [len(shard.clips) for shard in found])
+        if len(self.index) < len(self.clips):
+            twice = next(clip.path for number, clip in enumerate(self.clips) if self.index[clip.path] != number)
+            raise ValueError(
+                f"clip {twice} is in two zips of {self.directory}; delete the folder and make it again: "
+                f"{encode_command(root)}"
+            )
+        self.steps = np.concatenate([shard.steps for shard in found])  # (clips,) int64: of the grid
+        self._offsets = np.concatenate([shard.offsets for shard in found])
+        self._files = OpenFiles(self.shards)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Return the cells of a step along the height and along the width."""
+        return self.manifest.grid
+
+    @property
+    def vocabulary(self) -> int:
+        """Return how many tokens there are."""
+        return self.manifest.vocabulary
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Return the frames in a step of the grid and the pixels along an edge of a cell."""
+        return self.manifest.stride
+
+    def missing_partitions(self) -> int:
+        """Return how many partitions have not been made."""
+        return max(self.manifest.num_partitions - len(self.manifest.partitions), 0)
+
+    def _check_shards(self) -> None:
+        here, wanted = {path.name for path in self.shards}, set(self.manifest.shards())
+        if here != wanted:
+            name = min(here ^ wanted)
+            state = "is missing, though" if name in wanted else "is there, though not"
+            raise ValueError(
+                f"{self.directory / name} {state} listed in its {MANIFEST}; to make what lacks: "
+                f"{encode_command(self.root)}"
+            )
+        if not here:
+            raise ValueError(f"{self.directory} holds no tokens yet; make them: {encode_command(self.root)}")
+
+    def read(self, clip: int, start: int, count: int, stride: int = 1) -> np.ndarray:
+        """Return steps start, start + stride, ... (`count` of them) of clip number `clip`: uint16 (count, h, w).
+
+        Raises `ValueError` naming the clip if the bytes are not there or are no tokens of the vocabulary.
+        """
+        span = (count - 1) * stride + 1
+        assert count > 0 and stride > 0 and 0 <= start <= self.steps[clip] - span, (clip, start, count, stride)
+        shard = int(self.clip_shards[clip])
+        cells = self.grid[0] * self.grid[1]
+        offset = int(self._offsets[clip]) + start * cells * DTYPE.itemsize
+        data = os.pread(self._files.descriptor(shard), span * cells * DTYPE.itemsize, offset)
+        reason = "the file has become shorter"
+        if len(data) == span * cells * DTYPE.itemsize:
+            codes = np.frombuffer(data, DTYPE).reshape(span, *self.grid)[::stride]
+            if (highest := int(codes.max())) < self.vocabulary:
+                return codes
+            reason = f"token {highest} of a vocabulary of {self.vocabulary}"
+        raise ValueError(
+            f"the tokens of clip {self.clips[clip].path} in {self.shards[shard]} are damaged ({reason}); delete the "
+            f"zip and make it again: {encode_command(self.root)}"
+        )
