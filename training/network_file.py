@@ -197,10 +197,15 @@ def list_models() -> dict[str, list[str]]:
     """Return the models in `MODELS`: name -> paths of its files."""
     found: dict[str, list[str]] = {}
     for path in sorted(MODELS.glob("*.pkl")):
-        ends = [role for role in _roles() if path.stem.endswith(f"-{role}")]
-        name = path.stem.removesuffix(f"-{ends[0]}") if ends else path.stem
-        found.setdefault(name, []).append(str(path))
+        found.setdefault(model_name(path), []).append(str(path))
     return found
+
+
+def model_name(path: str | os.PathLike[str]) -> str:
+    """Return the name of the model that a file is, or is a part of."""
+    stem = Path(path).stem
+    ends = [f"-{role}" for role in _roles() if stem.endswith(f"-{role}")]
+    return stem.removesuffix(ends[0]) if ends else stem
 
 
 def locate(path_or_url: str | os.PathLike[str], role: str = "") -> str:

@@ -9,6 +9,7 @@ Frame t of a video is fixed by (seed, start, prompt), whatever the chunks, the s
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import types
@@ -162,6 +163,16 @@ class Sampler:
         follows its prompt ends with it.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define its frames")
+
+    def with_options(self, options: Any) -> Sampler:
+        """Return a sampler of the same networks with other options, an instance of `Options`.
+
+        This one suits samplers that read their options in `frames` alone. Raises `ValueError` for options that do
+        not apply.
+        """
+        other = copy.copy(self)
+        other.options = options
+        return other
 
     def video(self, request: Request) -> Iterator[Tensor]:
         """Yield successive frames of the video: uint8 (N, T, height, width, 3)."""

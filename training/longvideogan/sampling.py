@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -99,8 +99,12 @@ class LowResSampler(Sampler):
     Options = Sampling
     file_labels = {"video": "lres"}
 
-    def __init__(self, network: LowResGenerator, options: Sampling = Sampling(), block: int = LRES_CHUNK) -> None:
+    def __init__(
+        self, network: LowResGenerator, options: Sampling = Sampling(), block: int = LRES_CHUNK,
+        average: Callable[[], Tensor] | None = None,
+    ) -> None:  # fmt: skip
         self.network, self.options, self.block = network, options, block
+        self.average_w = average or functools.cache(lambda: average_w(network))  # what truncation pulls w towards
         self.networks, self.outputs = [network], {"video": (network.height, network.width)}
         self.period = network.temporal_scale
         self.depends_on_length, self.default_frames = options.rng == "legacy", options.loop
@@ -158,7 +162,7 @@ class LowResSampler(Sampler):
 
         def tracks(start: int, stop: int) -> Tensor:
             w = latents(start, stop)
-            return w if truncation == 1 else self.average_w.lerp(w, truncation)
+            return w if truncation == 1 else self.average_w().lerp(w, truncation)
 
         stream, held, done = LowResStream(self.network, tracks, low, style_shifts), History(low), 0
         for count in pieces(num_frames, self.block):
@@ -168,10 +172,9 @@ class LowResSampler(Sampler):
             done += count
             held.forget(low + done)
 
-    @functools.cached_property
-    def average_w(self) -> Tensor:
-        """What truncation pulls w towards: (w channels, 1)."""
-        return average_w(self.network)
+    def with_options(self, options: Any) -> "LowResSampler":
+        """See `Sampler.with_options`. The average of w, which takes a while to compute, is shared."""
+        return LowResSampler(self.network, options, self.block, self.average_w)
 
 
 def legacy_length(starts: Sequence[int], num_frames: int | None) -> int:
@@ -277,14 +280,18 @@ class PairSampler(Sampler):
     Options = Sampling
     file_labels = {"lres": "lres", "video": "sres"}
 
-    def __init__(self, lres: LowResGenerator, sres: SuperResGenerator, options: Sampling = Sampling()) -> None:
+    def __init__(
+        self, lres: LowResGenerator, sres: SuperResGenerator, options: Sampling = Sampling(),
+        average: Callable[[], Tensor] | None = None,
+    ) -> None:  # fmt: skip
         found, wanted = (lres.height, lres.width), (sres.lres_height, sres.lres_width)
         if found != wanted:
             raise ValueError(
                 f"the low-resolution network makes frames of {found[0]}x{found[1]}, the super-resolution network "
                 f"enlarges frames of {wanted[0]}x{wanted[1]}: use two networks of the same run"
             )
-        self.lres, self.sres, self.options = LowResSampler(lres, options), SuperResSampler(sres, options), options
+        self.lres, self.sres = LowResSampler(lres, options, average=average), SuperResSampler(sres, options)
+        self.options = options
         self.networks = [lres, sres]
         self.outputs = {"lres": self.lres.size, "video": self.sres.size}
         self.period, self.block = self.lres.period, self.sres.block
@@ -294,6 +301,10 @@ class PairSampler(Sampler):
     def stages(self) -> Sequence[Sampler]:
         """Return both samplers."""
         return self.lres, self.sres
+
+    def with_options(self, options: Any) -> "PairSampler":
+        """See `Sampler.with_options`."""
+        return PairSampler(self.lres.network, self.sres.network, options, self.lres.average_w)
 
     def frames(self, request: Request) -> Iterator[dict[str, Tensor]]:
         """See `Sampler.frames`; takes no prompt."""

@@ -1,4 +1,4 @@
-"""The worker: results, turns, and the ends of tasks that nobody wants."""
+"""The worker: results, progress, turns, and the ends of tasks that are no longer wanted."""
 
 import threading
 
@@ -47,7 +47,23 @@ def test_tasks_take_turns_and_return_results(worker, hold):
     assert log == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
 
 
-def test_errors_reach_whoever_asks_and_the_worker_goes_on(worker):
+def test_the_progress_of_an_owner_is_what_its_tasks_yielded_last(worker):
+    begun, gate = threading.Event(), threading.Event()
+
+    def steps():
+        yield 1
+        yield 2
+        begun.set()
+        assert gate.wait(10)
+
+    task = worker.submit(steps(), "tab")
+    assert begun.wait(10)
+    assert worker.progress("tab") == [2] and worker.progress("other") == []
+    gate.set()
+    assert task.wait(10) and worker.progress("tab") == []
+
+
+def test_errors_are_raised_where_results_are_asked_for_and_the_worker_goes_on(worker):
     def steps():
         yield
         raise ValueError("no such thing")
