@@ -24,6 +24,7 @@ COMMANDS = {
     "dataset_tools.make_dataset_from_videos": "main",
     "dataset_tools.make_dataset_from_frames": "main",
     "dataset_tools.make_dataset_from_youtube": "main",
+    "dataset_tools.encode_dataset": "main",
     "dataset_tools.inspect_dataset": "main",
     "dataset_tools.merge": "main",
     "metrics.report": "main",

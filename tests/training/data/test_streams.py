@@ -21,9 +21,9 @@ CLIPS = [Clip("a", 9), Clip("b/c", 12), Clip("e", 10)]
 LENGTHS = {clip.path: clip.num_frames for clip in CLIPS}
 
 
-def add(root, folder="0008x0016", **notes):
+def add(root, **notes):
     """Put streams {clip: values} into the zips of the clips."""
-    for path in sorted((root / folder).glob("*.zip")):
+    for path in sorted((root / "0008x0016").glob("*.zip")):
         with zipfile.ZipFile(path, "a") as shard:
             clips = json.loads(shard.read("frame_paths.json"))
             for name, values in notes.items():
