@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dnnlib.frames_out import open_writer
 from dnnlib.video import VideoWriter, iter_video_frames
-from metrics import inputs, samplers
+from metrics import samplers
 from metrics.samplers import ClipShape
-from training.random import random_state
+from tests.training.data import clips
+from training.data import footage
+from training.data.frames import frame_rate, iter_frames
 
 SIZE = (16, 24)
 
@@ -17,12 +20,7 @@ SIZE = (16, 24)
 @pytest.fixture(scope="module")
 def videos() -> list[np.ndarray]:
     """Three videos of 14, 30 and 22 frames: smooth noise that drifts."""
-    made = []
-    for number, length in enumerate((14, 30, 22)):
-        coarse = random_state("test-inputs", 0, number).randint(256, size=(4, 6, 3), dtype=np.uint8)
-        image = np.asarray(Image.fromarray(coarse).resize((24, 16), Image.Resampling.BICUBIC))
-        made.append(np.stack([np.roll(image, frame, axis=1) for frame in range(length)]))
-    return made
+    return [clips.drifting(number, length) for number, length in enumerate((14, 30, 22))]
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +28,7 @@ def pictures(videos: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory)
     """Folders whose names tell the numbers of frames without leading zeros, as other tools write them."""
     root = tmp_path_factory.mktemp("pictures")
     for number, video in enumerate(videos):
-        (root / f"video{number}").mkdir()
-        for frame, image in enumerate(video):
-            Image.fromarray(image).save(root / f"video{number}" / f"frame{frame}.png")
+        clips.write_pictures(root / f"video{number}", video)
     return root
 
 
@@ -45,86 +41,159 @@ def films(videos: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) ->
     return root
 
 
-def clips_of(side: inputs.Videos, shape: ClipShape, num_items: int = 6) -> np.ndarray:
+@pytest.fixture(scope="module")
+def dataset_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clips.write_dataset(tmp_path_factory.mktemp("tiny"), [(16, 24), (8, 12)])
+
+
+def write(path: Path, frames: np.ndarray, fps: float = 12) -> Path:
+    with open_writer(path, *frames.shape[1:3], fps=fps) as writer:
+        writer.write(frames)
+    return path
+
+
+def clips_of(side: footage.Videos, shape: ClipShape, num_items: int = 6) -> np.ndarray:
     batches = samplers.real_clips(side.footage, side.size, shape, range(num_items), 0, batch=4)
-    return np.concatenate([clips.numpy() for _, clips in batches])
+    return np.concatenate([batch.numpy() for _, batch in batches])
 
 
 @pytest.mark.parametrize("shape", [ClipShape(9), ClipShape(4, 3), ClipShape(1)])
 def test_each_form_gives_the_same_clips(videos, pictures: Path, tmp_path: Path, shape: ClipShape):
-    memory = inputs.Arrays(videos, "memory")
-    expected = clips_of(inputs.Videos(memory, SIZE, "array"), shape)
-    side = inputs.open_videos(pictures)
+    memory = footage.Arrays(videos, "memory")
+    expected = clips_of(footage.Videos(memory, SIZE, "array"), shape)
+    side = footage.open_videos(pictures)
     assert (side.kind, side.size, side.footage.fps) == ("files", SIZE, None)
     assert [clip.num_frames for clip in side.footage.clips] == [14, 30, 22]
     np.testing.assert_array_equal(clips_of(side, shape), expected)
     for number, video in enumerate(videos):
         np.savez(tmp_path / f"video{number}.npz", frames=video)
-    np.testing.assert_array_equal(clips_of(inputs.open_videos(tmp_path), shape), expected)
+    np.testing.assert_array_equal(clips_of(footage.open_videos(tmp_path), shape), expected)
 
 
 def test_one_array_of_equal_videos(videos, tmp_path: Path):
     array = np.stack([video[:12] for video in videos])
     np.savez(tmp_path / "all.npz", array)
-    side = inputs.open_videos(tmp_path / "all.npz")
+    side = footage.open_videos(tmp_path / "all.npz")
     assert [clip.num_frames for clip in side.footage.clips] == [12, 12, 12]
     np.testing.assert_array_equal(side.footage.read(1, SIZE, range(3, 8, 2)), array[1, 3:8:2])
 
 
 def test_windows_of_video_files_are_the_frames_that_decoding_gives(films: Path):
-    side = inputs.open_videos(films)
+    side = footage.open_videos(films)
     assert side.footage.fps == 25 and [clip.num_frames for clip in side.footage.clips] == [14, 30, 22]
     whole = np.stack(list(iter_video_frames(films / "video1.mp4")))
     for frames in (range(0, 9), range(21, 30), range(2, 27, 5), [13]):
         np.testing.assert_array_equal(side.footage.read(1, SIZE, frames), whole[list(frames)])
-    slower = inputs.open_videos(films, fps=12.5)
+    slower = footage.open_videos(films, fps=12.5)
     assert slower.footage.fps == 12.5
     assert np.abs(slower.footage.read(1, SIZE, range(8)).astype(int) - whole[:16:2]).max() <= 1
 
 
 def test_content_is_that_of_the_frames_not_of_the_path(pictures: Path, films: Path, videos, tmp_path: Path):
     (tmp_path / "copy").symlink_to(pictures)
-    assert inputs.open_videos(tmp_path / "copy").content == inputs.open_videos(pictures).content
-    assert inputs.open_videos(films).content != inputs.open_videos(films, fps=10).content
+    assert footage.open_videos(tmp_path / "copy").content == footage.open_videos(pictures).content
+    assert footage.open_videos(films).content != footage.open_videos(films, fps=10).content
     changed = [video.copy() for video in videos]
     changed[2][5, 3, 4, 1] ^= 1
-    assert inputs.Arrays(changed, "a").content() != inputs.Arrays(videos, "a").content()
+    assert footage.Arrays(changed, "a").content() != footage.Arrays(videos, "a").content()
 
 
 def test_a_dataset_of_several_sizes_needs_one(dataset_path: Path):
-    assert inputs.open_videos(dataset_path, (8, 12)).size == (8, 12)
-    assert inputs.is_dataset(dataset_path)
+    assert footage.open_videos(dataset_path, (8, 12)).size == (8, 12)
+    assert footage.is_dataset(dataset_path)
     with pytest.raises(ValueError, match="has frames of 8x12, 16x24 and it has several: give one of them by --size"):
-        inputs.open_videos(dataset_path)
+        footage.open_videos(dataset_path)
     with pytest.raises(ValueError, match="has 30 frames a second, but --fps asks for 25"):
-        inputs.open_videos(dataset_path, (8, 12), fps=25)
+        footage.open_videos(dataset_path, (8, 12), fps=25)
+
+
+# ----------------------------------------------------------------------------
+# What is refused.
 
 
 def test_mistakes_are_named(pictures: Path, videos, tmp_path: Path):
     with pytest.raises(ValueError, match="there is no"):
-        inputs.open_videos(tmp_path / "nothing")
+        footage.open_videos(tmp_path / "nothing")
     with pytest.raises(ValueError, match="holds no video file"):
-        inputs.open_videos(tmp_path)
+        footage.open_videos(tmp_path)
     with pytest.raises(ValueError, match=r"are 16x24, not 32x48: make a dataset of that size"):
-        inputs.open_videos(pictures, (32, 48))
+        footage.open_videos(pictures, (32, 48))
+    with pytest.raises(ValueError, match="no clip of 31 frames, which are needed; the longest of its 3 videos has 30"):
+        footage.open_videos(pictures).footage.eligible(31)
     np.savez(tmp_path / "a.npz", frames=videos[0])
     np.savez(tmp_path / "b.npz", frames=videos[0][:, :8])
     with pytest.raises(ValueError, match=r"mixes sizes: a.npz is 16x24 and b.npz is 8x24"):
-        inputs.open_videos(tmp_path)
-    np.savez(tmp_path / "c.npz", x=videos[0], y=videos[1])
-    with pytest.raises(ValueError, match="has the arrays x, y: name the one `videos`"):
-        inputs.open_videos(tmp_path / "c.npz")
-    (tmp_path / "d.npz").write_bytes(b"no zip")
-    with pytest.raises(ValueError, match="cannot be read as an npz file"):
-        inputs.open_videos(tmp_path / "d.npz")
-    with pytest.raises(ValueError, match="no clip of 31 frames, which are needed; the longest of its 3 videos has 30"):
-        inputs.open_videos(pictures).footage.eligible(31)
+        footage.open_videos(tmp_path)
 
 
-def test_a_picture_of_another_kind_is_named(tmp_path: Path):
+def test_files_of_several_rates_want_one(videos, tmp_path: Path):
+    for fps in (10, 20):
+        write(tmp_path / f"{fps}.mp4", videos[0], fps)
+    with pytest.raises(ValueError, match="mixes frame rates from 10 to 20: give --fps=10, at which all are then read"):
+        footage.open_videos(tmp_path)
+    assert footage.open_videos(tmp_path, fps=10).footage.fps == 10
+
+
+def test_a_picture_of_another_size_is_named(tmp_path: Path):
     (tmp_path / "v").mkdir()
     Image.new("RGB", (8, 6)).save(tmp_path / "v" / "0.png")
-    Image.new("RGBA", (8, 6)).save(tmp_path / "v" / "1.png")
-    side = inputs.open_videos(tmp_path)
-    with pytest.raises(ValueError, match=r"1.png is not an RGB picture of 6x8.*colour mode is RGBA"):
+    Image.new("RGB", (8, 8)).save(tmp_path / "v" / "1.png")
+    side = footage.open_videos(tmp_path)
+    with pytest.raises(ValueError, match=r"1.png is 8x8, but the first picture of its folder is 6x8: bring all to"):
         side.footage.read(0, side.size, range(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "of_videos", "of_frames"),
+    [
+        ("text.npz", None, "text.npz cannot be read as an npz file", "text.npz cannot be read: .*; expected one array"),
+        ("two.npz", "xy", "has the arrays x, y: name the one `videos`", "has the arrays x, y: name the one `videos`"),
+        ("floats.npz", "f", "holds float64 from 0 to 0, but frames are uint8", r"its array is float64 \(2, 4, 4, 3\)"),
+        ("many.npz", "n", None, r"its array is uint8 \(1, 2, 4, 4, 3\)"),
+    ],
+)
+def test_arrays_that_are_no_videos_are_refused(tmp_path: Path, name, arrays, of_videos, of_frames):
+    video = np.zeros((2, 4, 4, 3), np.uint8)
+    contents = {"xy": {"x": video, "y": video}, "f": {"f": video.astype(float)}, "n": {"n": video[None]}}
+    if arrays is None:
+        (tmp_path / name).write_text("no zip file")
+    else:
+        np.savez(tmp_path / name, allow_pickle=False, **contents[arrays])
+    if of_videos:
+        with pytest.raises(ValueError, match=of_videos):
+            footage.open_videos(tmp_path / name)
+    with pytest.raises(ValueError, match=of_frames):
+        list(iter_frames(tmp_path / name))
+
+
+# ----------------------------------------------------------------------------
+# Frames, front to back.
+
+
+def test_every_kind_of_file_gives_its_frames_in_order(tmp_path: Path):
+    smooth = np.linspace(0, 200, 11).astype(np.uint8)[:, None, None, None].repeat(18, 1).repeat(32, 2).repeat(3, 3)
+    for name in ("a.npz", "a", "a.mp4"):
+        found = np.stack(list(iter_frames(write(tmp_path / name, smooth))))
+        assert np.abs(found.astype(int) - smooth).max() <= (4 if name == "a.mp4" else 0)
+    assert [frame_rate(tmp_path / name) for name in ("a.mp4", "a", "a.npz")] == [12, None, None]
+    assert [frame_rate(tmp_path / name, 6) for name in ("a.mp4", "a")] == [6, None]
+    slower = np.stack(list(iter_frames(tmp_path / "a.mp4", 6)))
+    assert np.abs(slower[:5].astype(int) - smooth[:10:2]).max() <= 4
+    np.savez_compressed(tmp_path / "b.npz", other=smooth[:1], frames=smooth)
+    np.testing.assert_array_equal(np.stack(list(iter_frames(tmp_path / "b.npz"))), smooth)
+
+
+def test_a_rate_within_a_hundredth_is_the_files_own(tmp_path: Path):
+    path = write(tmp_path / "a.mp4", clips.drifting("rate", 10), fps=29.97)
+    assert footage.reading_rate(path, 30)[1] is None and footage.reading_rate(path, 25) == (25, 25)
+    assert len(list(iter_frames(path, 30))) == 10
+
+
+def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    whole = write(tmp_path / "whole.npz", clips.drifting("whole", 20)).read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    write(tmp_path / "broken", clips.drifting("broken", 6)).joinpath("000004.png").write_bytes(b"not a picture")
+    for name in ("empty", "cut.npz", "broken"):
+        with pytest.raises(ValueError, match=name):
+            list(iter_frames(tmp_path / name))
