@@ -224,15 +224,20 @@ def _choose_frames(
         filters.append(f"setpts=PTS-{(packets.origin_sec + start_sec - seek_sec) * 1e6:.0f}")
     else:
         filters.append(f"setpts=PTS-STARTPTS-{start_sec * 1e6:.0f}")
+    # Times in the file are rounded to its ticks.
+    rounding_sec = min(packets.tick_sec, 0.25 / timing.fps) + 2e-6
     if rate is not None:
         exact = Fraction(rate).limit_denominator(100_000)
-        if timing.is_variable:  # the last frame may last long
+        # At half the rate each second frame is due midway between two that are wanted. It belongs to the later one,
+        # however its time was rounded: else steps are uneven, and windows hold other frames than the whole video.
+        filters.append(f"setpts=PTS+{rounding_sec * 1e6:.0f}")
+        if timing.is_variable:  # the last frame may stay for long
             filters.append("tpad=stop=-1:stop_mode=clone")
             end_sec = min(timing.duration_sec, math.inf if end_sec is None else end_sec)
         filters += [f"fps={exact.numerator}/{exact.denominator}", "settb=1/1000000"]
         slack_sec = 0.25 / rate
     else:
-        slack_sec = min(packets.tick_sec, 0.25 / timing.fps) + 2e-6  # times in the file are rounded to its ticks
+        slack_sec = rounding_sec
     if start_sec > 0 or end_sec is not None:
         end = f":end={end_sec - start_sec - slack_sec:.6f}" if end_sec is not None else ""
         filters.append(f"trim=start={-slack_sec:.6f}{end}")

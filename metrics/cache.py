@@ -9,30 +9,15 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from dnnlib.util import atomic_path, make_cache_dir_path
+from training.data.footage import dataset_id as dataset_id
 
 SCHEMA = 2  # raised when the same key would mean other numbers
-
-
-def dataset_id(root: str | Path, size: tuple[int, int]) -> str:
-    """What the frames of one size of a dataset are, as 16 hex digits.
-
-    A hash of each shard's name and size, and of the path, length and CRC of each member as the zip's directory gives
-    them: no frame is read.
-    """
-    digest = hashlib.sha256()
-    for shard in sorted((Path(root) / f"{size[0]:04d}x{size[1]:04d}").glob("*.zip")):
-        digest.update(_canonical([shard.name, shard.stat().st_size]))
-        with zipfile.ZipFile(shard) as archive:
-            for member in sorted(archive.infolist(), key=lambda member: member.filename):
-                digest.update(_canonical([member.filename, member.file_size, member.CRC]))
-    return digest.hexdigest()[:16]
 
 
 def load(description: Mapping[str, object]) -> dict[str, np.ndarray] | None:

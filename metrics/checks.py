@@ -5,43 +5,14 @@ What is certainly wrong is a `ValueError` that names the remedy; what is probabl
 
 import numpy as np
 
+from training.data.arrays import check_array as check_array
+from training.data.frames import check_rate as check_rate
+from training.data.frames import is_same_rate
+
 FEWEST_COMPARABLE = 256  # below, the bias of a small sample (it falls as 1 / N) outweighs what a metric is to show
 FEWEST_FOR_COLOURS = 8  # items a side, below which nothing is said about colours
-RATE_TOLERANCE = 0.01  # 29.97 is 30
 
 Size = tuple[int, int]
-
-
-def check_array(video: np.ndarray, name: str) -> None:
-    """Raise ValueError, saying what to do, unless an array is uint8 (N, T, H, W, 3) or (T, H, W, 3) of real pixels."""
-    if video.dtype.kind == "f":
-        low, high = (float(np.nanmin(video)), float(np.nanmax(video))) if video.size else (0.0, 0.0)
-        remedy = {
-            (True, True): "(x * 255).round().astype(np.uint8)",
-            (False, True): "(x * 127.5 + 128).clip(0, 255).astype(np.uint8)",
-            (True, False): "x.round().clip(0, 255).astype(np.uint8)",
-        }.get((low >= 0, high <= 1.5), "(x * 127.5 + 128).clip(0, 255).astype(np.uint8), if -1 is black and 1 is white")
-        raise ValueError(
-            f"{name} holds {video.dtype} from {low:.4g} to {high:.4g}, but frames are uint8 from 0 to 255: "
-            f"save {remedy}"
-        )
-    if video.dtype != np.uint8:
-        raise ValueError(f"{name} holds {video.dtype}, but frames are uint8 from 0 to 255: convert them")
-    if video.ndim not in (4, 5) or video.shape[-1] != 3:
-        remedy = "make it uint8 (videos, frames, height, width, 3) in the order red, green, blue"
-        if video.ndim == 5 and 3 in video.shape[1:3]:
-            order = (0, 2, 3, 4, 1) if video.shape[1] == 3 else (0, 1, 3, 4, 2)
-            remedy = f"its colours come before height and width, so save x.transpose{order}"
-        elif video.ndim == 4 and 3 in video.shape[:2]:
-            order = (1, 2, 3, 0) if video.shape[0] == 3 else (0, 2, 3, 1)
-            remedy = f"its colours come before height and width, so save x.transpose{order}"
-        elif video.shape[-1] == 1:
-            remedy = "its frames are grey, so save x.repeat(3, axis=-1)"
-        elif video.shape[-1] == 4:
-            remedy = "its frames come with alpha, so save x[..., :3]"
-        raise ValueError(f"{name} has the shape {video.shape}: {remedy}")
-    if video.size == 0:
-        raise ValueError(f"{name} is empty, with the shape {video.shape}: save at least one frame")
 
 
 def check_sizes(real: Size, fake: Size, real_name: str, fake_name: str) -> None:
@@ -56,18 +27,9 @@ def check_sizes(real: Size, fake: Size, real_name: str, fake_name: str) -> None:
     )
 
 
-def check_rate(fps: float | None, wanted: float | None, name: str) -> None:
-    """Raise ValueError if a side is known to have another frame rate than is asked for."""
-    if fps is not None and wanted is not None and abs(fps / wanted - 1) > RATE_TOLERANCE:
-        raise ValueError(
-            f"{name} has {fps:g} frames a second, but --fps asks for {wanted:g}: make a dataset of it at that rate "
-            f"(python -m dataset_tools.make_dataset_from_videos ... --fps={wanted:g}), or ask for {fps:g}"
-        )
-
-
 def check_same_rate(real: float | None, fake: float | None, real_name: str, fake_name: str) -> None:
     """Raise ValueError if both frame rates are known and differ: the same motion would be of another speed."""
-    if real is not None and fake is not None and abs(real / fake - 1) > RATE_TOLERANCE:
+    if real is not None and fake is not None and not is_same_rate(real, fake):
         raise ValueError(
             f"{real_name} has {real:g} frames a second, {fake_name} {fake:g}, so their motion cannot be compared: "
             f"give --fps={min(real, fake):g}, at which video files are then read"

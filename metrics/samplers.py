@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.data.footage import Footage
 from training.data.shards import Clip
 from training.random import random_state
 
@@ -38,33 +39,6 @@ class Source(Protocol):
         self, seeds: Sequence[int], start: Start, num_frames: int, condition: Condition | None = None
     ) -> Iterator[Tensor]:
         """Successive chunks in time, uint8 (N, T, H, W, 3), of one video per seed."""
-        ...
-
-
-class Footage(Protocol):
-    """Videos that exist: a `ClipDataset`, or one of the folders and arrays of `metrics.inputs`."""
-
-    @property
-    def name(self) -> str:
-        """What messages and results call it."""
-        ...
-
-    @property
-    def fps(self) -> float | None:
-        """Frames a second, None where nothing tells."""
-        ...
-
-    @property
-    def clips(self) -> Sequence[Clip]:
-        """Path and number of frames of each video."""
-        ...
-
-    def eligible(self, num_frames: int) -> list[int]:
-        """Indices of the videos of at least `num_frames` frames; ValueError if there is none."""
-        ...
-
-    def read(self, clip_index: int, size: Size, frames: Sequence[int]) -> np.ndarray:
-        """Frames of a video, in ascending order: uint8 (T, H, W, 3)."""
         ...
 
 
