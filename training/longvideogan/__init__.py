@@ -1,4 +1,10 @@
-"""LongVideoGAN; the source text inside older pickles, which --trust runs, imports these two modules from here."""
+"""LongVideoGAN; the source text inside older pickles, which --trust runs, imports two modules from here."""
 
-from torch_utils import compilation as compilation
-from torch_utils import precision as precision
+import importlib
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("compilation", "precision"):  # imported on demand, so that `spec` can be read without torch
+        return importlib.import_module(f"torch_utils.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
