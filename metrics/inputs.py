@@ -21,7 +21,8 @@ from PIL import Image
 from dnnlib.download import file_sha256
 from dnnlib.video import iter_video_frames, scan
 from metrics import cache, checks
-from metrics.samplers import READ_THREADS, Footage, Size
+from metrics.samplers import READ_THREADS, Footage
+from training.contract import Size
 from training.data.dataset import ClipDataset
 from training.data.shards import Clip, decode_rgb
 
@@ -196,7 +197,7 @@ def load_array(path: Path) -> np.ndarray:
     return array
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 # Folders.
 
 
