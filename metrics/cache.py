@@ -1,4 +1,4 @@
-"""Features of clips that exist, stored once: a `.npz` without pickles, and beside it a `.json` that says what it holds.
+"""Cache of features of existing clips: a `.npz` without pickles, and beside it a `.json` that describes it.
 
 The name is a hash of everything the numbers depend on: the footage's content, not its path; the windows chosen, the
 frame size, the detector's weights. A copy of a dataset elsewhere finds the same file, a changed one does not. How many
@@ -21,7 +21,7 @@ SCHEMA = 2  # raised when the same key would mean other numbers
 
 
 def load(description: Mapping[str, object]) -> dict[str, np.ndarray] | None:
-    """The arrays stored for `description`, or None when there are none."""
+    """Return the arrays stored for `description`, or None when there are none."""
     file = _path(description)
     if not file.is_file():
         return None
@@ -42,7 +42,7 @@ def save(description: Mapping[str, object], arrays: Mapping[str, np.ndarray]) ->
 
 @contextlib.contextmanager
 def locked(description: Mapping[str, object]) -> Iterator[None]:
-    """Only one process at a time is in this block for the same `description`; others wait, and find its arrays."""
+    """Let one process at a time into this block for the same `description`; others wait."""
     file = _path(description).with_suffix(".lock")
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "w") as handle:

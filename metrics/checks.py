@@ -1,22 +1,21 @@
-"""Mistakes of units that move a metric more than any model does: range, channel order, axes, size, frame rate.
+"""Check units, whose mistakes change a metric more than any model does: range, channel order, axes, size, frame rate.
 
-What is certainly wrong is a `ValueError` that names the remedy; what is probably wrong becomes a warning, one sentence.
+A certain mistake is a `ValueError` that names the remedy; a probable one becomes a warning of one sentence.
 """
 
 import numpy as np
 
+from training.contract import Size
 from training.data.arrays import check_array as check_array
 from training.data.frames import check_rate as check_rate
 from training.data.frames import is_same_rate
 
-FEWEST_COMPARABLE = 256  # below, the bias of a small sample (it falls as 1 / N) outweighs what a metric is to show
-FEWEST_FOR_COLOURS = 8  # items a side, below which nothing is said about colours
-
-Size = tuple[int, int]
+FEWEST_COMPARABLE = 256  # below, the bias of a small sample (it falls as 1 / N) outweighs differences of models
+FEWEST_FOR_COLOURS = 8  # items a side, below which colours are not compared
 
 
 def check_sizes(real: Size, fake: Size, real_name: str, fake_name: str) -> None:
-    """Raise ValueError unless both sides have frames of one size."""
+    """Raise `ValueError` unless both sides have frames of one size."""
     if real == fake:
         return
     remedy = "measure at one size, since a difference in sharpness would be taken for one in quality"
@@ -37,16 +36,16 @@ def check_same_rate(real: float | None, fake: float | None, real_name: str, fake
 
 
 def check_range(colours: np.ndarray, name: str) -> None:
-    """Raise ValueError if no pixel seen of existing footage is above 1; rows are mean red, green, blue and maximum."""
+    """Raise `ValueError` if no pixel of existing footage is above 1; rows are mean red, green, blue and maximum."""
     if len(colours) and colours[:, 3].max() <= 1:
         raise ValueError(
-            f"no pixel of {name} that was looked at is above 1, so it was saved from values in [0, 1]: save "
+            f"no pixel of {name} that was read is above 1, so it was saved from values in [0, 1]: save "
             "(x * 255).round().astype(np.uint8)"
         )
 
 
 def colour_warning(real: np.ndarray, fake: np.ndarray, real_name: str, fake_name: str) -> str | None:
-    """A sentence if the colours of both sides, rows of mean red, green, blue and maximum, hint at a mistake."""
+    """Return a warning if the colours of both sides, rows of mean red, green, blue and maximum, suggest a mistake."""
     if min(len(real), len(fake)) < FEWEST_FOR_COLOURS:
         return None
     balance = [side[:, 0] - side[:, 2] for side in (real, fake)]
@@ -63,14 +62,14 @@ def colour_warning(real: np.ndarray, fake: np.ndarray, real_name: str, fake_name
     if min(highest) <= 128 and max(highest) > 200:
         dark = real_name if highest[0] < highest[1] else fake_name
         return (
-            f"no pixel of {dark} that was looked at is above {min(highest):.0f}, while the other side reaches "
+            f"no pixel of {dark} that was read is above {min(highest):.0f}, while the other side reaches "
             f"{max(highest):.0f}: if its values were in another range, save x * 127.5 + 128 of those in [-1, 1]"
         )
     return None
 
 
 def size_warning(name: str, num_real: int, num_fake: int) -> str | None:
-    """A sentence if a side is too small a sample to say anything."""
+    """Return a warning if a side is too small a sample."""
     fewest = min(num_real, num_fake)
     if fewest >= FEWEST_COMPARABLE:
         return None
@@ -81,7 +80,7 @@ def size_warning(name: str, num_real: int, num_fake: int) -> str | None:
 
 
 def repeat_warning(name: str, num_different: int, num_items: int) -> str | None:
-    """A sentence if there are fewer clips than are measured."""
+    """Return a warning if there are fewer different clips than are measured."""
     if num_different >= num_items:
         return None
     return (

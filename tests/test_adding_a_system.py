@@ -5,14 +5,9 @@ and actions, needs 36 past frames, and rolls out. Each is trained, killed, resum
 measured and explored; so are the systems of the repository, at their toy size, by `make test-all`.
 """
 
-import contextlib
 import dataclasses
 import json
 import re
-import shutil
-import subprocess
-import sys
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +41,9 @@ class Case:
 
 
 CASES = {
-    "walk": Case("walk", (8, 16), ("--size=8x16", "--num-latents=4", "--channels=8", "--walk-frames=6"), option="spread=0.5"),
+    "walk": Case(
+        "walk", (8, 16), ("--size=8x16", "--num-latents=4", "--channels=8", "--walk-frames=6"), option="spread=0.5"
+    ),
     "recall": Case("recall", (16, 32), ("--tokenizer={tokenizer}",), prompted=True, option="temperature=0.5"),
 }
 OWN = {
@@ -201,14 +198,21 @@ def test_frames_do_not_depend_on_start_length_batch_or_company(case, overlay, mo
     outdir = folder / "company"
     words = ["generate.py", f"--outdir={outdir}", f"--model={model}", "--seeds=2-4", "--batch=3", "--len=14"]
     overlay.run(*words, "--format=npz", "--device=cpu", *context)
-    with np.load(outdir / f"seed=3_len=14_{case.output}.npz" if not context else next(outdir.glob(f"*seed=3_*{case.output}.npz"))) as archive:
+    with np.load(
+        outdir / f"seed=3_len=14_{case.output}.npz" if not context else next(outdir.glob(f"*seed=3_*{case.output}.npz"))
+    ) as archive:
         assert np.abs(archive[archive.files[0]].reshape(whole.shape).astype(int) - whole).max() <= 1
 
 
 def test_a_file_and_actions_are_a_prompt(case, overlay, model, folder):
     if not case.prompted:
         assert "takes no context" in overlay.run(
-            "generate.py", f"--outdir={folder / 'no'}", f"--model={model}", "--seed=0", f"--context={folder / 'train'}", fails=True
+            "generate.py",
+            f"--outdir={folder / 'no'}",
+            f"--model={model}",
+            "--seed=0",
+            f"--context={folder / 'train'}",
+            fails=True,
         )
         return
     clip = folder / "clip.mp4"
@@ -241,7 +245,7 @@ def test_it_is_measured(case, overlay, data, model, folder):
 
 def test_its_file_says_what_it_is(case, overlay, model):
     output = overlay.run("-m", "training.checkpoint", "info", model)
-    assert f"system" in output and case.name in output
+    assert "system" in output and case.name in output
     assert ("tokenizer" in output) == (case.name == "recall")
 
 
@@ -269,7 +273,12 @@ def recalled(overlay, tmp_path_factory):
     folder = tmp_path_factory.mktemp("refused")
     write_dataset(folder / "train", [(16, 32)], 0, num_clips=2)
     overlay.run("-c", EXPORT, folder)
-    for name, size, count, fps in (("short", (16, 32), 20, 30), ("small", (8, 16), 40, 30), ("slow", (16, 32), 40, 12), ("clip", (16, 32), 40, 30)):
+    for name, size, count, fps in (
+        ("short", (16, 32), 20, 30),
+        ("small", (8, 16), 40, 30),
+        ("slow", (16, 32), 40, 12),
+        ("clip", (16, 32), 40, 30),
+    ):
         with VideoWriter(folder / f"{name}.mp4", *size, fps, crf=20) as writer:
             writer.write(np.random.RandomState(0).randint(0, 256, (count, *size, 3)).astype(np.uint8))
     for name, values in (("few", [0] * 40), ("high", [0] * 40 + [9] * 8), ("names", ["none"] * 43 + ["jump"])):
@@ -350,7 +359,9 @@ def test_the_page_is_small_enough_to_read_and_its_program_works(overlay, tmp_pat
     files, _ = page_files()
     text = files["training/walk/system.py"]
     assert len([line for line in text.splitlines() if line.strip()]) < 150
-    (program,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "open_sampler([path])" in code]
+    (program,) = [
+        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "open_sampler([path])" in code
+    ]
     model = tmp_path / "walk.pkl"
     overlay.run("-c", EXPORT_WALK, model)
     assert overlay.run("-c", f"path = {str(model)!r}\n{program}").count("torch.Size([2, 16, 36, 64, 3])") == 2

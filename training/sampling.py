@@ -284,6 +284,10 @@ def open_sampler(
         bundle = network_file.load_bundle(item.path, device, trust, item.role)
         if bundle.system not in registry.SYSTEMS:
             raise ValueError(f"{item.path} holds a {bundle.system}, which makes no videos: give a generator")
+        if item.role and registry.spec(bundle.system).role != item.role:
+            kinds = [network_file.describe(type(network)) for network in bundle.networks.values()]
+            wanted = next(next(iter(spec.networks.values())) for spec in registry.specs() if spec.role == item.role)
+            raise ValueError(f"{item.path} is a {' and a '.join(kinds)}, expected a {wanted}")
         found.append((item.path, bundle))
     openers = {registry.spec(bundle.system).open_sampler: path for path, bundle in found}
     if len(openers) > 1:
