@@ -102,7 +102,9 @@ class PromptFiles:
         if self.context is None and self.actions is None:
             return Prompt()
         streams = {} if self.actions is None else {"actions": Path(self.actions)}
-        return registry.resolve("training.data.prompts:make_prompt")(sampler, self.context, streams, None, None, None)
+        return registry.resolve("training.data.given_prompt:make_prompt")(
+            sampler, self.context, streams, None, None, None
+        )
 
 
 # ----------------------------------------------------------------------------

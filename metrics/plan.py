@@ -22,6 +22,8 @@ from metrics.protocols import EvalProtocol
 from metrics.samplers import ItemBatch, Window
 from torch_utils import distributed
 from training.contract import Size
+from training.data.footage import Footage
+from training.data.prompts import ClipPrompt
 from training.sampling import Sampler
 
 FRAMES_AT_ONCE = 64  # of one pass, unless a batch is given

@@ -44,6 +44,7 @@ class Prompt:
     label: int | None = None
     text: str | None = None
     fps: float | None = None  # frames a second, where known
+    limit: int | None = None  # frames that its streams suffice for, where they end
 
     def frames(self, start: Start, count: int, size: Size) -> Tensor:
         """Return frames [start, start + count) at `size`: float32 (N or 1, 3, count, height, width) in [-1, 1].

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from training.contract import Bundle
+from training.data.prompts import followed_frames
 from training.longvideogan.latents import LEGACY_SEGMENT, Latents, LegacyLatents, average_w, legacy_draws
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.sres.generator import SuperResGenerator
@@ -210,29 +211,8 @@ class SuperResSampler(Sampler):
     def frames(self, request: Request) -> Iterator[dict[str, Tensor]]:
         """See `Sampler.frames`. The prompt is asked for frames from `start - context` on, in order."""
         z = torch.from_numpy(latent_z(request.seeds, self.network.z_channels))
-        return both_outputs(self.matched(self.prompt_frames(request), z))
-
-    def prompt_frames(self, request: Request) -> Iterator[Tensor]:
-        """Yield what a request needs of its prompt, in pieces (N, 3, T, h, w).
-
-        Where the prompt ends, its last frame stands in for the frames after it that are context.
-        """
-        context, starts = self.context, request.starts
-        total = None if request.num_frames is None else request.num_frames + 2 * context
-        last, done = None, 0
-        for count in pieces(total, self.block):
-            piece = request.prompt.frames([first + done - context for first in starts], count, self.low_size)
-            found = piece.shape[2]
-            if found:
-                last = piece[:, :, -1:]
-                yield piece.expand(len(starts), -1, -1, -1, -1)
-            done += found
-            if found < count:
-                if last is None or done <= context:
-                    raise ValueError(f"the context ends before frame {min(starts)}: use a smaller --start")
-                num_missing = context if total is None else min(context, total - done)
-                yield last.expand(len(starts), -1, num_missing, -1, -1)
-                return
+        low = followed_frames(request.prompt, request.starts, request.num_frames, self.needs, self.low_size, self.block)
+        return both_outputs(self.matched((piece.expand(len(z), -1, -1, -1, -1) for piece in low), z))
 
     def enlarge(self, z: Tensor, lres_frames: Iterator[Tensor]) -> Iterator[Tensor]:
         """Successive pieces (N, 3, T, h, w) of low-resolution videos -> pieces of them without the outer context.
