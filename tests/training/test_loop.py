@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 
 from tests.training import tiny_gan
 from tests.training.tiny_gan import TinyGAN, assert_equal, final_state, stats_lines
-from training import checkpoint, curves
+from training import checkpoint
 from training.loop import train
 
 
@@ -25,14 +24,6 @@ def dataset(tmp_path_factory):
 def options(dataset, tmp_path):
     """A function that makes the options of a short run in a folder of the test's own."""
     return tiny_gan.option_maker(dataset, tmp_path / "runs")
-
-
-def test_training_goes_on_without_matplotlib(options, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(curves, "_warned", False)
-    result = train(TinyGAN, options(sample_steps=1))
-    assert result.finished and not (result.run_dir / "curves.png").exists()
-    assert (result.run_dir / "log.txt").read_text().count("charts need matplotlib: pip install 'longtake[plots]'") == 1
 
 
 def test_a_run_leaves_what_it_promises(options, capsys):
