@@ -1,139 +1,102 @@
-"""Measure videos against videos: networks, datasets, folders of videos or pictures, npz arrays, any against any.
+"""Measure videos against videos: models, datasets, folders of videos or pictures, npz arrays, any against any.
 
 # Smallest commands
 python -m metrics.detectors.registry fetch && \\
-python calc_metrics.py --dataset=datasets/labdoom --lres=models/lres.pkl -m fvd16_16f --device=cpu
+python calc_metrics.py --dataset=datasets/labdoom --model=MODEL.pkl -m fvd16_16f --device=cpu
 
 python calc_metrics.py --real=datasets/labdoom --fake=outputs/samples -m fvd256_16f -m kvd256_16f -m fmd256_16f
 
-A super-resolution network alone is conditioned on real low-resolution clips; the pair is the whole generator, whose
-numbers papers report. All metrics share one pass over each side. Each gives one JSON line, printed, and appended to
---path. Under torchrun the ranks share the clips and the values stay the same.
+A model that needs context frames is given real ones of the dataset that it is measured against. All metrics share one
+pass over each side. Each gives one JSON line, printed, and appended to --path. Under torchrun the ranks share the clips
+and the values stay the same.
 """
 
+import dataclasses
 import json
 import os
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-import torch
 
 from dnnlib.util import format_time
-from metrics import inputs, long_video, metric_main
-from metrics.families import parse
-from metrics.inputs import Videos
-from metrics.plan import PROTOCOLS, Generated, Side
-from torch_utils import distributed, host_memory
-from training.checkpoint import load_network
-from training.data.dataset import ClipDataset
-from training.longvideogan.lres.generator import LowResGenerator
-from training.longvideogan.sampling import SuperResSource, make_source, open_source
-from training.longvideogan.sres.generator import SuperResGenerator
+from metrics import families
+from metrics.protocols import PROTOCOLS
+from training import registry
+from training.command_line import SIZE, Given, combine, model_options, take_model
+
+if TYPE_CHECKING:  # torch is imported by `main`, so that --help is fast
+    import torch
+
+    from metrics.inputs import Videos
+    from metrics.plan import Side
+    from training.sampling import Sampler
 
 DEFAULT_METRICS = ("fvd2048_128f", "fvd2048_16f")
 NETWORK_SUFFIXES = (".pkl", ".safetensors", ".pt")
+COUNT = click.IntRange(min=1)
+SEVERAL = click.IntRange(min=2)
+
+
+# ----------------------------------------------------------------------------
+# Options.
 
 
 def _check_names(context: click.Context, option: click.Parameter, names: Sequence[str]) -> Sequence[str]:
-    for name in names:
-        try:
-            if name not in long_video.MEASURES:
-                parse(name, long_video.MEASURES)
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from error
+    try:
+        families.check_names(names)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
     return names
 
 
-def _parse_size(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    match = re.fullmatch(r"(\d+)x(\d+)", text or "")
-    if text and match is None:
-        raise click.BadParameter(f"{text!r} is not a size; give height x width, such as 144x256")
-    return (int(match[1]), int(match[2])) if match else None
-
-
-def _parse_paths(context: click.Context, option: click.Parameter, pairs: Sequence[str]) -> dict[str, str]:
+def _parse_pairs(context: click.Context, option: click.Parameter, pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         if "=" not in pair:
-            raise click.BadParameter(f"{pair!r} does not name a detector; give NAME=FILE")
+            raise click.BadParameter(f"{pair!r} has no value; give {option.metavar}")
     return dict(pair.split("=", 1) for pair in pairs)
 
 
 @click.command(help=str(__doc__).replace("# Smallest", "\b\nSmallest").replace("\n\npython", "\n\n\b\npython"))
 @click.option("--dataset", "dataset_path", help="Dataset folder, with frames of every size in use")
-@click.option("--lres", "lres_path", help="Low-resolution network: path or URL", metavar="PATH|URL")
-@click.option("--sres", "sres_path", help="Super-resolution network: path or URL", metavar="PATH|URL")
-@click.option("--real", "real_path", help="Instead of --dataset: what is measured against", metavar="VIDEOS|NETWORKS")
-@click.option("--fake", "fake_path", help="Instead of --lres and --sres: what is measured", metavar="VIDEOS|NETWORKS")
-@click.option(
-    "--metric",
-    "-m",
-    "metrics",
-    multiple=True,
-    default=DEFAULT_METRICS,
-    show_default=True,
-    callback=_check_names,
-    metavar="NAME",
-    help=f"Repeatable: {', '.join(metric_main.list_valid_metrics())}, or with other numbers; of long videos: "
-    f"{', '.join(long_video.MEASURES)}",
-)
-@click.option(
-    "--protocol",
-    help="How clips are chosen and Gaussians fitted: as published for LongVideoGAN, or as others do",
-    default="lvg",
-    show_default=True,
-    type=click.Choice(list(PROTOCOLS)),
-)
-@click.option("--size", help="Height and width, where a dataset has several", callback=_parse_size, metavar="HxW")
-@click.option("--fps", help="Read video files at this rate, and refuse what has another", type=click.FloatRange(min=1))
-@click.option(
-    "--num-videos",
-    help="Videos a side, for measures of long videos",
-    default=256,
-    show_default=True,
-    type=click.IntRange(min=2),
-)
-@click.option(
-    "--num-frames",
-    help="Frames of each, for measures of long videos",
-    default=300,
-    show_default=True,
-    type=click.IntRange(min=2),
-)
-@click.option(
-    "--num-runs",
-    help="Measure this often, with other clips each time",
-    default=1,
-    show_default=True,
-    type=click.IntRange(min=1),
-)
-@click.option("--batch", help="Clips at a time  [default: 64 frames]", type=click.IntRange(min=1))
-@click.option(
-    "--detector-path",
-    "detector_paths",
-    help="Weights of a detector, in place of those in the cache; repeatable",
-    metavar="NAME=FILE|URL",
-    multiple=True,
-    callback=_parse_paths,
-)
-@click.option("--replace-cache", help="Compute features of videos anew", type=bool, default=False, show_default=True)
-@click.option("--verbose", help="Print progress on stderr", type=bool, default=True, show_default=True)
-@click.option(
-    "--path",
-    "output_path",
-    help="Append the results to this file, a JSON line a metric",
-    type=click.Path(path_type=Path, dir_okay=False),
-)
-@click.option("--device", help="[default: cuda if there is a GPU]", type=click.Choice(["cpu", "cuda"]))
-@click.option("--seed", help="Chooses the clips, real and generated", default=0, show_default=True)
+@model_options("model")
+@combine([
+    click.option("--real", "real_path", help="Instead of --dataset: what is measured against",
+                 metavar="VIDEOS|NETWORKS"),
+    click.option("--fake", "fake_path", help="Instead of a model: what is measured", metavar="VIDEOS|NETWORKS"),
+    click.option("--metric", "-m", "metrics", multiple=True, default=DEFAULT_METRICS, show_default=True,
+                 callback=_check_names, metavar="NAME",
+                 help=f"Repeatable: {', '.join(families.list_valid_metrics())}, or with other numbers; of long videos: "
+                 f"{', '.join(families.LONG_MEASURES)}"),
+    click.option("--protocol", help="How clips are chosen and Gaussians fitted", default="lvg", show_default=True,
+                 type=click.Choice(list(PROTOCOLS))),
+    click.option("--context-frames", "context", type=click.IntRange(min=0),
+                 help="Real frames before each prediction  [default: those that the model needs]"),
+    click.option("--horizon", type=COUNT, help="Frames of each prediction  [default: those that a metric needs]"),
+    click.option("--size", help="Height and width, where a dataset has several", type=SIZE),
+    click.option("--fps", help="Read video files at this rate, and refuse others", type=click.FloatRange(min=1)),
+    click.option("--num-videos", help="Videos a side, for measures of long videos", default=256, show_default=True,
+                 type=SEVERAL),
+    click.option("--num-frames", help="Frames of each, for measures of long videos", default=300, show_default=True,
+                 type=SEVERAL),
+    click.option("--num-runs", help="Measure this often, with other clips each time", default=1, show_default=True,
+                 type=COUNT),
+    click.option("--batch", help="Clips at a time  [default: 64 frames]", type=COUNT),
+    click.option("--detector-path", "detector_paths", multiple=True, callback=_parse_pairs, metavar="NAME=FILE|URL",
+                 help="Weights of a detector, in place of those in the cache; repeatable"),
+    click.option("--replace-cache", help="Compute features of videos anew", type=bool, default=False,
+                 show_default=True),
+    click.option("--verbose", help="Print progress on stderr", type=bool, default=True, show_default=True),
+    click.option("--path", "output_path", help="Append the results to this file, a JSON line a metric",
+                 type=click.Path(path_type=Path, dir_okay=False)),
+    click.option("--device", help="[default: cuda if there is a GPU]", type=click.Choice(["cpu", "cuda"])),
+    click.option("--seed", help="Chooses the clips, real and generated", default=0, show_default=True),
+])  # fmt: skip
 def main(
     dataset_path: str | None,
-    lres_path: str | None,
-    sres_path: str | None,
     real_path: str | None,
     fake_path: str | None,
     metrics: Sequence[str],
@@ -143,30 +106,44 @@ def main(
     output_path: Path | None,
     device: str | None,
     seed: int,
-    **options: Any,
+    **values: Any,
 ) -> None:
-    if (fake_path is None) == (lres_path is None and sres_path is None):
-        raise click.UsageError("There is nothing to measure, or too much: give --lres, --sres or both, or --fake.")
+    import torch
+
+    from metrics import metric_main
+    from torch_utils import distributed, host_memory
+
+    given = take_model(values)
+    aliases = [alias for alias in registry.aliases() if alias.target == "model"]
+    if bool(fake_path) == bool(given.models):
+        several = ", ".join(["--model", *(alias.flag for alias in aliases)])
+        raise click.UsageError(f"There is nothing to measure, or too much: give {several} or --fake.")
     if (real_path is None) == (dataset_path is None):
         raise click.UsageError("There is nothing to measure against, or too much: give --dataset or --real.")
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     real_text = str(real_path or dataset_path)
-    fake_text = fake_path or ",".join(path for path in (lres_path, sres_path) if path)
-    named = {"real_path": real_text, "fake_path": fake_text, "lres_path": lres_path, "sres_path": sres_path}
+    paths = [model.path for model in given.models]
+    named = {f"{alias.role}_path": given.roles.get(alias.role) for alias in aliases}
+    named |= {"real_path": real_text, "fake_path": fake_path or ",".join(paths), "model_path": paths}
+    changes = {"context": values.pop("context"), "horizon": values.pop("horizon")}
+    values["protocol"] = dataclasses.replace(PROTOCOLS[values["protocol"]], **changes)
     rank = int(os.environ.get("RANK", "0"))
     try:
         where = distributed.init(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         host_memory.keep_freed(where)
         with distributed.together():
-            real, fake = _open_sides(real_text, fake_path, lres_path, sres_path, size, fps, where)
+            real, fake = _open_sides(real_text, fake_path or "", given, size, fps, where)
         runs = [
-            metric_main.calc_metrics(metrics, real, fake, seed=seed + run, device=where, **options)
+            metric_main.calc_metrics(metrics, real, fake, seed=seed + run, device=where, **values)
             for run in range(num_runs)
         ]
         if distributed.is_main():
             for results in zip(*runs, strict=True):
                 _report({**_combine(list(results)), **named}, output_path)
-        distributed.print0(f"Next: {_next_command(real_text, fake_path, lres_path, sres_path)}")
+        command = f"generate.py --outdir=outputs --seed=0 {' '.join(given.flags)}"
+        if fake_path:
+            command = f"calc_metrics.py --real={real_text} --fake={fake_path} -m color_similarity -m loop_rate"
+        distributed.print0(f"Next: python {command}")
     except distributed.SharedError as error:
         if rank:
             sys.exit(1)
@@ -183,52 +160,32 @@ def main(
 
 def _open_sides(
     real_text: str,
-    fake_path: str | None,
-    lres_path: str | None,
-    sres_path: str | None,
+    fake_text: str,
+    given: Given,
     size: tuple[int, int] | None,
     fps: float | None,
-    device: torch.device,
-) -> tuple[Side, Side]:
-    """Both sides; a dataset that has several sizes is read at that of the other side."""
-    if fake_path is None:
-        fake: Side = Generated(open_source(lres_path, sres_path, device))
-    else:
-        fake = _open_side(fake_path, size, fps, device)
-    if size is None:
-        size = fake.size if isinstance(fake, Videos) else (fake.source.height, fake.source.width)  # pyright: ignore
-        size = size if inputs.is_dataset(real_text) else None
-    real = _open_side(real_text, size, fps, device)
-    return _conditioned(real, real_text), _conditioned(fake, real_text)
+    device: "torch.device",
+) -> "tuple[Side, Side]":
+    """Open both sides; a dataset that has several sizes is read at that of the other side."""
+    from metrics import inputs, metric_main
+    from training.sampling import open_sampler
 
-
-def _open_side(text: str, size: tuple[int, int] | None, fps: float | None, device: torch.device) -> Side:
-    """Videos at a path, or the source of one network or of two with a comma between them."""
-    paths = text.split(",")
-    if not all(path.endswith(NETWORK_SUFFIXES) for path in paths):
+    def open_side(text: str, options: Mapping[str, Any]) -> "Videos | Sampler":
+        paths = text.split(",")
+        if all(path.endswith(NETWORK_SUFFIXES) for path in paths):
+            return open_sampler(paths, options, device)
+        if options:
+            raise ValueError(f"-o is for the sampler of a model, and {text} holds videos: leave out -o")
         return inputs.open_videos(text, size, fps)
-    networks: dict[type, Any] = {}
-    for path in paths:
-        network = load_network(path, device)
-        networks[type(network)] = network
-    if len(networks) < len(paths) or not networks.keys() <= {LowResGenerator, SuperResGenerator}:
-        kinds = " and ".join(kind.__name__ for kind in networks)
-        raise ValueError(f"{text} holds {kinds}: give a low-resolution network, a super-resolution network, or both")
-    return Generated(make_source(networks.get(LowResGenerator), networks.get(SuperResGenerator)))
 
-
-def _conditioned(side: Side, real_text: str) -> Side:
-    """A super-resolution network alone gets the low-resolution frames of the dataset that it is measured against."""
-    if not isinstance(side, Generated) or not isinstance(side.source, SuperResSource):
-        return side
-    low = (side.source.network.lres_height, side.source.network.lres_width)
-    if not inputs.is_dataset(real_text):
-        raise ValueError(
-            f"a super-resolution network alone needs real frames of {low[0]}x{low[1]} to enlarge, which {real_text} "
-            "does not have: measure against a dataset of both sizes, or give the low-resolution network too"
-        )
-    both = ClipDataset(real_text, [(side.source.height, side.source.width), low])  # refuses sizes of different clips
-    return Generated(side.source, Videos(both, low, "dataset"))
+    if given.models:
+        fake, fake_text = open_sampler(given.models, given.options, device), given.models[-1].path
+    else:
+        fake = open_side(fake_text, given.options)
+    if size is None and inputs.is_dataset(real_text):
+        size = fake.size
+    real = open_side(real_text, {})
+    return metric_main.prompted(real, fake, real_text), metric_main.prompted(fake, real, fake_text)
 
 
 # ----------------------------------------------------------------------------
@@ -236,8 +193,8 @@ def _conditioned(side: Side, real_text: str) -> Side:
 
 
 def _combine(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """One result of several runs: each value under <key>_run01, <key>_run02 ..., and their mean and population std;
-    errors and floors of each run likewise."""
+    """Return one result of several runs: each value under <key>_run01, <key>_run02 ..., and their mean and population
+    standard deviation; errors and floors of each run likewise."""
     if len(runs) == 1:
         return runs[0]
     combined: dict[str, dict[str, float]] = {}
@@ -260,15 +217,6 @@ def _report(result: dict[str, Any], output_path: Path | None) -> None:
         output_path.parent.mkdir(parents=True, exist_ok=True)
         with open(output_path, "a") as file:
             file.write(line + "\n")
-
-
-def _next_command(real_text: str, fake_path: str | None, lres_path: str | None, sres_path: str | None) -> str:
-    if fake_path is not None:
-        return f"python calc_metrics.py --real={real_text} --fake={fake_path} -m color_similarity -m loop_rate"
-    if lres_path is None:
-        return f"python calc_metrics.py --dataset={real_text} --lres=LRES.pkl --sres={sres_path}"
-    networks = f"--lres={lres_path}" + (f" --sres={sres_path}" if sres_path else "")
-    return f"python generate.py --outdir=outputs --seed=0 {networks}"
 
 
 if __name__ == "__main__":

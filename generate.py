@@ -279,19 +279,15 @@ def _open(given: Given, device: str, precision: str, trust: bool) -> Sampler:
 
 def _prompt(sampler: Sampler, given: Given, **arguments: Any) -> Prompt:
     """Return what is given to the sampler."""
-    from training.data.prompts import make_prompt
+    from training.data.given_prompt import make_prompt
 
     contexts = [*given.contexts, *([arguments["context"]] if arguments["context"] else [])]
     if len(contexts) > 1:
         raise ValueError(f"{' and '.join(contexts)} are two contexts: give one")
-    return make_prompt(
-        sampler,
-        contexts[0] if contexts else None,
-        {"actions": arguments["actions"]} if arguments["actions"] else {},
-        arguments["label"],
-        arguments["text"],
-        arguments["fps"],
-    )
+    context, length = (contexts[0] if contexts else None), arguments["length"]
+    streams = {"actions": arguments["actions"]} if arguments["actions"] else {}
+    num_frames = None if length in (None, float("inf")) else arguments["start"] + length
+    return make_prompt(sampler, context, streams, arguments["label"], arguments["text"], arguments["fps"], num_frames)
 
 
 def _plan(sampler: Sampler, prompt: Prompt, given: Given, **arguments: Any) -> VideoPlan:
@@ -301,7 +297,7 @@ def _plan(sampler: Sampler, prompt: Prompt, given: Given, **arguments: Any) -> V
     length, start, follows = arguments["length"], arguments["start"], sampler.needs.follows
     if start < 0 and (follows or not sampler.random_access):
         raise click.BadParameter("the frames of this model begin with 0", param_hint="--start")
-    num_frames = None if follows else sampler.default_frames or DEFAULT_FRAMES
+    num_frames = None if follows else sampler.default_frames or min(DEFAULT_FRAMES, prompt.limit or DEFAULT_FRAMES)
     if length is not None:
         num_frames = None if length == float("inf") else int(length)
     elif num_frames is not None:

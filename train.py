@@ -93,7 +93,7 @@ def training_command(name: str, help: str | None = None) -> click.Command:
 
     @combine([*run_options(spec), *own])
     def train(**given: Any) -> None:
-        run(spec, system, **given)
+        run(spec, **given)
 
     text = help or system.__doc__ or spec.title
     return click.command(name, help=as_help(text), short_help=spec.title)(train)
@@ -126,23 +126,24 @@ class Systems(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def make_options(spec: Spec, system: Any, preset: str, given: dict[str, Any]) -> Any:
-    """Return the options of a run: the preset's row, changed by what was given.
+def make_options(name: str, preset: str, given: dict[str, Any]) -> Any:
+    """Return the options of a run of a registered system: the preset's row, changed by what was given.
 
     None or an empty tuple means not given. What is given of a dictionary changes the preset's.
     """
-    from training.config import TrainOptions, resolve
+    from training.config import TrainOptions, resolve, settle
 
-    presets = registry.resolve(spec.presets)
+    spec = registry.spec(name)
+    presets, system = registry.resolve(spec.presets), registry.resolve(spec.system)
     if preset not in presets:
         raise click.BadParameter(f"{preset!r} is unknown; there are {', '.join(presets)}", param_hint="--preset")
     row = presets[preset]
     model = merge_fields(row["model"], take_fields(system.Options, given))
     given = {name: value for name, value in given.items() if value not in (None, ())}
-    options = TrainOptions(system=spec.name, **{**row, **given, "model": {}})
+    options = TrainOptions(system=name, **{**row, **given, "model": {}})
     resolved = resolve(system.Options, model, f"the preset {preset}")
     system.check(resolved, options)
-    return dataclasses.replace(options, model=dataclasses.asdict(resolved))
+    return settle(dataclasses.replace(options, model=dataclasses.asdict(resolved)), system)
 
 
 def check_precision(options: Any) -> None:
@@ -154,19 +155,19 @@ def check_precision(options: Any) -> None:
         raise click.BadParameter(f"{options.precision} {reason}", param_hint="--precision")
 
 
-def run(spec: Spec, system: Any, preset: str, dry_run: bool, **given: Any) -> None:
+def run(spec: Spec, preset: str, dry_run: bool, **given: Any) -> None:
     """Train a system and print the command that comes next; errors of the user become one sentence."""
     import torch
 
     from metrics import metric_main
     from torch_utils import distributed
     from training import checkpoint, loop
-    from training.config import settle, to_dict
+    from training.config import to_dict
 
     given["device"] = given["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     rank = int(os.environ.get("RANK", "0"))
     try:
-        options = settle(make_options(spec, system, preset, given), system)
+        options = make_options(spec.name, preset, given)
         metric_main.check_names(options.metrics)
         check_precision(options)
         if dry_run:

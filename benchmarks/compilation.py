@@ -20,7 +20,8 @@ from benchmarks import harness, subjects
 from benchmarks.train_step import CPU_BATCH, CUDA_BATCH
 from torch_utils import compilation
 from training.longvideogan.gan import GAN
-from training.longvideogan.sampling import LRES_CHUNK, SRES_CHUNK, Source, make_source
+from training.longvideogan.sampling import LRES_CHUNK, SRES_CHUNK
+from training.sampling import Prompt, Request, Sampler
 
 PIECES = {subjects.LRES: 4, subjects.SRES: 3}  # of a video; the first one of low resolution is larger inside
 
@@ -31,12 +32,12 @@ def train_step(system: GAN, batches: list[dict[str, torch.Tensor]], compiles: bo
     system.step(iter(batches), 1)
 
 
-def generate(source: Source, num_frames: int, clip: torch.Tensor | None, compiles: bool) -> None:
+def generate(source: Sampler, num_frames: int, clip: torch.Tensor | None, compiles: bool) -> None:
     """A video of `num_frames`; super-resolution enlarges the frames of `clip`."""
-    condition = None if clip is None else lambda start, count: clip[:, :, :count]
+    prompt = Prompt() if clip is None else subjects.RepeatedPrompt(clip)
     with compilation.compiled(compiles):
-        for chunk in source.frames([0], 0, num_frames, condition):
-            chunk.cpu()
+        for chunk in source.frames(Request([0], 0, num_frames, prompt)):
+            chunk["video"].cpu()
 
 
 def work(stage: str, size: str, device: str) -> dict[str, Callable[[bool], None]]:
@@ -46,13 +47,13 @@ def work(stage: str, size: str, device: str) -> dict[str, Callable[[bool], None]
     batches = subjects.make_batches(system, 1)
     generator = subjects.make_generator(stage, size, device)
     if stage == subjects.LRES:
-        source, num_frames, clip = make_source(generator), PIECES[stage] * LRES_CHUNK, None
+        source, num_frames, clip = subjects.make_sampler(generator), PIECES[stage] * LRES_CHUNK, None
     else:
-        source, num_frames = make_source(sres=generator), PIECES[stage] * SRES_CHUNK
+        source, num_frames = subjects.make_sampler(generator), PIECES[stage] * SRES_CHUNK
         clip = batches[0]["lres"][:1].repeat(1, 1, SRES_CHUNK, 1, 1)
     name = subjects.NAMES[stage]
     return {
-        f"{name}, training step of {system.options.batch} clips": functools.partial(train_step, system, batches),
+        f"{name}, training step of {system.run.batch} clips": functools.partial(train_step, system, batches),
         f"{name}, {num_frames} frames": functools.partial(generate, source, num_frames, clip),
     }
 

@@ -18,7 +18,8 @@ import click
 import torch
 
 from benchmarks import harness, subjects
-from training.longvideogan.sampling import LRES_CHUNK, LowResSource, Pair, Source, make_source
+from training.longvideogan.sampling import LRES_CHUNK
+from training.sampling import Request, Sampler
 
 WAYS = ("stream", "windows", "whole")
 
@@ -44,29 +45,28 @@ class Result:
     total: float
 
 
-def frames_of(task: Task, source: Source) -> Iterator[torch.Tensor]:
+def frames_of(task: Task, sampler: Sampler) -> Iterator[torch.Tensor]:
     """The frames of seed 0, as the way has it: none of them is kept."""
-    if task.way == "stream":
-        yield from source.frames([0], 0, task.num_frames)
-    elif task.way == "windows":
-        for first in range(0, task.num_frames, LRES_CHUNK):
-            yield from source.frames([0], first, min(LRES_CHUNK, task.num_frames - first))
-    else:
-        lres = source.lres if isinstance(source, Pair) else source
-        assert isinstance(lres, LowResSource)
-        lres.chunk_frames = task.num_frames + 2 * source.context
-        if isinstance(source, Pair):
-            source.sres.chunk_frames = task.num_frames
-        yield from source.frames([0], 0, task.num_frames)
+    windows = [(0, task.num_frames)]
+    if task.way == "windows":
+        starts = range(0, task.num_frames, LRES_CHUNK)
+        windows = [(first, min(LRES_CHUNK, task.num_frames - first)) for first in starts]
+    elif task.way == "whole":
+        context = max(stage.needs.past for stage in sampler.stages)
+        for stage in sampler.stages:
+            stage.block = task.num_frames + 2 * context
+    for first, count in windows:
+        for chunk in sampler.frames(Request([0], first, count)):
+            yield chunk["video"]
 
 
 def measure(task: Task) -> Result:
     """Make the networks and then all frames."""
     torch.set_num_threads(task.threads)
     stages = subjects.NAMES if task.pair else [subjects.LRES]
-    source = make_source(*(subjects.make_generator(stage, task.size, task.device) for stage in stages))
+    sampler = subjects.make_sampler(*(subjects.make_generator(stage, task.size, task.device) for stage in stages))
     begin, first, done = time.perf_counter(), 0.0, 0
-    for chunk in frames_of(task, source):
+    for chunk in frames_of(task, sampler):
         chunk = chunk.cpu()
         first = first or time.perf_counter() - begin
         done += chunk.shape[2]

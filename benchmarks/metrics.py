@@ -25,16 +25,18 @@ from benchmarks.loader import make_dataset
 from dnnlib import util
 from metrics import extraction, jackknife, kernel, plan, samplers
 from metrics.detectors import registry
-from metrics.extraction import Request
+from metrics.extraction import FeatureRequest
+from metrics.families import ClipShape
 from metrics.frechet import FeatureStats, frechet_distance_from_features
 from metrics.inputs import open_videos
-from metrics.plan import PROTOCOLS, Work
-from metrics.samplers import Batch, ClipShape
+from metrics.plan import Work
+from metrics.protocols import PROTOCOLS
+from metrics.samplers import ItemBatch
 from training.data.dataset import ClipDataset
 from training.data.shards import size_name
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.presets import STAGES
-from training.longvideogan.sampling import make_source
+from training.longvideogan.sampling import LowResSampler
 
 FRECHET_CASES = ((400, 2048), (400, 256), (2048, 512))  # dimensions, vectors a side
 SIZE, SHAPE = (144, 256), ClipShape(16)
@@ -119,12 +121,12 @@ def time_features(root: Path, name: str, num_items: int) -> None:
     detector = Timed(registry.open_detector(name))
     side = open_videos(root, SIZE)
     detector.features(torch.zeros(1, 3, SHAPE.num_frames, *SIZE, dtype=torch.uint8))  # warms up
-    request = Request("clips", SHAPE, num_items, name, "features")
+    request = FeatureRequest("clips", SHAPE, num_items, name, "features")
 
     def ours(batch: int) -> torch.Tensor | None:
         work = _TimedWork(PROTOCOLS["lvg"], 0, torch.device("cpu"), batch, replace_cache=True)
         work.detectors[name] = detector
-        return plan.collect([request], side, "real", work).features[request].values
+        return plan.collect([request], side, "real", work)[0][request].values
 
     contestants: dict[str, Callable[[], torch.Tensor | None]] = {
         "one clip at a time, by hand": lambda: one_at_a_time(root, num_items, detector),
@@ -149,14 +151,14 @@ def time_features(root: Path, name: str, num_items: int) -> None:
 def time_overlap(num_items: int = 4) -> None:
     """By the clock: clips of a small network, 16 frames 8 apart, and what I3D sees in them, one after the other and
     with the next clip generated meanwhile. On a CPU this needs a second core and one thread each."""
-    source = make_source(LowResGenerator(18, 32, **STAGES["longvideogan-lres"]["toy"]["model"]["generator"]))
+    sampler = LowResSampler(LowResGenerator(18, 32, **STAGES["longvideogan-lres"]["toy"]["model"]["generator"]))
     shape = ClipShape(16, 8)
     detector = registry.open_detector(DETECTORS[0])
 
-    def batches() -> Iterator[Batch]:
-        return samplers.generated_batches(source, {shape: num_items}, range(num_items), 0, 1)
+    def batches() -> Iterator[ItemBatch]:
+        return samplers.generated_batches(sampler, {shape: num_items}, range(num_items), 0, 1)
 
-    def look(batch: Batch) -> None:
+    def look(batch: ItemBatch) -> None:
         detector.features(batch.clips[shape])
 
     def in_turn() -> None:

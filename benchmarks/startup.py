@@ -30,13 +30,13 @@ def note(name):
 note("Python has started")
 import torch
 note("torch is imported")
-from training.longvideogan.sampling import open_source
+from training.sampling import Request, open_sampler
 note("longtake is imported")
 torch.set_num_threads(int(threads))
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-source = open_source(*paths, device=device)
+sampler = open_sampler(paths, device=device)
 note("networks are opened")
-next(iter(source.frames([0], 0, 1))).cpu()
+next(sampler.frames(Request([0], 0, 1)))["video"].cpu()
 note("the first frame is there")
 print(json.dumps(moments))
 """

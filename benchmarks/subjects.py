@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from training import registry
+from training.contract import Bundle, Run
 from training.longvideogan.gan import GAN, r1_penalty
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.presets import STAGES
+from training.longvideogan.sampling import open_sampler
 from training.longvideogan.sres.generator import SuperResGenerator
+from training.network_file import ONLY
+from training.sampling import Prompt, Start
 
 DTYPES = ("float32", "float16", "bfloat16")
 SIZES = ("toy", "labdoom-small", "default")  # presets that both stages have; `default` is the published size
@@ -36,8 +40,11 @@ def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def make_system(stage: str, size: str, device: str = "cpu", **changes: Any) -> GAN:
     """A stage at the size of a preset, its weights not trained, which costs the same; R1 is due at step 0 only."""
-    model = {**copy.deepcopy(STAGES[stage][size]["model"]), "grad_accum": 1, "r1_interval": 10**9, **changes}
-    return registry.resolve(registry.SYSTEMS[stage])(model, torch.device(device))
+    row = STAGES[stage][size]
+    shared = {"batch": row["batch"], "precision": None, "grad_accum": 1}
+    run = Run(torch.device(device), **{name: changes.pop(name, value) for name, value in shared.items()})
+    cls = registry.resolve(registry.spec(stage).system)
+    return cls(cls.Options(**{**copy.deepcopy(row["model"]), "r1_interval": 10**9, **changes}), run)
 
 
 def make_generator(stage: str, size: str, device: str = "cpu") -> Any:
@@ -49,14 +56,30 @@ def make_generator(stage: str, size: str, device: str = "cpu") -> Any:
     return network.eval().requires_grad_(False).to(device)
 
 
+class RepeatedPrompt(Prompt):
+    """The first frames of one clip (1, 3, T, h, w), whichever are asked for."""
+
+    def __init__(self, clip: Tensor) -> None:
+        self.clip = clip
+
+    def frames(self, start: Start, count: int, size: tuple[int, int]) -> Tensor:
+        """See `Prompt.frames`."""
+        return self.clip[:, :, :count]
+
+
+def make_sampler(*networks: Any) -> Any:
+    """Return the sampler of one generator or of both."""
+    return open_sampler([Bundle({ONLY: network}, "") for network in networks], {})
+
+
 def make_batches(system: GAN, step: int) -> list[dict[str, Tensor]]:
     """Clips of noise for a step, on the device."""
     rng = torch.Generator().manual_seed(step)
     return [
         {
-            part.name: (
-                torch.rand(system.options.batch, 3, part.num_frames, part.height, part.width, generator=rng) * 2 - 1
-            ).to(system.device)
+            part.name: (torch.rand(system.run.batch, 3, part.count, part.height, part.width, generator=rng) * 2 - 1).to(
+                system.device
+            )
             for part in spec.parts
         }
         for spec in system.batch_spec(step)

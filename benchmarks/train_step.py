@@ -19,7 +19,8 @@ from benchmarks import harness, subjects
 from torch_utils import distributed
 from torch_utils.ops import backends
 from torch_utils.precision import PRECISIONS, tf32
-from training.longvideogan.gan import GAN, Notes, make_adam
+from training.longvideogan.gan import GAN
+from training.optim import Report, make_adam
 
 R1_INTERVAL = 16  # steps of the published recipe to an R1 update
 MIN_ROUNDS = 5  # of what takes milliseconds
@@ -94,7 +95,7 @@ def penalty(system: GAN, batch: dict[str, Tensor], variant: Variant) -> None:
     """The R1 update of a step that has one."""
     system.set_precision(variant.precision)
     with backends.using(variant.impl), tf32(variant.precision == "tf32"):
-        system.penalize_discriminator(batch, 0, Notes())
+        system.penalize_discriminator(batch, 0, Report())
 
 
 def time_housekeeping(report: harness.Report, stage: str, size: str, device: str, rounds: int) -> None:
@@ -114,7 +115,7 @@ def time_housekeeping(report: harness.Report, stage: str, size: str, device: str
             mean.copy_(buffer.lerp(mean, 0.999))
 
     @torch.no_grad()
-    def cure() -> int:
+    def replace() -> int:
         count = 0
         for parameter in parameters:
             assert parameter.grad is not None
@@ -124,8 +125,8 @@ def time_housekeeping(report: harness.Report, stage: str, size: str, device: str
 
     pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "Adam": (loop.step, fused.step),
-        "moving average": (average, lambda: system.update_ema(1)),
-        "gradients counted and cured": (cure, lambda: distributed.sync_grads(parameters)),
+        "moving average": (average, lambda: system.update_average(1)),
+        "non-finite gradients replaced": (replace, lambda: distributed.sync_grads(parameters)),
     }
     table = harness.Table(
         f"{subjects.NAMES[stage].capitalize()}, {size}: milliseconds besides networks",

@@ -11,6 +11,8 @@ import click
 import numpy as np
 from PIL import Image
 
+from training.data.pictures import center_crop_and_resize as center_crop_and_resize
+
 # Colour resolutions, as Pillow numbers them.
 CHROMAS = {"4:4:4": 0, "4:2:0": 2}
 
@@ -44,24 +46,6 @@ def parse_sizes(text: str) -> tuple[Size, ...]:
     return tuple(sizes)
 
 
-def center_crop_and_resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Crop the middle of `frame` (uint8 H W 3) to the aspect of height x width, then resize it with a Lanczos filter.
-
-    Only the dimension that is too long is cropped, so the result shows as much of the frame as its aspect allows.
-    """
-    image = Image.fromarray(frame)
-    if (image.height, image.width) == (height, width):
-        return frame
-    height_ratio, width_ratio = image.height / height, image.width / width
-    if height_ratio > width_ratio:
-        top = (image.height - height * width_ratio) // 2
-        image = image.crop(_rounded((0, top, image.width, top + height * width_ratio)))
-    elif width_ratio > height_ratio:
-        left = (image.width - width * height_ratio) // 2
-        image = image.crop(_rounded((left, 0, left + width * height_ratio, image.height)))
-    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
-
-
 def encode_jpeg(frame: np.ndarray, quality: int = 100, chroma: str = "4:4:4") -> bytes:
     """The JPEG of a frame (uint8 H W 3); datasets store it like this unless told otherwise: little is lost."""
     buffer = io.BytesIO()
@@ -87,8 +71,3 @@ def encode_stream(frames: Iterable[np.ndarray], sizes: Sequence[Size], num_threa
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-
-
-def _rounded(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
-    left, top, right, bottom = box
-    return round(left), round(top), round(right), round(bottom)

@@ -6,12 +6,9 @@ Example:
 
 import fractions
 import functools
-import io
 import itertools
 import json
 import math
-import os
-import re
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -19,43 +16,14 @@ from typing import Any
 
 import click
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
 
 from dataset_tools import making
 from dnnlib import util
+from training.data.pictures import find_frames, read_image
 
 LISTING = "listing.json"
 
-# Registered by Pillow, which however reads none of them by itself.
-_STUBS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
-
 _POLL_SEC = 2.0
-
-
-def image_suffixes() -> set[str]:
-    """The suffixes, in small letters, of all kinds of image that Pillow reads."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN.keys() - {*_STUBS}}
-
-
-def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sorts numbers in names by value: 2.png before 10.png. Numbers padded with zeros sort as plain text does."""
-    parts = re.split(r"([0-9]+)", name)
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
-
-
-def find_frames(folder: Path) -> dict[str, list[str]]:
-    """Folders at or below `folder` that hold images -> the names of these in order; sorted by path, "." is `folder`.
-
-    Hidden files and folders and linked folders are not looked at.
-    """
-    suffixes = image_suffixes()
-    found = {}
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        images = [name for name in names if not name.startswith(".") and Path(name).suffix.lower() in suffixes]
-        if images:
-            found[Path(parent).relative_to(folder)] = sorted(images, key=natural_key)
-    return {path.as_posix(): found[path] for path in sorted(found)}
 
 
 def name_clips(found: dict[str, list[str]], folder: Path) -> dict[str, str]:
@@ -64,52 +32,6 @@ def name_clips(found: dict[str, list[str]], folder: Path) -> dict[str, str]:
     if "." in found and name in found:
         raise ValueError(f"{folder} and {folder / name} would make the same clip {name}; rename the latter")
     return {name if path == "." else path: path for path in found}
-
-
-def read_image(path: Path) -> np.ndarray:
-    """An image as uint8 (H, W, 3): upright, in sRGB, over black where it is transparent.
-
-    Colours are converted if the image holds a profile; 16 bits of grey lose the lower 8. ValueError, naming the file,
-    if it cannot be read or holds several pictures.
-    """
-    try:
-        with Image.open(path) as image:
-            # Some cameras' JPEGs hold further pictures after the photograph; any other sequence is not a frame.
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                raise ValueError(f"it holds {getattr(image, 'n_frames', 1)} pictures; store one in each file")
-            image.load()
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
-    except Exception as error:  # readers of damaged files fail in all kinds of ways
-        raise ValueError(f"{path} cannot be a frame: {error}") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        if values.dtype.kind == "f" or values.min() < 0 or values.max() > 0xFFFF:
-            raise ValueError(
-                f"its pixels are {values.dtype} from {values.min()} to {values.max()}; convert it to 8 bits"
-            )
-        image = Image.fromarray((values >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
-    elif image.mode == "P" or (profile is None and image.mode != "RGB"):
-        image = image.convert("RGB")
-    return image if profile is None else _to_srgb(image, profile)
-
-
-def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    try:
-        source = ImageCms.getOpenProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower():
-            return image.convert("RGB")
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except ImageCms.PyCMSError:  # a profile that is damaged or for another kind of image says nothing
-        return image.convert("RGB")
-    assert converted is not None
-    return converted
 
 
 def choose_frames(num_frames: int, source_fps: float, recipe: making.Recipe) -> list[int]:

@@ -6,7 +6,6 @@ Example:
 
 import dataclasses
 import functools
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,7 @@ from click.core import ParameterSource
 from dataset_tools import making
 from dataset_tools.frames import Size
 from dnnlib import video
-
-SUFFIXES = tuple(
-    ".3g2 .3gp .asf .avi .f4v .flv .m1v .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .rm .ts .vob .webm "
-    ".wmv".split()
-)
-
-
-def find_videos(folder: Path) -> list[Path]:
-    """All videos below a folder, sorted; hidden files and folders and linked folders are not looked at."""
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+from training.data.frames import VIDEO_SUFFIXES, find_videos
 
 
 def name_clips(videos: list[Path], folder: Path) -> dict[str, Path]:
@@ -96,7 +82,7 @@ def main(input_dir: Path, output_dir: Path, long_edge: int | None, recipe: makin
     """
     videos = find_videos(input_dir)
     if not videos:
-        raise ValueError(f"{input_dir} holds no videos, whose names end in {', '.join(SUFFIXES)}")
+        raise ValueError(f"{input_dir} holds no videos, whose names end in {', '.join(VIDEO_SUFFIXES)}")
     if long_edge is not None:
         context = click.get_current_context()
         if any(context.get_parameter_source(name) != ParameterSource.DEFAULT for name in ("sizes", "height", "width")):

@@ -1,4 +1,4 @@
-"""Utilities that know no torch: caches and downloads, attribute dictionaries, video pipes."""
+"""Utilities that do not import torch: caches and downloads, attribute dictionaries, video pipes."""
 
 from dnnlib.util import EasyDict, make_cache_dir_path
 

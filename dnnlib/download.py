@@ -1,8 +1,8 @@
-"""Downloads that end whole or not at all: resumed where they broke, checked, and done once for all processes.
+"""Downloads that are either complete or absent: resumed after errors, checked, and shared by all processes.
 
-In the cache folder the bytes go to `<md5 of the address>.part`, which is renamed when the last one is there. Beside it,
-`<md5>.etag` holds the server's name for this version of the content: only bytes of one version are ever put together.
-Whoever downloads holds a lock on the part; the system drops it when the process ends, however that happens.
+In the cache folder the bytes go to `<md5 of the address>.part`, which is renamed when it is complete. `<md5>.etag`
+beside it holds the ETag, with which the server names a version of the content: only bytes of one version are combined.
+The downloading process holds a lock on the part, which the operating system releases when the process ends.
 """
 
 import contextlib
@@ -29,16 +29,16 @@ LONGEST_DELAY_SEC = 4.0
 # A server that sends less than this within the read time-out has stalled.
 SLOWEST_BYTES_PER_SEC = 1000
 
-# Client errors that a second try can cure: request timeout, too early, too many requests.
+# Client errors that are worth another attempt: request timeout, too early, too many requests.
 TRANSIENT_CLIENT_ERRORS = (408, 425, 429)
 
 REMEDY = "check the address and the connection, or fetch the file by other means and give its path"
 
 
 def split_hash(url: str, sha256: str | None = None) -> tuple[str, str | None]:
-    """Takes the fragment "#sha256=<hex digits>" off an address: (address, hash in lower case or None).
+    """Split the fragment "#sha256=<hex digits>" off an address; return (address, hash in lower case or None).
 
-    Raises ValueError if the fragment is no hash, or contradicts `sha256`.
+    Raises ValueError if the fragment is not a hash or differs from `sha256`.
     """
     address, _, fragment = url.partition("#")
     if not fragment.startswith("sha256="):
@@ -52,22 +52,22 @@ def split_hash(url: str, sha256: str | None = None) -> tuple[str, str | None]:
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file, as lower-case hex digits."""
+    """Return the SHA-256 of a file as lower-case hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_web_page(head: bytes) -> bool:
-    """Tells whether a file that begins with `head` is HTML, as what servers send instead of a file often is."""
+    """Return whether a file that begins with `head` is HTML, which servers often send instead of a file."""
     return bool(re.match(rb"(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body)\b", head, re.I | re.S))
 
 
 def fetch(url: str, folder: Path, num_attempts: int = 10, verbose: bool = True, sha256: str | None = None) -> Path:
-    """Gives the file of an address in the cache `folder`, downloading it if it is not there, or has another hash.
+    """Return the path of an address in the cache `folder`; download it if it is missing or has another hash.
 
-    Of several processes that ask at once, one downloads and the others wait for it.
+    If several processes need it at the same time, one downloads and the others wait.
 
-    Raises ValueError if the address cannot be reached, what comes is not whole or not what `sha256` says, the folder
+    Raises ValueError if the address cannot be reached, the content is incomplete or does not match `sha256`, the folder
     cannot be written, or a download is needed and DNNLIB_OFFLINE is set.
     """
     path = _find_cached(url, folder, sha256)
@@ -87,7 +87,7 @@ def fetch(url: str, folder: Path, num_attempts: int = 10, verbose: bool = True, 
 
 
 def fetch_into(url: str, file: IO[bytes], num_attempts: int, verbose: bool, sha256: str | None) -> None:
-    """Downloads an address into an open file, without the cache; raises ValueError as `fetch` does."""
+    """Download an address into an open file, without the cache; raises ValueError as `fetch` does."""
     _refuse_offline(url, "is asked for without the cache")
     _download(url, _Part(file), num_attempts, verbose, sha256)
 
@@ -113,7 +113,7 @@ def _find_cached(url: str, folder: Path, sha256: str | None) -> Path | None:
 
 @contextlib.contextmanager
 def _locked(path: Path, url: str, verbose: bool) -> Iterator[IO[bytes]]:
-    """Opens the part and holds its lock; a part that is still there at the end stays, unless it is empty."""
+    """Open the part and hold its lock; at the end, remove the part if it is empty."""
 
     def tell() -> None:
         if verbose:
@@ -135,7 +135,7 @@ def _complete(url: str, file: IO[bytes], folder: Path, num_attempts: int, verbos
     try:
         name = _download(url, part, num_attempts, verbose, sha256)
     except BaseException:
-        if not part.etag:  # bytes of a version without a name could not be continued
+        if not part.etag:  # without an ETag the bytes cannot be continued safely
             part.restart(None)
         raise
     os.fsync(file.fileno())
@@ -146,7 +146,7 @@ def _complete(url: str, file: IO[bytes], folder: Path, num_attempts: int, verbos
 
 
 class _Part:
-    """The bytes that have come so far, and the ETag of the version they belong to ("" if it has none)."""
+    """The bytes received so far, and the ETag of the version they belong to ("" if there is none)."""
 
     def __init__(self, file: IO[bytes], etag_path: Path | None = None):
         self.file = file
@@ -156,11 +156,11 @@ class _Part:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes there are; the file is left at its end."""
+        """Return the number of bytes received; the file position is left at the end."""
         return self.file.seek(0, os.SEEK_END)
 
     def restart(self, etag: str | None) -> None:
-        """Drops all bytes, before bytes of the version `etag` come; a weak one does not tell versions apart."""
+        """Drop all bytes before bytes of the version `etag` are written; a weak ETag does not identify a version."""
         self.file.seek(0)
         self.file.truncate()
         self.etag = etag if etag is not None and etag.startswith('"') else ""
@@ -169,19 +169,19 @@ class _Part:
 
 
 # ----------------------------------------------------------------------------
-# One download, in as many attempts as it takes.
+# One download in several attempts.
 
 
 class _AttemptError(Exception):
-    """What came is not what was announced or asked for; another try may cure it."""
+    """The answer is not what was announced or requested; another attempt may succeed."""
 
 
 class _FinalError(Exception):
-    """The server's answer, which another try would not change."""
+    """An answer of the server that another attempt would not change."""
 
 
 def _download(url: str, part: _Part, num_attempts: int, verbose: bool, sha256: str | None) -> str:
-    """Downloads into `part` and returns the name that the server or the address gives the content."""
+    """Download into `part` and return the file name that the server or the address gives."""
     if verbose:
         print(f"Downloading {url} ...", flush=True)
     problem = ""
@@ -196,7 +196,7 @@ def _download(url: str, part: _Part, num_attempts: int, verbose: bool, sha256: s
             _check(part, sha256)
             return name
         except requests.TooManyRedirects:
-            problem = "the server only ever redirects to other addresses"
+            problem = "the server keeps redirecting to other addresses"
             break
         except requests.exceptions.SSLError:
             problem = "the server's certificate could not be verified"
@@ -214,7 +214,7 @@ def _download(url: str, part: _Part, num_attempts: int, verbose: bool, sha256: s
 
 
 def _attempt(url: str, part: _Part, verbose: bool) -> str:
-    # Without compression on the way, Content-Length counts the very bytes that are written.
+    # Without compression in transit, Content-Length equals the number of bytes that are written.
     headers = {"Accept-Encoding": "identity"}
     if part.etag and part.num_bytes > 0:
         headers |= {"Range": f"bytes={part.num_bytes}-", "If-Range": part.etag}
@@ -222,13 +222,13 @@ def _attempt(url: str, part: _Part, verbose: bool) -> str:
         total = _begin(response, part)
         _receive(response, part, total, verbose)
         if total is not None and part.num_bytes != total:
-            raise _AttemptError(f"only {part.num_bytes} of {total} bytes came")
+            raise _AttemptError(f"only {part.num_bytes} of {total} bytes were received")
         match = re.search(r'filename="?([^";]+)"?', response.headers.get("Content-Disposition", ""))
         return match[1] if match else url
 
 
 def _begin(response: requests.Response, part: _Part) -> int | None:
-    """Looks at the answer, drops bytes that it does not continue, and returns the length of the whole, if known."""
+    """Check the answer, drop bytes that it does not continue, and return the total length in bytes, if known."""
     status, headers = response.status_code, response.headers
     if status == 206:
         match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", headers.get("Content-Range", ""))
@@ -238,11 +238,11 @@ def _begin(response: requests.Response, part: _Part) -> int | None:
         raise _AttemptError("the server continued another version of the file, or elsewhere")
     if status == 416:
         part.restart(None)
-        raise _AttemptError("the server has fewer bytes than came before")
+        raise _AttemptError("the server has fewer bytes than were received before")
     if status != 200:
         error = _AttemptError if status >= 500 or status in TRANSIENT_CLIENT_ERRORS else _FinalError
         raise error(f"the server answered {status} {response.reason}")
-    is_encoded = "Content-Encoding" in headers  # then lengths and ranges count other bytes than ours
+    is_encoded = "Content-Encoding" in headers  # then lengths and ranges count encoded bytes
     part.restart(None if is_encoded else headers.get("ETag"))
     length = headers.get("Content-Length", "")
     return int(length) if length.isdecimal() and not is_encoded else None
@@ -272,15 +272,15 @@ def _receive(response: requests.Response, part: _Part, total: int | None, verbos
 
 
 def _chunks(response: requests.Response, part: _Part) -> Iterator[bytes]:
-    """The bytes as they come: a full piece would be waited for as long as each byte of it is in time."""
+    """Yield bytes as they arrive; waiting for full chunks would disable the time-out on slow servers."""
     read: Callable[..., bytes] = response.raw.read1
     try:
         while chunk := read(CHUNK_BYTES, decode_content="Content-Encoding" in response.headers):
             yield chunk
     except Exception as error:
-        # urllib3's own errors, and the socket's, which requests translates only in methods that wait for full pieces.
+        # Errors of urllib3 and of the socket, which requests translates only in methods that wait for full chunks.
         if "timed out" in str(error):
-            raise _AttemptError(f"the server fell silent after {part.num_bytes} bytes") from None
+            raise _AttemptError(f"the server stopped sending after {part.num_bytes} bytes") from None
         raise _AttemptError(f"the connection broke after {part.num_bytes} bytes") from None
 
 

@@ -1,6 +1,6 @@
-"""Files of frames: videos, folders of pictures and arrays behind one interface, written as the frames come.
+"""Files of frames: videos, folders of pictures and arrays behind one interface, written as frames arrive.
 
-# A video that turns out shorter than planned appears under the name that fits it, or not at all
+# A video that is shorter than planned gets a name with its real number of frames
 with staging(folder) as stage:
     with open_writer(stage / "video.mp4", height, width, fps=30) as writer:
         for frames in chunks:
@@ -31,9 +31,9 @@ _STAGE = ".unfinished-"
 
 
 class PngWriter:
-    """Write frames as they are into a folder: 000000.png, 000001.png and so on. A context manager.
+    """Write frames without loss into a folder: 000000.png, 000001.png and so on. A context manager.
 
-    Pictures appear one by one; write into `staging` where a part of them must not be taken for the whole.
+    Pictures appear one by one; write into `staging` where an incomplete folder must not be visible.
     """
 
     def __init__(self, path: str | os.PathLike[str], height: int, width: int) -> None:
@@ -58,10 +58,11 @@ class PngWriter:
 
 
 class NpzWriter:
-    """Write frames as they are into an npz file, whose array `frames` is uint8 (T, height, width, 3).
+    """Write frames without loss into an npz file, whose array `frames` is uint8 (T, height, width, 3).
 
-    A context manager whose file appears, whole, when the context is left normally. Frames go straight to the disk. The
-    array's header comes first and tells T: if T is not `num_frames` in the end, the file is copied once.
+    A context manager whose complete file appears when the context is left without an error. Frames are written to disk
+    directly. The header of the array comes first and contains T: if T differs from `num_frames` at the end, the file
+    is copied once.
     """
 
     def __init__(self, path: str | os.PathLike[str], height: int, width: int, num_frames: int | None = None) -> None:
@@ -101,7 +102,7 @@ class NpzWriter:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
     def _correct_header(self) -> None:
-        """Copy the file with the number of frames that it really has."""
+        """Copy the file with the number of frames that were written."""
         with (
             util.atomic_path(self._temporary) as temporary,
             zipfile.ZipFile(self._temporary) as source,
@@ -126,9 +127,9 @@ def open_writer(
     crf: int = 18,
     num_frames: int | None = None,
 ) -> FrameWriter:
-    """The writer for what `path` is called: .mp4, .webm, .gif or .npz, and without a suffix a folder of PNG.
+    """Return the writer for the suffix of `path`: .mp4, .webm, .gif or .npz, or none for a folder of PNG files.
 
-    `num_frames` is how many frames are to be expected, where that is known.
+    `num_frames` is the expected number of frames, if known. Raises ValueError for another suffix.
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".npz":
@@ -139,16 +140,16 @@ def open_writer(
 
 
 def write_picture(path: Path, frame: np.ndarray) -> None:
-    """uint8 (H, W, 3) -> a PNG file."""
+    """Write a frame, uint8 (H, W, 3), as a PNG file."""
     with util.atomic_path(path) as temporary:
         Image.fromarray(frame).save(temporary)
 
 
 @contextlib.contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """A hidden folder inside `folder` for files that are not finished; it goes when the block is left, in any way.
+    """Yield a hidden folder inside `folder` for unfinished files; it is removed when the block ends, also by an error.
 
-    Those of processes that were killed are removed first. A lock on each tells them from those still at work.
+    Folders of processes that were killed are removed first. A lock on each folder marks those still in use.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for stage in folder.glob(f"{_STAGE}*"):
@@ -158,7 +159,7 @@ def staging(folder: Path) -> Iterator[Path]:
     while True:
         stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=folder))
         with _locked(stage, wait=True):
-            if not stage.exists():  # another process took it for abandoned before the lock was there
+            if not stage.exists():  # another process removed it before the lock was taken
                 continue
             try:
                 yield stage
@@ -169,9 +170,9 @@ def staging(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked(folder: Path, wait: bool) -> Iterator[bool]:
-    """Hold the lock of a folder, which the system drops when the process ends; gives whether it is held.
+    """Hold the lock of a folder, which the operating system releases when the process ends; yield whether it is held.
 
-    It is not if another process holds it and `wait` is False, nor on file systems that cannot lock.
+    It is not held if another process holds it and `wait` is False, nor on file systems without locks.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
@@ -190,8 +191,8 @@ def _locked(folder: Path, wait: bool) -> Iterator[bool]:
 
 
 def publish(path: Path, target: Path) -> Path:
-    """Move a finished file or folder to `target`, in place of what is there, and return `target`."""
+    """Move a finished file or folder to `target`, replacing an existing one, and return `target`."""
     if path.is_dir() and target.is_dir():
-        shutil.rmtree(target)  # a folder cannot be replaced in one go
+        shutil.rmtree(target)  # a folder cannot be replaced atomically
     os.replace(path, target)
     return target

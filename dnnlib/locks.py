@@ -1,4 +1,4 @@
-"""Locks between processes, which the system drops when their holder ends, however that happens."""
+"""Locks between processes, which the operating system releases when the holding process ends for any reason."""
 
 import contextlib
 import fcntl
@@ -9,10 +9,10 @@ from typing import IO, Any
 
 
 def open_locked(path: Path, mode: str = "a", waiting: Callable[[], None] | None = None) -> IO[Any]:
-    """Open a file for appending, made if it is not there, and hold its lock until it is closed.
+    """Open a file for appending, create it if it is missing, and hold its lock until it is closed.
 
-    The file is the one that has this name now: whoever held the lock before may have removed or renamed the very file
-    that was waited for. `waiting` is called if another process holds the lock.
+    The lock is taken again if the previous holder removed or renamed the file, so that the returned file is the one at
+    `path`. `waiting` is called if another process holds the lock.
     """
     while True:
         file = open(path, mode)
@@ -30,7 +30,7 @@ def open_locked(path: Path, mode: str = "a", waiting: Callable[[], None] | None 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that is nothing else; its file is gone when nobody holds it or waits for it."""
+    """Hold a lock on a file that has no other use; it is removed when no process holds the lock or waits for it."""
     with open_locked(path):
         try:
             yield

@@ -1,20 +1,17 @@
-"""Small helpers without torch: attribute dictionaries, safe file writing, cached downloads, names to objects."""
+"""Helpers that do not import torch: attribute dictionaries, atomic file writing, the cache folder, downloads."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import re
 import secrets
-import sys
 import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from dnnlib import download
 
@@ -22,7 +19,7 @@ _cache_dir: str | None = None
 
 
 class EasyDict(dict[str, Any]):
-    """A dict whose keys are attributes too: `options.steps` is `options["steps"]`."""
+    """Give a dict attribute access to its keys: `options.steps` is `options["steps"]`."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -40,71 +37,12 @@ class EasyDict(dict[str, Any]):
             raise AttributeError(name) from None
 
 
-class Logger:
-    """Copies everything printed to stdout and stderr into a file, until closed; usable in a `with` statement."""
-
-    def __init__(self, file_name: str | os.PathLike[str] | None = None, file_mode: str = "w", should_flush=True):
-        self.file = open(file_name, file_mode) if file_name is not None else None
-        self.should_flush = should_flush
-        self.stdout, self.stderr = sys.stdout, sys.stderr
-        sys.stdout = _Tee(self, self.stdout)
-        sys.stderr = _Tee(self, self.stderr)
-
-    def __enter__(self) -> Logger:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def write(self, text: str | bytes) -> None:
-        """Prints `text` on the screen and writes it into the file."""
-        sys.stdout.write(text.decode() if isinstance(text, bytes) else text)
-
-    def flush(self) -> None:
-        sys.stdout.flush()
-
-    def close(self) -> None:
-        """Gives stdout and stderr back, if they are still ours, and closes the file."""
-        self.flush()
-        if isinstance(sys.stdout, _Tee) and sys.stdout.logger is self:
-            sys.stdout = self.stdout
-        if isinstance(sys.stderr, _Tee) and sys.stderr.logger is self:
-            sys.stderr = self.stderr
-        if self.file is not None:
-            self.file.close()
-            self.file = None
-
-
-class _Tee:
-    """The stream that stands in for stdout or stderr while a Logger is open."""
-
-    def __init__(self, logger: Logger, stream: TextIO):
-        self.logger = logger
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        if self.logger.file is not None:
-            self.logger.file.write(text)
-        count = self.stream.write(text)
-        if self.logger.should_flush:
-            self.flush()
-        return count
-
-    def flush(self) -> None:
-        if self.logger.file is not None:
-            self.logger.file.flush()
-        self.stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
 # ----------------------------------------------------------------------------
-# Words and questions.
+# Durations.
 
 
 def format_time(seconds: float) -> str:
-    """Formats a duration exactly to the second below a day: 7s, 2m 05s, 3h 00m 09s, 1d 02h 03m."""
+    """Format a duration in seconds to the second, from a day on to the minute: 7s, 2m 05s, 3h 00m 09s, 1d 02h 03m."""
     s = round(seconds)
     if s < 60:
         return f"{s}s"
@@ -116,7 +54,7 @@ def format_time(seconds: float) -> str:
 
 
 def format_time_brief(seconds: float) -> str:
-    """Formats a duration with its two largest units: 7s, 2m 05s, 3h 00m, 1d 02h."""
+    """Format a duration in seconds with its two largest units: 7s, 2m 05s, 3h 00m, 1d 02h."""
     s = round(seconds)
     if s < 60:
         return f"{s}s"
@@ -127,62 +65,16 @@ def format_time_brief(seconds: float) -> str:
     return f"{s // 86400}d {s // 3600 % 24:02}h"
 
 
-def ask_yes_no(question: str) -> bool:
-    """Asks on the terminal until the answer is yes or no."""
-    while True:
-        answer = input(f"{question} [y/n] ").strip().lower()
-        if answer in ("y", "yes"):
-            return True
-        if answer in ("n", "no"):
-            return False
-
-
-# ----------------------------------------------------------------------------
-# Names to objects.
-
-
-def get_obj_by_name(name: str) -> Any:
-    """Finds the object that a dotted name means, importing the longest part of the name that is a module."""
-    parts = name.split(".")
-    for count in range(len(parts), 0, -1):
-        module_name = ".".join(parts[:count])
-        try:
-            obj: Any = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            # A module that exists but misses one of its own imports must be heard, not taken for a wrong name.
-            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-                raise
-            continue
-        for part in parts[count:]:
-            if not hasattr(obj, part):
-                raise ValueError(f"{name!r} names nothing: {module_name} was imported, but it has no {part!r}")
-            obj = getattr(obj, part)
-        return obj
-    raise ValueError(f"{name!r} names nothing: there is no module {parts[0]!r}")
-
-
-def call_func_by_name(*args: Any, func_name: str, **kwargs: Any) -> Any:
-    """Calls the function with this dotted name."""
-    func = get_obj_by_name(func_name)
-    assert callable(func), f"{func_name} is not callable"
-    return func(*args, **kwargs)
-
-
-def construct_class_by_name(*args: Any, class_name: str, **kwargs: Any) -> Any:
-    """Constructs an object of the class with this dotted name."""
-    return call_func_by_name(*args, func_name=class_name, **kwargs)
-
-
 # ----------------------------------------------------------------------------
 # Files and the cache folder.
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary path beside `path`, with the same suffix, and renames it onto `path` when the block succeeds.
+    """Yield a temporary path beside `path`, with the same suffix, and rename it to `path` when the block succeeds.
 
-    Readers see the old file or the whole new one, never a part. If the block raises, the temporary file is removed
-    and `path` stays as it was. The temporary name starts with a dot and contains ".tmp".
+    Readers see the old file or the complete new one. If the block raises, the temporary file is removed and `path`
+    is unchanged. The temporary name starts with a dot and contains ".tmp".
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
@@ -194,18 +86,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def size_name(size: tuple[int, int]) -> str:
-    """The folder of a dataset that holds frames of one size: "0036x0064" for height 36, width 64."""
+    """Return the name of a dataset folder for frames of `size` (height, width): "0036x0064" for 36 x 64 pixels."""
     return f"{size[0]:04d}x{size[1]:04d}"
 
 
 def set_cache_dir(path: str | os.PathLike[str]) -> None:
-    """Sets the cache root for this process; it wins over DNNLIB_CACHE_DIR."""
+    """Set the cache root of this process, which takes precedence over DNNLIB_CACHE_DIR."""
     global _cache_dir
     _cache_dir = os.fspath(path)
 
 
 def make_cache_dir_path(*paths: str) -> str:
-    """Joins `paths` to the cache root: set_cache_dir's, else $DNNLIB_CACHE_DIR, else ~/.cache/dnnlib."""
+    """Join `paths` to the cache root: that of set_cache_dir, else $DNNLIB_CACHE_DIR, else ~/.cache/dnnlib."""
     if _cache_dir is not None:
         return os.path.join(_cache_dir, *paths)
     if "DNNLIB_CACHE_DIR" in os.environ:
@@ -221,7 +113,7 @@ def make_cache_dir_path(*paths: str) -> str:
 
 
 def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
-    """Tells whether `obj` is an http or https address of a host, or, if allowed, a file:// address."""
+    """Return whether `obj` is an http or https address of a host, or, if allowed, a file:// address."""
     if not isinstance(obj, str) or "://" not in obj:
         return False
     parts = urllib.parse.urlparse(obj)
@@ -239,15 +131,15 @@ def open_url(
     cache: bool = True,
     sha256: str | None = None,
 ) -> Any:
-    """Opens a local file or a download for reading bytes, or gives its file name with `return_filename`.
+    """Open a local file or a download for reading bytes; with `return_filename`, return its file name instead.
 
-    Local paths and file:// addresses are opened where they are. Downloads are kept in <cache>/downloads and come from
-    there the next time; with cache=False they go to an unnamed temporary file. An interrupted download goes on where
-    it broke, `num_attempts` times in all, with growing pauses. With `sha256` (hex digits), or an address that ends in
+    Local paths and file:// addresses are opened in place. Downloads are kept in <cache>/downloads and read from there
+    the next time; with cache=False they go to an unnamed temporary file. An interrupted download is resumed, in at
+    most `num_attempts` attempts, with increasing delays. With `sha256` (hex digits), or an address that ends in
     "#sha256=<hex digits>", the bytes are checked. With DNNLIB_OFFLINE=1 in the environment nothing is downloaded.
 
-    Raises ValueError if the address is wrong, cannot be reached, what came does not match the hash or is a web page,
-    or the cache cannot be written.
+    Raises ValueError if the address is malformed or cannot be reached, the content does not match the hash or is a
+    web page, or the cache cannot be written.
     """
     assert num_attempts >= 1
     if not re.match(r"^[a-z][a-z0-9+.-]*://", url):

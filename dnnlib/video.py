@@ -18,9 +18,9 @@ from dnnlib.video_probe import Timing, VideoInfo, probe, read_packets, scan
 
 __all__ = ["Timing", "VideoInfo", "VideoWriter", "iter_video_frames", "probe", "scan", "whole_factor"]
 
-# What makes a file of each kind; {crf} is the constant rate factor. Colours are converted by the matrix that the file
-# then names, so that players do not guess; every GIF frame has its own palette, as one for all would have ffmpeg hold
-# the whole video in memory.
+# Encoder options by suffix; {crf} is the constant rate factor. Colours are converted by the matrix that is written into
+# the file, so that players need not guess it. Every GIF frame has its own palette, since ffmpeg would hold the whole
+# video in memory to compute a common one.
 _BT709 = "scale=out_color_matrix=bt709:out_range=tv,format=yuv420p"
 _BT709_TAGS = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
 _ENCODERS = {
@@ -32,30 +32,30 @@ _ENCODERS = {
     ],
 }
 
-# Frames leave square: footage with oblong pixels is widened to the shape at which it is meant to be seen.
+# Frames are decoded with square pixels: video with a sample aspect ratio other than 1 is scaled in width.
 _SQUARE_PIXELS = "scale=w='if(gt(sar,0),max(1,round(iw*sar)),iw)':h=ih:flags=bicubic+accurate_rnd+full_chroma_int"
-# PQ and HLG to what common screens show: white of 203 nits (ITU-R BT.2408) becomes 1, of which 0.3 and less stays as it
-# is and more is bent to leave room for highlights. By way of RGB, as zscale refuses odd sizes with less chroma.
+# PQ and HLG are mapped to standard dynamic range: white of 203 nits (ITU-R BT.2408) becomes 1; values up to 0.3 are
+# unchanged, larger ones are compressed to keep highlights. In RGB, as zscale refuses odd sizes with subsampled chroma.
 _TONE_MAP = (
     "format=gbrp12,zscale=tin={transfer}:pin=bt2020:min=gbr:rin=full:t=linear:npl=203,format=gbrpf32,zscale=p=bt709,"
     "tonemap=mobius:desat=0,zscale=t=bt709:m=gbr:r=full,scale"
 )
-# ffmpeg's decoder of Theora and its ancestors, when it works on several frames at once, now and then shows pictures of
-# the next key frame in place of those that are due, the more often the busier the machine.
+# With several threads, ffmpeg's decoder of Theora and its predecessors sometimes returns pictures of the next key frame
+# instead of the current ones, more often on a busy machine.
 _ONE_THREAD = ("theora", "vp3", "vp4")
-# ffmpeg reports these but ends as if all were well: what was cut off or overwritten is missing from the frames.
+# ffmpeg reports these but exits with 0, although the truncated or overwritten part is missing from the frames.
 _DAMAGE = re.compile(r"partial file|ended prematurely|exceeds containing master element|packet_obj_size \d+ invalid")
 
 
 class _Ffmpeg:
-    """A running ffmpeg whose error output is drained, so that it never blocks, and whose complaints are kept."""
+    """A running ffmpeg whose error output is read by a thread, so that it never blocks."""
 
     def __init__(self, arguments: list[str], **pipes: Any) -> None:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-v", "error", *arguments]
-        # Its own session: Ctrl-C in a terminal is for us to handle, not for ffmpeg to finish a half-written file.
+        # In a session of its own, as Ctrl-C in a terminal would make ffmpeg complete an unfinished file.
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, **pipes)
         self._first_line = self._last_line = ""
-        self.damage: str | None = None  # a complaint about missing data
+        self.damage: str | None = None  # an error message about missing data
         self._reader = threading.Thread(target=self._drain, daemon=True)
         self._reader.start()
 
@@ -69,21 +69,21 @@ class _Ffmpeg:
                     self.damage = text
 
     def wait(self) -> int:
-        """Wait for the end and return the exit code."""
+        """Wait for the process to end and return its exit code."""
         code = self.process.wait()
         self._reader.join()
         return code
 
     def first_line(self) -> str:
-        """The first thing ffmpeg complained about, mostly the cause of the others; call after `wait`."""
+        """Return the first line of the error output, usually the cause of the others; call after `wait`."""
         return self._first_line or f"exit code {self.process.returncode}"
 
     def last_line(self) -> str:
-        """The last thing ffmpeg complained about; call after `wait`."""
+        """Return the last line of the error output; call after `wait`."""
         return self._last_line or f"exit code {self.process.returncode}"
 
     def close(self) -> None:
-        """End it at once if it still runs, and close its pipes."""
+        """Kill the process if it still runs, and close its pipes."""
         self.process.kill()
         self.wait()
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
@@ -93,17 +93,19 @@ class _Ffmpeg:
 
 
 def whole_factor(height: int, width: int) -> int:
-    """The smallest whole factor that makes both edges multiples of 16: 4 for 36x64, 1 for 144x256."""
+    """Return the smallest integer factor that makes both edges multiples of 16: 4 for 36x64, 1 for 144x256."""
     return 16 // math.gcd(16, height, width)
 
 
 class VideoWriter:
-    """Encode frames as they come: a context manager whose file appears, whole, when the context is left normally.
+    """Encode frames as they arrive: a context manager whose complete file appears when it is left without an error.
 
-    The suffix of `path` decides the kind: .mp4 (H.264, 4:2:0), .webm (VP9) or .gif. `enlarge=True` repeats each pixel
-    `whole_factor` times along both edges, so that small frames stay crisp in players (36x64 becomes 144x256); otherwise
-    an odd edge is made even by repeating its last line, as 4:2:0 needs.
-    After an exception nothing is left of the new file, and an older file of that name stays.
+    The suffix of `path` selects the format: .mp4 (H.264, 4:2:0), .webm (VP9) or .gif. `enlarge=True` repeats each pixel
+    `whole_factor` times along both edges, so that small frames stay sharp in players (36x64 becomes 144x256); otherwise
+    an odd edge is made even by repeating its last line, as 4:2:0 needs. `fps` is in frames per second, `crf` is the
+    constant rate factor of the encoder.
+    After an exception the new file is removed, and an older file of that name is unchanged. Raises ValueError for
+    another suffix, if encoding fails or if no frames were written.
     """
 
     def __init__(
@@ -173,13 +175,13 @@ class VideoWriter:
 def iter_video_frames(
     path: str | os.PathLike[str], fps: float | None = None, start_sec: float = 0.0, end_sec: float | None = None
 ) -> Iterator[np.ndarray]:
-    """The frames of a video's first video stream between two times, each uint8 (H, W, 3) RGB, decoded when asked for.
+    """Yield the frames of a file's first video stream between two times, each uint8 (H, W, 3) RGB.
 
-    Times count from the first frame; a frame due at `end_sec` is left out. Frames come upright, as the file's rotation
-    says, with square pixels, deinterlaced if the file says that it is interlaced, with brightness of a high dynamic
-    range mapped to the common one, and without alpha. With `fps` they come at that rate, being repeated or dropped;
-    else each coded frame comes once, but those of a variable frame rate evenly, `scan(path).fps` a second. If the frame
-    size changes midway, later frames are scaled to the first size. ValueError if the file cannot be decoded whole.
+    Times are in seconds from the first frame; a frame at `end_sec` is left out. Frames are rotated as the file's
+    metadata says, have square pixels, are deinterlaced if the file is marked as interlaced, are mapped from high to
+    standard dynamic range, and have no alpha. With `fps` they are repeated or dropped to that rate; otherwise each
+    coded frame is returned once, except that a variable frame rate is made constant at `scan(path).fps`. If the frame
+    size changes, later frames are scaled to the first size. Raises ValueError if decoding fails anywhere.
     """
     info = probe(path)
     timing = scan(path)
@@ -187,9 +189,9 @@ def iter_video_frames(
     window, times = _choose_frames(path, timing, rate, start_sec, end_sec)
     deinterlace = ["bwdif=mode=send_frame:deint=interlaced"] if info.is_interlaced else []
     filters = ",".join([*deinterlace, *times, *_choose_colors(info)])
-    # PPM frames carry their own size, so nothing rests on what the file claims about itself.
+    # PPM frames contain their own size, so that the size in the file's metadata is not relied on.
     output = ["-vf", filters, "-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "pipe:1"]
-    # -xerror makes damaged frames an error; ffmpeg would paint something over the damage.
+    # -xerror makes damaged frames an error; ffmpeg would conceal the damage.
     threads = ["-threads", "1"] if info.codec in _ONE_THREAD else []
     source = ["-xerror", *threads, *window, "-i", f"file:{os.fspath(path)}", "-map", "0:V:0"]
     ffmpeg = _Ffmpeg([*source, *output], stdout=subprocess.PIPE)
@@ -211,9 +213,9 @@ def iter_video_frames(
 def _choose_frames(
     path: str | os.PathLike[str], timing: Timing, rate: float | None, start_sec: float, end_sec: float | None
 ) -> tuple[list[str], list[str]]:
-    """Input options and filters that leave the frames between two times, at an even rate if one is given."""
+    """Return ffmpeg input options and filters that keep the frames between two times, at a constant `rate` if given."""
     packets = read_packets(path)
-    # MPEG streams are entered up to a key frame later than asked for, so enter one key frame early.
+    # Seeking in MPEG streams may land one key frame late, so seek one key frame early.
     earlier = packets.keys[packets.keys <= start_sec][:-1]
     seek_sec = 0.0
     filters = ["settb=1/1000000"]
@@ -222,15 +224,20 @@ def _choose_frames(
         filters.append(f"setpts=PTS-{(packets.origin_sec + start_sec - seek_sec) * 1e6:.0f}")
     else:
         filters.append(f"setpts=PTS-STARTPTS-{start_sec * 1e6:.0f}")
+    # Times in the file are rounded to its ticks.
+    rounding_sec = min(packets.tick_sec, 0.25 / timing.fps) + 2e-6
     if rate is not None:
         exact = Fraction(rate).limit_denominator(100_000)
+        # At half the rate each second frame is due midway between two that are wanted. It belongs to the later one,
+        # however its time was rounded: else steps are uneven, and windows hold other frames than the whole video.
+        filters.append(f"setpts=PTS+{rounding_sec * 1e6:.0f}")
         if timing.is_variable:  # the last frame may stay for long
             filters.append("tpad=stop=-1:stop_mode=clone")
             end_sec = min(timing.duration_sec, math.inf if end_sec is None else end_sec)
         filters += [f"fps={exact.numerator}/{exact.denominator}", "settb=1/1000000"]
         slack_sec = 0.25 / rate
     else:
-        slack_sec = min(packets.tick_sec, 0.25 / timing.fps) + 2e-6  # times in the file are rounded to its ticks
+        slack_sec = rounding_sec
     if start_sec > 0 or end_sec is not None:
         end = f":end={end_sec - start_sec - slack_sec:.6f}" if end_sec is not None else ""
         filters.append(f"trim=start={-slack_sec:.6f}{end}")
@@ -238,9 +245,9 @@ def _choose_frames(
 
 
 def _choose_colors(info: VideoInfo) -> list[str]:
-    """Filters that make 8-bit RGB with square pixels of what a file holds."""
+    """Return ffmpeg filters that convert the video of a file to 8-bit RGB with square pixels."""
     if info.matrix is not None:
-        matrix = "auto"  # as each frame says
+        matrix = "auto"  # the matrix of each frame
     else:
         matrix = "bt2020" if info.is_hdr else "bt709" if info.is_high_definition else "bt601"
     tone_map = [_TONE_MAP.format(transfer=info.transfer)] if info.is_hdr else []

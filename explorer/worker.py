@@ -1,4 +1,4 @@
-"""One thread that does the work of many, a step at a time, so that what is long holds up nobody.
+"""One thread that does the work of many tasks, a step at a time, so that a long one does not hold up the others.
 
 worker = Worker()
 task = worker.submit(steps(), owner="a tab", turn=3)    # `steps` is a generator function; what it returns is the result
@@ -6,7 +6,7 @@ task.wait(0.5) and task.result()
 worker.stop(timeout_sec=5)
 
 Tasks take turns after each `yield`. A task that is cancelled, or whose owner has asked for something else since, is
-closed at its next turn, by this thread too.
+closed at its next turn, by this thread too. What a task yields is kept until its next step, as its progress.
 """
 
 import collections
@@ -15,25 +15,26 @@ from collections.abc import Generator
 from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
-Steps = Generator[Any, None, Result]  # what is yielded is dropped; what is returned is the result
+Steps = Generator[Any, None, Result]  # what is yielded is the progress; what is returned is the result
 
 
 class Busy(RuntimeError):
-    """There are as many tasks as may wait."""
+    """As many tasks as may wait do."""
 
 
 class Cancelled(RuntimeError):
     """A task ended before its result."""
 
 
-_UNWANTED = "nobody waits for it any more"
+_UNWANTED = "it is no longer wanted"
 
 
 class Task(Generic[Result]):
-    """Some work and, in the end, its result."""
+    """Work that is done in steps, and its result once it has ended."""
 
     def __init__(self, steps: Steps[Result], owner: str, turn: int) -> None:
         self.owner, self.turn = owner, turn
+        self.progress: Any = None  # what the last step yielded
         self._steps = steps
         self._is_cancelled = self._has_begun = False
         self._ended = threading.Event()
@@ -41,33 +42,33 @@ class Task(Generic[Result]):
         self._error: BaseException | None = None
 
     def cancel(self) -> None:
-        """Nobody wants the result any more; does nothing to a task that has ended."""
+        """Give the task up; does nothing to one that has ended."""
         self._is_cancelled = True
 
     @property
     def has_ended(self) -> bool:
-        """True once `result` gives or raises something."""
+        """Return whether `result` gives or raises something."""
         return self._ended.is_set()
 
     def wait(self, timeout_sec: float | None = None) -> bool:
-        """Wait for the end; False if it has not come in time."""
+        """Wait for the end; return False if it has not come in time."""
         return self._ended.wait(timeout_sec)
 
     def result(self) -> Result:
-        """What the task returned; raises what it raised, or Cancelled."""
+        """Return what the task returned; raise what it raised, or `Cancelled`."""
         assert self.has_ended, "wait for the task first"
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]  # a result may well be None
 
     def _step(self) -> bool:
-        """Do the next step; False if it was the last. Only for the worker's thread."""
+        """Do the next step; return False if it was the last. Only for the worker's thread."""
         try:
             if self._is_cancelled:
                 self._steps.close()
                 raise Cancelled(_UNWANTED)
             self._has_begun = True
-            next(self._steps)
+            self.progress = next(self._steps)
             return True
         except StopIteration as end:
             self._result = end.value
@@ -99,7 +100,7 @@ class Worker:
     def submit(self, steps: Steps[Result], owner: str = "", turn: int = 0) -> Task[Result]:
         """Queue work. Tasks of the same owner with a lower turn are cancelled.
 
-        Raises Busy if too many tasks wait, and Cancelled after `stop` or if there is a task of a higher turn.
+        Raises `Busy` if too many tasks wait, and `Cancelled` after `stop` or if there is a task of a higher turn.
         """
         task = Task(steps, owner, turn)
         with self._changed:
@@ -128,7 +129,7 @@ class Worker:
                     task.cancel()
 
     def stop(self, timeout_sec: float) -> bool:
-        """Cancel everything and end the thread; False if the step at hand takes longer than `timeout_sec`."""
+        """Cancel everything and end the thread; return False if the step at hand takes longer than `timeout_sec`."""
         with self._changed:
             self._is_stopping = True
             for task in self._tasks():
@@ -139,9 +140,14 @@ class Worker:
 
     @property
     def num_tasks(self) -> int:
-        """Tasks that have not ended."""
+        """Return the number of tasks that have not ended."""
         with self._changed:
             return len(self._tasks())
+
+    def progress(self, owner: str) -> list[Any]:
+        """Return what the tasks of an owner yielded last."""
+        with self._changed:
+            return [task.progress for task in self._tasks() if task.owner == owner]
 
     def _tasks(self) -> list[Task[Any]]:
         return [*self._queue, *([self._current] if self._current else [])]

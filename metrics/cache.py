@@ -1,4 +1,4 @@
-"""Features of clips that exist, stored once: a `.npz` without pickles, and beside it a `.json` that says what it holds.
+"""Cache of features of existing clips: a `.npz` without pickles, and beside it a `.json` that describes it.
 
 The name is a hash of everything the numbers depend on: the footage's content, not its path; the windows chosen, the
 frame size, the detector's weights. A copy of a dataset elsewhere finds the same file, a changed one does not. How many
@@ -9,34 +9,19 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from dnnlib.util import atomic_path, make_cache_dir_path
+from training.data.footage import dataset_id as dataset_id
 
 SCHEMA = 2  # raised when the same key would mean other numbers
 
 
-def dataset_id(root: str | Path, size: tuple[int, int]) -> str:
-    """What the frames of one size of a dataset are, as 16 hex digits.
-
-    A hash of each shard's name and size, and of the path, length and CRC of each member as the zip's directory gives
-    them: no frame is read.
-    """
-    digest = hashlib.sha256()
-    for shard in sorted((Path(root) / f"{size[0]:04d}x{size[1]:04d}").glob("*.zip")):
-        digest.update(_canonical([shard.name, shard.stat().st_size]))
-        with zipfile.ZipFile(shard) as archive:
-            for member in sorted(archive.infolist(), key=lambda member: member.filename):
-                digest.update(_canonical([member.filename, member.file_size, member.CRC]))
-    return digest.hexdigest()[:16]
-
-
 def load(description: Mapping[str, object]) -> dict[str, np.ndarray] | None:
-    """The arrays stored for `description`, or None when there are none."""
+    """Return the arrays stored for `description`, or None when there are none."""
     file = _path(description)
     if not file.is_file():
         return None
@@ -57,7 +42,7 @@ def save(description: Mapping[str, object], arrays: Mapping[str, np.ndarray]) ->
 
 @contextlib.contextmanager
 def locked(description: Mapping[str, object]) -> Iterator[None]:
-    """Only one process at a time is in this block for the same `description`; others wait, and find its arrays."""
+    """Let one process at a time into this block for the same `description`; others wait."""
     file = _path(description).with_suffix(".lock")
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "w") as handle:

@@ -1,51 +1,21 @@
-"""Mistakes of units that move a metric more than any model does: range, channel order, axes, size, frame rate.
+"""Check units, whose mistakes change a metric more than any model does: range, channel order, axes, size, frame rate.
 
-What is certainly wrong is a `ValueError` that names the remedy; what is probably wrong becomes a warning, one sentence.
+A certain mistake is a `ValueError` that names the remedy; a probable one becomes a warning of one sentence.
 """
 
 import numpy as np
 
-FEWEST_COMPARABLE = 256  # below, the bias of a small sample (it falls as 1 / N) outweighs what a metric is to show
-FEWEST_FOR_COLOURS = 8  # items a side, below which nothing is said about colours
-RATE_TOLERANCE = 0.01  # 29.97 is 30
+from training.contract import Size
+from training.data.arrays import check_array as check_array
+from training.data.frames import check_rate as check_rate
+from training.data.frames import is_same_rate
 
-Size = tuple[int, int]
-
-
-def check_array(video: np.ndarray, name: str) -> None:
-    """Raise ValueError, saying what to do, unless an array is uint8 (N, T, H, W, 3) or (T, H, W, 3) of real pixels."""
-    if video.dtype.kind == "f":
-        low, high = (float(np.nanmin(video)), float(np.nanmax(video))) if video.size else (0.0, 0.0)
-        remedy = {
-            (True, True): "(x * 255).round().astype(np.uint8)",
-            (False, True): "(x * 127.5 + 128).clip(0, 255).astype(np.uint8)",
-            (True, False): "x.round().clip(0, 255).astype(np.uint8)",
-        }.get((low >= 0, high <= 1.5), "(x * 127.5 + 128).clip(0, 255).astype(np.uint8), if -1 is black and 1 is white")
-        raise ValueError(
-            f"{name} holds {video.dtype} from {low:.4g} to {high:.4g}, but frames are uint8 from 0 to 255: "
-            f"save {remedy}"
-        )
-    if video.dtype != np.uint8:
-        raise ValueError(f"{name} holds {video.dtype}, but frames are uint8 from 0 to 255: convert them")
-    if video.ndim not in (4, 5) or video.shape[-1] != 3:
-        remedy = "make it uint8 (videos, frames, height, width, 3) in the order red, green, blue"
-        if video.ndim == 5 and 3 in video.shape[1:3]:
-            order = (0, 2, 3, 4, 1) if video.shape[1] == 3 else (0, 1, 3, 4, 2)
-            remedy = f"its colours come before height and width, so save x.transpose{order}"
-        elif video.ndim == 4 and 3 in video.shape[:2]:
-            order = (1, 2, 3, 0) if video.shape[0] == 3 else (0, 2, 3, 1)
-            remedy = f"its colours come before height and width, so save x.transpose{order}"
-        elif video.shape[-1] == 1:
-            remedy = "its frames are grey, so save x.repeat(3, axis=-1)"
-        elif video.shape[-1] == 4:
-            remedy = "its frames come with alpha, so save x[..., :3]"
-        raise ValueError(f"{name} has the shape {video.shape}: {remedy}")
-    if video.size == 0:
-        raise ValueError(f"{name} is empty, with the shape {video.shape}: save at least one frame")
+FEWEST_COMPARABLE = 256  # below, the bias of a small sample (it falls as 1 / N) outweighs differences of models
+FEWEST_FOR_COLOURS = 8  # items a side, below which colours are not compared
 
 
 def check_sizes(real: Size, fake: Size, real_name: str, fake_name: str) -> None:
-    """Raise ValueError unless both sides have frames of one size."""
+    """Raise `ValueError` unless both sides have frames of one size."""
     if real == fake:
         return
     remedy = "measure at one size, since a difference in sharpness would be taken for one in quality"
@@ -56,18 +26,9 @@ def check_sizes(real: Size, fake: Size, real_name: str, fake_name: str) -> None:
     )
 
 
-def check_rate(fps: float | None, wanted: float | None, name: str) -> None:
-    """Raise ValueError if a side is known to have another frame rate than is asked for."""
-    if fps is not None and wanted is not None and abs(fps / wanted - 1) > RATE_TOLERANCE:
-        raise ValueError(
-            f"{name} has {fps:g} frames a second, but --fps asks for {wanted:g}: make a dataset of it at that rate "
-            f"(python -m dataset_tools.make_dataset_from_videos ... --fps={wanted:g}), or ask for {fps:g}"
-        )
-
-
 def check_same_rate(real: float | None, fake: float | None, real_name: str, fake_name: str) -> None:
     """Raise ValueError if both frame rates are known and differ: the same motion would be of another speed."""
-    if real is not None and fake is not None and abs(real / fake - 1) > RATE_TOLERANCE:
+    if real is not None and fake is not None and not is_same_rate(real, fake):
         raise ValueError(
             f"{real_name} has {real:g} frames a second, {fake_name} {fake:g}, so their motion cannot be compared: "
             f"give --fps={min(real, fake):g}, at which video files are then read"
@@ -75,16 +36,16 @@ def check_same_rate(real: float | None, fake: float | None, real_name: str, fake
 
 
 def check_range(colours: np.ndarray, name: str) -> None:
-    """Raise ValueError if no pixel seen of existing footage is above 1; rows are mean red, green, blue and maximum."""
+    """Raise `ValueError` if no pixel of existing footage is above 1; rows are mean red, green, blue and maximum."""
     if len(colours) and colours[:, 3].max() <= 1:
         raise ValueError(
-            f"no pixel of {name} that was looked at is above 1, so it was saved from values in [0, 1]: save "
+            f"no pixel of {name} that was read is above 1, so it was saved from values in [0, 1]: save "
             "(x * 255).round().astype(np.uint8)"
         )
 
 
 def colour_warning(real: np.ndarray, fake: np.ndarray, real_name: str, fake_name: str) -> str | None:
-    """A sentence if the colours of both sides, rows of mean red, green, blue and maximum, hint at a mistake."""
+    """Return a warning if the colours of both sides, rows of mean red, green, blue and maximum, suggest a mistake."""
     if min(len(real), len(fake)) < FEWEST_FOR_COLOURS:
         return None
     balance = [side[:, 0] - side[:, 2] for side in (real, fake)]
@@ -101,14 +62,14 @@ def colour_warning(real: np.ndarray, fake: np.ndarray, real_name: str, fake_name
     if min(highest) <= 128 and max(highest) > 200:
         dark = real_name if highest[0] < highest[1] else fake_name
         return (
-            f"no pixel of {dark} that was looked at is above {min(highest):.0f}, while the other side reaches "
+            f"no pixel of {dark} that was read is above {min(highest):.0f}, while the other side reaches "
             f"{max(highest):.0f}: if its values were in another range, save x * 127.5 + 128 of those in [-1, 1]"
         )
     return None
 
 
 def size_warning(name: str, num_real: int, num_fake: int) -> str | None:
-    """A sentence if a side is too small a sample to say anything."""
+    """Return a warning if a side is too small a sample."""
     fewest = min(num_real, num_fake)
     if fewest >= FEWEST_COMPARABLE:
         return None
@@ -119,7 +80,7 @@ def size_warning(name: str, num_real: int, num_fake: int) -> str | None:
 
 
 def repeat_warning(name: str, num_different: int, num_items: int) -> str | None:
-    """A sentence if there are fewer clips than are measured."""
+    """Return a warning if there are fewer different clips than are measured."""
     if num_different >= num_items:
         return None
     return (

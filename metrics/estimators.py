@@ -1,4 +1,4 @@
-"""What is computed of the features of both sides: values, the same without groups of videos, and the floor.
+"""Compute values from the features of both sides, the same without groups of videos, and the floor.
 
 One function for each kind of metric; `ESTIMATORS` names them as `metrics.families` does.
 """
@@ -95,7 +95,7 @@ def _score(metric: Metric, real: Features | None, fake: Features, work: Work) ->
 
 
 def score_splits(metric: Metric, fake: Features) -> dict[str, float]:
-    """The published values, over splits; the score of all items at once follows them."""
+    """Return the published values, over splits; the score of all items at once follows them."""
     probabilities = _probabilities(metric, fake)
     if metric.family.detector == families.C3D:
         probabilities = probabilities[np.random.RandomState(ISV_SHUFFLE_SEED).permutation(len(probabilities))]

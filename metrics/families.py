@@ -1,16 +1,17 @@
-"""What the names of metrics mean: a family is one row of a table, and takes other numbers than the published ones."""
+"""Parse the names of metrics: a family is one row of a table, and takes other numbers than the published ones.
+
+Imports no torch, so that command lines can check names at once.
+"""
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from metrics.samplers import ClipShape
 
 I3D, MOTION, C3D = "i3d-kinetics-400", "efficientnet-lite0-motion", "c3d-ucf101"
 INCEPTION, EFFICIENTNET = "inception-2015-12-05", "efficientnet-lite0"
 
-# What each detector does to frames, as results tell it.
+# How each detector resizes frames, as results report it.
 PREPARATION = {
     I3D: "stretched to 224x224, bilinear, half-pixel centres, no antialiasing",
     MOTION: "stretched to 224x224, bilinear, half-pixel centres, antialiased",
@@ -22,10 +23,35 @@ PREPARATION = {
 
 FEWEST = {"frechet": 1, "kernel": 2, "score": 10, "manifold": 4}  # items for which an estimator is defined
 
+# The keys of `metrics.long_video.MEASURES`.
+LONG_MEASURES = (
+    "color_similarity",
+    "motion_energy_w1",
+    "seam_ratio",
+    "loop_rate",
+    "feature_similarity",
+    "fvd_drift",
+    "kvd_drift",
+    "fmd_drift",
+)
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """`num_frames` frames, `spacing` apart."""
+
+    num_frames: int
+    spacing: int = 1
+
+    @property
+    def span(self) -> int:
+        """Return the number of consecutive frames from the first to the last, both included."""
+        return (self.num_frames - 1) * self.spacing + 1
+
 
 @dataclass(frozen=True)
 class Family:
-    """A row: how names are formed, which features they take of which frames, and what is computed of those."""
+    """A row: the form of the names, which features are taken of which frames, and the estimator."""
 
     form: str
     pattern: str  # groups: items, then frames and spacing of a clip
@@ -35,16 +61,16 @@ class Family:
     real: str  # frames of existing real footage: "clips" as for generated ones, "all" frames, "some", or "none"
     most_real: int = 0  # of "all", at most so many at random, as published; 0: no limit
     output: str = "features"  # or "logits"
-    clip: ClipShape | None = None  # where the name does not tell
+    clip: ClipShape | None = None  # where it is not part of the name
     min_frames: int = 1
     scale: float = 1.0
-    needs: str = ""  # who needs so many frames
+    needs: str = ""  # the detector that needs `min_frames`
     is_higher_better: bool = False
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What one name says."""
+    """A parsed name."""
 
     name: str
     family: Family
@@ -137,25 +163,29 @@ FAMILIES = (
 
 
 def list_valid_metrics() -> list[str]:
-    """The names in published use; each family takes other numbers too."""
+    """Return the names in published use; each family takes other numbers too."""
     return [name for family in FAMILIES for name in family.published]
 
 
-def parse(name: str, others: Collection[str] = ()) -> Metric:
-    """The meaning of a metric's name; `ValueError` with the nearest names and the patterns if it has none.
+def check_names(names: Sequence[str]) -> None:
+    """Raise `ValueError` unless each name is that of a metric or of a measure of long videos."""
+    for name in names:
+        if name not in LONG_MEASURES:
+            parse(name)
 
-    `others` are names that are known elsewhere, for the message.
-    """
+
+def parse(name: str) -> Metric:
+    """Parse the name of a metric; `ValueError` with the nearest names and the valid forms if it has none."""
     for family in FAMILIES:
         if match := re.fullmatch(family.pattern, name):
-            return _meaning(family, match)
-    near = difflib.get_close_matches(name, [*list_valid_metrics(), *others], n=3, cutoff=0.4)
+            return _metric(family, match)
+    near = difflib.get_close_matches(name, [*list_valid_metrics(), *LONG_MEASURES], n=3, cutoff=0.4)
     guess = f"; did you mean {' or '.join(near)}?" if near else "."
-    forms = ", ".join([*(family.form for family in FAMILIES), *others])
+    forms = ", ".join([*(family.form for family in FAMILIES), *LONG_MEASURES])
     raise ValueError(f"Unknown metric {name!r}{guess} Valid names have the form {forms}")
 
 
-def _meaning(family: Family, match: re.Match[str]) -> Metric:
+def _metric(family: Family, match: re.Match[str]) -> Metric:
     name, text = match.group(), match.group(1)
     num_items = int(text.removesuffix("k")) * (1000 if text.endswith("k") else 1)
     if num_items < FEWEST[family.estimator]:

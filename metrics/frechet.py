@@ -2,7 +2,7 @@
 
 Dowson and Landau 1982; as a measure of generators: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule",
 NeurIPS 2017 (FID), and Unterthiner et al., "Towards Accurate Generative Models of Video", 2018 (FVD). Covariances are
-those of the population (divided by N), as published for LongVideoGAN, unless said otherwise.
+those of the population (divided by N), as in "Generating Long Videos of Dynamic Scenes", unless `is_unbiased`.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Array = np.ndarray | Tensor
 
 
 def frechet_distance(mu_r: Array, sigma_r: Array, mu_f: Array, sigma_f: Array) -> float:
-    """|mu_r - mu_f|^2 + tr(sigma_r + sigma_f - 2 (sigma_r sigma_f)^(1/2)) of means (d,) and covariances (d, d).
+    """Return |mu_r - mu_f|^2 + tr(sigma_r + sigma_f - 2 (sigma_r sigma_f)^(1/2)) of means (d,) and covariances (d, d).
 
     The trace of the root is that of the symmetric H^T sigma_f H with sigma_r = H H^T, so nothing imaginary appears and
     singular covariances need no regularisation. Float64 throughout.
@@ -38,7 +38,7 @@ def frechet_distance_from_features(
     fake_weights: Array | None = None,
     is_unbiased: bool = False,
 ) -> float:
-    """The same from the features themselves, (N, d) and (M, d), which may have weights, (N,) and (M,).
+    """Return the same from features, (N, d) and (M, d), which may have weights, (N,) and (M,).
 
     With fewer vectors than dimensions on either side the trace of the root is the nuclear norm of A B^T, where
     A^T A and B^T B are the covariances: no product of covariances is formed, so its condition number is not squared.
@@ -82,13 +82,13 @@ class FeatureStats:
     def of(
         cls, features: Array, weights: Array | None = None, groups: Array | None = None, num_groups: int = 1
     ) -> "FeatureStats":
-        """Statistics of all of (N, d)."""
+        """Return the statistics of all of (N, d)."""
         stats = cls(features.shape[1], num_groups)
         stats.append(features, weights, groups)
         return stats
 
     def append(self, features: Array, weights: Array | None = None, groups: Array | None = None) -> None:
-        """Take in (n, d), with weights (n,), else 1, and the number of the group of each (n,), else 0."""
+        """Add (n, d), with weights (n,), else 1, and the group of each (n,), else 0."""
         x = _double(features)
         weight = torch.ones(len(x), dtype=torch.float64) if weights is None else _double(weights)
         group = torch.zeros(len(x), dtype=torch.int64) if groups is None else torch.as_tensor(groups)
@@ -105,7 +105,7 @@ class FeatureStats:
             self._outer[number] += part.T @ weighted
 
     def reduce(self, device: torch.device | str = "cpu") -> None:
-        """Merge the ranks' statistics; afterwards every rank has those of all. `device` is where collectives work."""
+        """Merge the statistics of all ranks, on every rank. `device` is that of the collectives."""
         # Each rank has its own pilot, so the sums are brought to a common one, the mean of all, before they are added.
         weight = self._weight.sum()
         total = torch.cat([weight * self._pilot + self._sum.sum(dim=0), weight[None]])
@@ -129,7 +129,7 @@ class FeatureStats:
         self._pilot = pilot
 
     def select(self, groups: Sequence[int]) -> "FeatureStats":
-        """The statistics of these groups alone, as one group."""
+        """Return the statistics of these groups alone, as one group."""
         index = list(groups)
         stats = FeatureStats(0)
         stats._pilot = self._pilot
@@ -138,11 +138,11 @@ class FeatureStats:
         return stats
 
     def without(self, group: int) -> "FeatureStats":
-        """The statistics of all groups but one, as one group."""
+        """Return the statistics of all groups but one, as one group."""
         return self.select([number for number in range(len(self._count)) if number != group])
 
     def regrouped(self, num_groups: int) -> "FeatureStats":
-        """The same in fewer groups: group g becomes g mod `num_groups`."""
+        """Return the same in fewer groups: group g becomes g mod `num_groups`."""
         parts = [self.select(range(number, len(self._count), num_groups)) for number in range(num_groups)]
         stats = FeatureStats(0)
         stats._pilot = self._pilot
@@ -152,28 +152,28 @@ class FeatureStats:
 
     @property
     def count(self) -> int:
-        """Vectors taken in."""
+        """Return the number of vectors."""
         return round(float(self._count.sum()))
 
     @property
     def mean(self) -> Tensor:
-        """float64 (d,)."""
+        """Return the mean, float64 (d,)."""
         return self._pilot + self._sum.sum(dim=0) / self._weight.sum()
 
     def covariance(self, is_unbiased: bool = False) -> Tensor:
-        """float64 (d, d), of the population: divided by N, or by N - 1 if unbiased."""
+        """Return the covariance, float64 (d, d), divided by N, or by N - 1 if unbiased."""
         weight = self._weight.sum()
         mean = self._sum.sum(dim=0) / weight
         covariance = self._outer.sum(dim=0) / weight - torch.outer(mean, mean)
         return covariance * (self.count / (self.count - 1)) if is_unbiased else covariance
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything it holds, for storing."""
+        """Return all arrays, for storing."""
         return {name: getattr(self, f"_{name}").numpy() for name in ("pilot", "count", "weight", "sum", "outer")}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "FeatureStats":
-        """What `arrays` gave."""
+        """Return the statistics that `arrays` returned."""
         stats = cls(0)
         for name in ("pilot", "count", "weight", "sum", "outer"):
             setattr(stats, f"_{name}", torch.from_numpy(arrays[name]))
@@ -181,7 +181,7 @@ class FeatureStats:
 
 
 def stats_distance(real: FeatureStats, fake: FeatureStats, is_unbiased: bool = False) -> float:
-    """`frechet_distance` of two sides' statistics."""
+    """Return `frechet_distance` of two sides' statistics."""
     return frechet_distance(real.mean, real.covariance(is_unbiased), fake.mean, fake.covariance(is_unbiased))
 
 

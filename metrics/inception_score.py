@@ -1,4 +1,4 @@
-"""Inception score: how sure a classifier is of each item, and how many classes the items cover.
+"""Inception score: confidence of a classifier for each item, and number of classes that the items cover.
 
 Salimans et al., "Improved Techniques for Training GANs", NeurIPS 2016: exp of the mean of KL(p(y|x) || p(y)). For
 videos (Saito et al. 2017) the classifier is C3D trained on UCF-101.
@@ -10,7 +10,7 @@ NUM_SPLITS = 10
 
 
 def inception_score(probabilities: np.ndarray, num_splits: int = NUM_SPLITS) -> tuple[float, float]:
-    """Mean and population standard deviation, over successive splits of equal size, of the score of (N, classes)."""
+    """Return mean and population standard deviation of the score of (N, classes) over successive equal splits."""
     if len(probabilities) < num_splits:
         raise ValueError(
             f"an Inception score over {num_splits} splits was asked of {len(probabilities)} items: measure at least "
@@ -22,13 +22,13 @@ def inception_score(probabilities: np.ndarray, num_splits: int = NUM_SPLITS) -> 
 
 
 def score(probabilities: np.ndarray) -> float:
-    """The score of (N, classes) as one split."""
+    """Return the score of (N, classes) as one split."""
     negative_entropy, mean = _terms(probabilities)
     return float(np.exp(negative_entropy.mean() - _plogp(mean.mean(axis=0)).sum()))
 
 
 def scores_without(probabilities: np.ndarray, groups: np.ndarray, num_groups: int) -> list[float]:
-    """The score of all items but those of each group (N,)."""
+    """Return the score of all items but those of each group (N,)."""
     return [score(probabilities[groups != number]) for number in range(num_groups)]
 
 

@@ -13,7 +13,7 @@ NUM_GROUPS = 16
 
 
 def group_videos(videos: Sequence[int] | np.ndarray, num_groups: int) -> np.ndarray:
-    """The group, below `num_groups`, of each item, given the number of the video it was taken from: int64 (N,).
+    """Return the group, below `num_groups`, of each item, given the number of the video it was taken from: int64 (N,).
 
     All items of a video go into one group, since they are not independent; the groups are nearly of one size.
     """
@@ -29,7 +29,7 @@ def group_videos(videos: Sequence[int] | np.ndarray, num_groups: int) -> np.ndar
 
 
 def summarize(value: float, left_out: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """What is estimated with the bias of order 1 / N removed, and its standard error.
+    """Return the estimate without its bias of order 1 / N, and its standard error.
 
     `value` is the statistic of all items, `left_out` those of all items but each group. With groups of one item, the
     statistic of a mean gives the textbook's s / sqrt(N).

@@ -16,7 +16,7 @@ ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class KernelSums:
-    """Sums of the kernel over pairs, by the groups of both vectors: all that values without some groups need."""
+    """Sums of the kernel over pairs, by the groups of both vectors, for values without some groups."""
 
     count_r: Tensor  # (G,): real vectors in each group
     count_f: Tensor  # (G,)
@@ -25,13 +25,13 @@ class KernelSums:
     cross: Tensor  # (G, G): a real and a generated one
 
     def distance(self, groups: Tensor) -> float:
-        """The U-statistic of the vectors of some groups, given as bool (G,)."""
+        """Return the U-statistic of the vectors of some groups, given as bool (G,)."""
         num_r, num_f = float(self.count_r[groups].sum()), float(self.count_f[groups].sum())
         real, fake, cross = (float(x[groups][:, groups].sum()) for x in (self.real, self.fake, self.cross))
         return real / (num_r * (num_r - 1)) + fake / (num_f * (num_f - 1)) - 2 * cross / (num_r * num_f)
 
     def real_distance(self, groups: Tensor) -> float:
-        """The U-statistic between the real vectors of some groups, bool (G,), and those of the others."""
+        """Return the U-statistic between the real vectors of some groups, bool (G,), and those of the others."""
         num_a, num_b = float(self.count_r[groups].sum()), float(self.count_r[~groups].sum())
         within_a, within_b = (float(self.real[g][:, g].sum()) for g in (groups, ~groups))
         cross = float(self.real[groups][:, ~groups].sum())
@@ -39,7 +39,7 @@ class KernelSums:
 
 
 def polynomial_distance(real: np.ndarray | Tensor, fake: np.ndarray | Tensor) -> float:
-    """The distance between (N, d) and (M, d)."""
+    """Return the distance between (N, d) and (M, d)."""
     groups_r, groups_f = (torch.zeros(len(x), dtype=torch.int64) for x in (real, fake))
     return kernel_sums(real, fake, groups_r, groups_f, 1).distance(torch.ones(1, dtype=torch.bool))
 
@@ -52,7 +52,7 @@ def kernel_sums(
     num_groups: int,
     device: torch.device | str = "cpu",
 ) -> KernelSums:
-    """Sums over all pairs of (N, d) and (M, d), whose groups are (N,) and (M,), in float64 on `device`."""
+    """Return sums over all pairs of (N, d) and (M, d), whose groups are (N,) and (M,), in float64 on `device`."""
     x, y = (torch.as_tensor(side).to(device) for side in (real, fake))
     member_x, member_y = (_members(groups, num_groups, device) for groups in (groups_r, groups_f))
     sums = [
@@ -70,7 +70,7 @@ def kernel_sums(
 
 
 def _block_sums(x: Tensor, y: Tensor, member_x: Tensor, member_y: Tensor) -> Tensor:
-    """Sums by group; where both sides are the same, half of the blocks mirror the others."""
+    """Return sums by group; where both sides are the same, half of the blocks mirror the others."""
     total = torch.zeros(member_x.shape[1], member_y.shape[1], dtype=torch.float64, device=x.device)
     for i in range(0, len(x), ROWS_AT_ONCE):
         for j in range(i if x is y else 0, len(y), ROWS_AT_ONCE):
@@ -82,5 +82,5 @@ def _block_sums(x: Tensor, y: Tensor, member_x: Tensor, member_y: Tensor) -> Ten
 
 
 def _members(groups: np.ndarray | Tensor, num_groups: int, device: torch.device | str) -> Tensor:
-    """float64 (N, G): 1 where an item is in a group."""
+    """Return float64 (N, G): 1 where an item is in a group."""
     return torch.nn.functional.one_hot(torch.as_tensor(groups), num_groups).to(device, torch.float64)

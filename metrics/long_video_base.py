@@ -1,8 +1,9 @@
-"""What the measures of long videos share: their options, their results, and errors by leaving videos out."""
+"""Base of the measures of long videos: options, probes of each side, and errors by leaving videos out."""
 
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,16 +12,20 @@ from torch import Tensor
 from metrics import checks
 from metrics.detectors import registry
 from metrics.jackknife import NUM_GROUPS, group_videos
+from metrics.samplers import ItemBatch
 from torch_utils import distributed
 
 Chunk = np.ndarray | Tensor  # uint8 (N, T, H, W, 3): the next T frames of N videos
-Videos = Iterable[Iterable[Chunk]]  # groups of videos, each as successive chunks in time
+VideoGroups = Iterable[Iterable[Chunk]]  # groups of videos, each as successive chunks in time
 
 
 @dataclass(frozen=True)
-class Options:
-    """How videos are measured. `detector` stands in for a measure's own feature network: an object with `features`,
-    which takes uint8 images (N, 3, H, W), or clips (N, 3, T, H, W) for drift, and with a dict `identity`."""
+class ProbeOptions:
+    """How videos are measured.
+
+    `detector` replaces a measure's own feature network: an object with `features`, which takes uint8 images
+    (N, 3, H, W), or clips (N, 3, T, H, W) for drift, and with a dict `identity`.
+    """
 
     device: torch.device | str = "cpu"
     detector: Any = None
@@ -30,28 +35,28 @@ class Options:
     lags: tuple[int, ...] = ()  # frame separations for feature similarity; () for 1, 2, 5, 10, 20, 50, ...
 
     def open(self, name: str) -> Any:
-        """The detector of a measure that by itself uses the one called `name`."""
+        """Return the detector of a measure whose own one is called `name`."""
         return self.detector or registry.open_detector(name, self.device, self.detector_paths.get(name))
 
 
-DEFAULTS = Options()
+DEFAULTS = ProbeOptions()
 
 
-class Probe(Protocol):
-    """Takes in a group of videos chunk by chunk, and keeps little of them."""
+class Probe(typing.Protocol):
+    """Measures a group of videos chunk by chunk, and keeps little of them."""
 
     def add(self, chunk: np.ndarray) -> None:
-        """The next frames of the group: uint8 (N, T, H, W, 3)."""
+        """Take the next frames of the group: uint8 (N, T, H, W, 3)."""
         ...
 
     def finish(self) -> np.ndarray:
-        """What was found, one row a video: (N, ...)."""
+        """Return one row for each video: (N, ...)."""
         ...
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a probe found in the videos of one side."""
+    """The values of a probe for the videos of one side."""
 
     values: np.ndarray  # (N, ...)
     videos: np.ndarray  # (N,): which video of the side's footage each was taken from
@@ -60,43 +65,43 @@ class Rows:
         return len(self.values)
 
     def of(self, values: np.ndarray) -> "Rows":
-        """Other values of the same videos."""
+        """Return other values of the same videos."""
         return Rows(values, self.videos)
 
     def halves(self) -> tuple[np.ndarray, np.ndarray]:
-        """The values in two halves that share no video, if there are two."""
+        """Return the values in two halves that share no video, if there are two."""
         half = group_videos(self.videos, 2) if len(np.unique(self.videos)) > 1 else np.arange(len(self)) % 2
         return self.values[half == 0], self.values[half == 1]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure by its name: how one side is looked at, and what both sides give together.
+    """A measure by its name: the probe of each side, and the comparison of both.
 
-    Called with two sides it looks for nothing else; `compare_sides` computes several in one pass.
+    A call measures two sides by it alone; `compare_sides` computes several in one pass.
     """
 
     name: str
-    probe: Callable[[Options, str], Probe]  # of the side "real" or "generated"
-    compare: Callable[[Rows, Rows, Options], dict[str, Any]]  # of the real and of the generated videos
-    detector: str | None = None  # what it sees with
+    probe: Callable[[ProbeOptions, str], Probe]  # of the side "real" or "generated"
+    compare: Callable[[Rows, Rows, ProbeOptions], dict[str, Any]]  # of the real and of the generated videos
+    detector: str | None = None  # its feature network
 
-    def __call__(self, real: Videos, fake: Videos, options: Options = DEFAULTS) -> dict[str, Any]:
+    def __call__(self, real: VideoGroups, fake: VideoGroups, options: ProbeOptions = DEFAULTS) -> dict[str, Any]:
         return compare_sides([self], real, fake, options)[self.name]
 
 
-class Watch:
-    """What the probes of some measures find in one side, whose videos come in groups, chunk by chunk."""
+class SideProbes:
+    """The probes of some measures on one side, whose videos come in groups, chunk by chunk."""
 
-    def __init__(self, measures: Sequence[Measure], side: str, options: Options) -> None:
-        self.makers = list(dict.fromkeys(measure.probe for measure in measures))  # each once, whoever shares it
+    def __init__(self, measures: Sequence[Measure], side: str, options: ProbeOptions) -> None:
+        self.makers = list(dict.fromkeys(measure.probe for measure in measures))  # each once, however many share it
         self.side, self.options = side, options
-        self.probes: list[Probe] = []  # of the group that is being seen
+        self.probes: list[Probe] = []  # of the current group
         self.found: list[dict[int, np.ndarray]] = [{} for _ in self.makers]  # row by number of the video
         self.size = (0, 0)  # height and width of the frames
 
     def add(self, chunk: Chunk) -> None:
-        """The next frames of a group: uint8 (N, T, H, W, 3)."""
+        """Take the next frames of a group: uint8 (N, T, H, W, 3)."""
         frames = chunk.cpu().numpy() if isinstance(chunk, Tensor) else chunk
         checks.check_array(frames, f"the {self.side} video")
         assert frames.ndim == 5, f"chunks are (N, T, H, W, 3), not {frames.shape}"
@@ -106,26 +111,34 @@ class Watch:
             probe.add(frames)
 
     def end(self, items: Sequence[int]) -> None:
-        """The group is over; these were its videos."""
+        """End the group, whose videos have these numbers."""
         for found, probe in zip(self.found, self.probes, strict=True):
             found |= zip(items, probe.finish(), strict=True)
         self.probes = []
 
-    def merge(self, num_videos: int, device: torch.device) -> None:
-        """Bring together what the ranks found in videos 0 to `num_videos`; video 0 is rank 0's."""
+    def add_batch(self, batch: ItemBatch) -> None:
+        """Take the frames of long videos in a batch, if it has any."""
+        if batch.chunk is not None:
+            self.add(batch.chunk)
+            if batch.is_end:
+                self.end(batch.items)
+
+    def merge(self, videos: Sequence[int], device: torch.device) -> list[Rows]:
+        """Return the rows of all ranks' videos, as `rows` does; video 0 is rank 0's."""
         shapes = [found[0].shape for found in self.found] if distributed.is_main() else []
         shapes = distributed.broadcast_object(shapes)
         for found, shape in zip(self.found, shapes, strict=True):
-            rows = torch.zeros(num_videos, *shape, dtype=torch.float64)
+            rows = torch.zeros(len(videos), *shape, dtype=torch.float64)
             with distributed.together():
                 self._check_length({shape, *(row.shape for row in found.values())})
                 for item, row in found.items():
                     rows[item] = torch.from_numpy(row)
             rows = distributed.all_reduce_sum(rows.to(device)).cpu().numpy()
             found |= enumerate(rows)
+        return self.rows(videos)
 
     def rows(self, videos: Sequence[int] | None = None) -> list[Rows]:
-        """Of each maker of probes. `videos` says which each item was taken from; None: each from another."""
+        """Return the rows of each probe. `videos` are the videos of footage they were taken from; None: all differ."""
         num_videos = len(self.found[0])
         if num_videos < 2:
             raise ValueError(
@@ -142,28 +155,28 @@ class Watch:
 
 
 def compare_sides(
-    measures: Sequence[Measure], real: Videos, fake: Videos, options: Options = DEFAULTS
+    measures: Sequence[Measure], real: VideoGroups, fake: VideoGroups, options: ProbeOptions = DEFAULTS
 ) -> dict[str, dict[str, Any]]:
-    """All measures in one pass through either side, in this process: {name: result}."""
-    watches = {"real": Watch(measures, "real", options), "generated": Watch(measures, "generated", options)}
-    for videos, watch in zip((real, fake), watches.values(), strict=True):
+    """Return the results of all measures by name, from one pass over either side, in this process."""
+    sides = [SideProbes(measures, "real", options), SideProbes(measures, "generated", options)]
+    for videos, probes in zip((real, fake), sides, strict=True):
         for group in videos:
             num_videos = 0
             for chunk in group:
-                watch.add(chunk)
+                probes.add(chunk)
                 num_videos = len(chunk)
-            first = len(watch.found[0])
+            first = len(probes.found[0])
             if num_videos:
-                watch.end(range(first, first + num_videos))
-    rows = {side: watch.rows() for side, watch in watches.items()}
-    checks.check_sizes(watches["real"].size, watches["generated"].size, "the real videos", "the generated ones")
-    return compare_rows(measures, rows["real"], rows["generated"], options)
+                probes.end(range(first, first + num_videos))
+    rows = [probes.rows() for probes in sides]
+    checks.check_sizes(sides[0].size, sides[1].size, "the real videos", "the generated ones")
+    return compare_rows(measures, rows[0], rows[1], options)
 
 
 def compare_rows(
-    measures: Sequence[Measure], real: Sequence[Rows], fake: Sequence[Rows], options: Options
+    measures: Sequence[Measure], real: Sequence[Rows], fake: Sequence[Rows], options: ProbeOptions
 ) -> dict[str, dict[str, Any]]:
-    """The result of each measure by its name, of the rows of two watches."""
+    """Return the result of each measure by name, from the rows of both sides' probes."""
     makers = list(dict.fromkeys(measure.probe for measure in measures))
     results = {}
     for item in measures:
@@ -183,20 +196,22 @@ def check_same_length(real: np.ndarray, fake: np.ndarray, name: str) -> None:
 
 
 def curve_gap(real: np.ndarray, fake: np.ndarray) -> float:
-    """Mean absolute difference of the mean curves of rows (N, K) and (M, K)."""
+    """Return the mean absolute difference of the mean curves of rows (N, K) and (M, K)."""
     return float(np.abs(real.mean(axis=0) - fake.mean(axis=0)).mean())
 
 
 def jackknife_error(statistic: Callable[[np.ndarray, np.ndarray], Any], real: Rows, fake: Rows) -> Any:
-    """Standard error of `statistic(real values, generated values)`, a number or a list of them; the sides are
-    independent, so their variances add."""
+    """Return the standard error of `statistic(real values, generated values)`, a number or a list of them.
+
+    The sides are independent, so their variances add.
+    """
     variances = jackknife_variance(lambda values: statistic(values, fake.values), real)
     return np.sqrt(variances + jackknife_variance(lambda values: statistic(real.values, values), fake))
 
 
 def jackknife_variance(statistic: Callable[[np.ndarray], Any], rows: Rows) -> Any:
-    """Variance of `statistic(values)`, by leaving out a group of videos at a time (delete-a-group jackknife, Kott
-    2001), of at most 16. Rows of a single video are taken for independent, for want of better."""
+    """Return the variance of `statistic(values)` by the delete-a-group jackknife (Kott 2001), of at most 16 groups of
+    videos. Rows of a single video are taken for independent."""
     num_videos = len(np.unique(rows.videos))
     videos = rows.videos if num_videos > 1 else np.arange(len(rows))
     num_groups = min(NUM_GROUPS, len(np.unique(videos)))
@@ -206,20 +221,20 @@ def jackknife_variance(statistic: Callable[[np.ndarray], Any], rows: Rows) -> An
 
 
 def slope_per_100(frames: np.ndarray, values: np.ndarray) -> float:
-    """Least-squares slope of `values` over `frames`, in units per 100 frames."""
+    """Return the least-squares slope of `values` over `frames`, in units per 100 frames."""
     centred = frames - frames.mean()
     return float(100 * (centred @ values) / (centred @ centred))
 
 
 def line(label: str, x: Any, y: Any, band: Any = None) -> dict[str, Any]:
-    """A line of a chart as JSON holds it; `band` is the half width of what is drawn around it."""
+    """Return a line of a chart as JSON holds it; `band` is the half width of the band around it."""
     drawn = {"label": label, "x": _floats(x), "y": _floats(y)}
     return drawn if band is None else {**drawn, "band": _floats(band)}
 
 
 def chart(title: str, x_name: str, lines: Sequence[dict[str, Any]], **facts: Any) -> dict[str, Any]:
-    """A chart as JSON holds it; `facts` are `band` (what the bands are), `limits` and `guide` (of the vertical
-    axis) and `log_x`."""
+    """Return a chart as JSON holds it; `facts` are `band` (the meaning of the bands), `limits` and `guide` (of the
+    vertical axis) and `log_x`."""
     return {"title": title, "x_name": x_name, "lines": list(lines), **facts}
 
 

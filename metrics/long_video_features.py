@@ -13,7 +13,7 @@ from metrics.frechet import frechet_distance_from_features
 from metrics.kernel import polynomial_distance
 from metrics.long_video_base import (
     Measure,
-    Options,
+    ProbeOptions,
     Rows,
     chart,
     curve_gap,
@@ -28,13 +28,13 @@ FRAME_DETECTOR, CLIP_DETECTOR, MOTION_DETECTOR = "efficientnet-lite0", "i3d-kine
 
 
 # ----------------------------------------------------------------------------
-# Feature similarity: how soon frames stop to resemble each other.
+# Feature similarity: how fast frames become dissimilar.
 
 
 class SimilarityProbe:
     """Rows of (number of lags,): mean cosine of the features of frames that far apart; NaN where there are none."""
 
-    def __init__(self, options: Options, side: str) -> None:
+    def __init__(self, options: ProbeOptions, side: str) -> None:
         self.detector = options.open(FRAME_DETECTOR)
         self.lags = options.lags or LAGS
         self.held: np.ndarray | None = None  # (N, up to the longest lag, d), of length one
@@ -63,8 +63,8 @@ class SimilarityProbe:
         return np.where(self.counts, self.totals / np.maximum(self.counts, 1), np.nan)
 
 
-def compare_similarity(real: Rows, fake: Rows, options: Options) -> dict[str, Any]:
-    """The two curves over lags, and their mean absolute difference."""
+def compare_similarity(real: Rows, fake: Rows, options: ProbeOptions) -> dict[str, Any]:
+    """Return the two curves over lags, and their mean absolute difference."""
     seen = np.isfinite(real.values[0]) & np.isfinite(fake.values[0])
     if not seen.any():
         raise ValueError("no two frames are as far apart as the shortest lag: give longer videos or shorter lags")
@@ -97,7 +97,7 @@ def compare_similarity(real: Rows, fake: Rows, options: Options) -> dict[str, An
 class WindowProbe:
     """Rows of (number of clips, d): features of the clips of generated videos, of the first clip of real ones."""
 
-    def __init__(self, options: Options, side: str, detector: str) -> None:
+    def __init__(self, options: ProbeOptions, side: str, detector: str) -> None:
         self.detector = options.open(detector)
         self.window, self.stride = options.window, options.stride
         self.most = 1 if side == "real" else math.inf
@@ -123,9 +123,9 @@ class WindowProbe:
 
 
 def compare_drift(
-    real: Rows, fake: Rows, options: Options, name: str, detector: str, distance: Callable[..., float]
+    real: Rows, fake: Rows, options: ProbeOptions, name: str, detector: str, distance: Callable[..., float]
 ) -> dict[str, Any]:
-    """The curve over the first frame of the clip, its slope per 100 frames, and its ends."""
+    """Return the curve over the first frame of the clip, its slope per 100 frames, and its ends."""
     starts = options.stride * np.arange(fake.values.shape[1])
     if len(starts) < 3:
         raise ValueError(
@@ -134,7 +134,7 @@ def compare_drift(
         )
 
     def statistic(real: np.ndarray, fake: np.ndarray) -> np.ndarray:
-        """slope, first, last, then the whole curve."""
+        """Return slope, first, last, then the whole curve."""
         curve = np.array([distance(real[:, 0], fake[:, i]) for i in range(len(starts))])
         return np.concatenate([[slope_per_100(starts, curve), curve[0], curve[-1]], curve])
 
@@ -171,7 +171,7 @@ def _drift(name: str, detector: str, distance: Callable[..., float], probe: Call
 
 
 def _features(detector: Any, video: np.ndarray) -> np.ndarray:
-    """Channels first uint8 -> float32 (N, d)."""
+    """Return float32 (N, d) of uint8 images or clips, channels first."""
     return detector.features(torch.from_numpy(np.ascontiguousarray(video))).float().cpu().numpy()
 
 

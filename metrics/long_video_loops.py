@@ -1,4 +1,4 @@
-"""Videos that repeat themselves: in circles, or there and back. Looked for in 9 x 12 thumbnails.
+"""Detect videos that repeat themselves, in circles or there and back, from 9 x 12 thumbnails.
 
 The distance of two frames is the mean square difference of their thumbnails, each without its mean colour. A circle
 is a valley of the mean distance at some lag. There-and-back is a frame about which the video is its own mirror image:
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from metrics.long_video_base import Measure, Options, Rows, chart, jackknife_variance, line
+from metrics.long_video_base import Measure, ProbeOptions, Rows, chart, jackknife_variance, line
 
 THUMBNAIL = (9, 12)
 SHORTEST_LAG = 8
@@ -25,7 +25,7 @@ SAME_DEPTH = 0.8  # valleys of at least this share of the deepest count as repea
 class ThumbnailProbe:
     """Rows of (5,): the four numbers of `find_repeats`, and how many frames there were."""
 
-    def __init__(self, options: Options, side: str) -> None:
+    def __init__(self, options: ProbeOptions, side: str) -> None:
         self.thumbnails: list[np.ndarray] = []
 
     def add(self, chunk: np.ndarray) -> None:
@@ -48,7 +48,7 @@ class ThumbnailProbe:
 
 
 def area_mean(values: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """Mean over `size` equal parts of an axis; pixels on a border count in proportion."""
+    """Return the mean over `size` equal parts of an axis; pixels on a border count in proportion."""
     length = values.shape[axis]
     edges = np.linspace(0, length, size + 1)
     pixels = np.arange(length)
@@ -58,8 +58,8 @@ def area_mean(values: np.ndarray, axis: int, size: int) -> np.ndarray:
 
 
 def distance_profiles(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of one video's thumbnails (T, d): mean distance at each lag, (7/8 T,), and mean distance of the frames mirrored
-    about each half frame, in proportion to what their lags make of it, (2 T - 1,); NaN where too few can be mirrored.
+    """Return for one video's thumbnails (T, d) the mean distance at each lag, (7/8 T,), and that of the frames
+    mirrored about each half frame, as a multiple of the mean at their lags, (2 T - 1,); NaN where too few are mirrored.
     """
     num_frames = len(frames)
     by_lag = np.zeros(num_frames - num_frames // 8)
@@ -78,8 +78,8 @@ def distance_profiles(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def valleys(profile: np.ndarray, first: int, reach: int) -> np.ndarray:
-    """Depth of each entry from `first` on as a share of its lower shoulder, the largest value within `reach` on either
-    side: 0 to 1, and 0 at the ends and where the profile is NaN."""
+    """Return the depth of each entry from `first` on as a share of its lower shoulder, the largest value within
+    `reach` on either side: 0 to 1, and 0 at the ends and where the profile is NaN."""
     depth = np.zeros(len(profile))
     filled = np.where(np.isfinite(profile), profile, 0.0)
     for i in range(first, len(profile) - 1):
@@ -90,8 +90,8 @@ def valleys(profile: np.ndarray, first: int, reach: int) -> np.ndarray:
 
 
 def find_repeats(frames: np.ndarray) -> dict[str, float]:
-    """Scores and periods of one video's thumbnails (T, d). A period is 0 where there is none to be seen: where the
-    score is 0, or where there is but one turning point."""
+    """Return scores and periods of one video's thumbnails (T, d). A period is 0 where there is none: where the score
+    is 0, or where there is only one turning point."""
     by_lag, mirrored = distance_profiles(frames)
     lag_depth = valleys(by_lag, SHORTEST_LAG, len(by_lag))
     turn_depth = valleys(mirrored, 0, 2 * SHOULDER)
@@ -105,14 +105,14 @@ def find_repeats(frames: np.ndarray) -> dict[str, float]:
 
 
 def bottoms(depth: np.ndarray) -> np.ndarray:
-    """Where valleys about as deep as the deepest have their bottoms, at least `SHORTEST_LAG` entries apart."""
+    """Return the bottoms of valleys about as deep as the deepest, at least `SHORTEST_LAG` entries apart."""
     deep = np.flatnonzero((depth > 0) & (depth >= SAME_DEPTH * depth.max()))
     around = [slice(max(0, i - SHORTEST_LAG), i + SHORTEST_LAG + 1) for i in deep]
     return np.array([i for i, near in zip(deep, around, strict=True) if near.start + depth[near].argmax() == i], int)
 
 
-def compare_loops(real: Rows, fake: Rows, options: Options) -> dict[str, Any]:
-    """The share of generated videos that repeat themselves more than 99 % of the real ones, and their periods."""
+def compare_loops(real: Rows, fake: Rows, options: ProbeOptions) -> dict[str, Any]:
+    """Return the share of generated videos that repeat themselves more than 99 % of real ones do, with periods."""
     lengths = int(real.values[0, 4]), int(fake.values[0, 4])
     if lengths[0] != lengths[1]:
         raise ValueError(

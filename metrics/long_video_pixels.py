@@ -6,7 +6,7 @@ import numpy as np
 
 from metrics.long_video_base import (
     Measure,
-    Options,
+    ProbeOptions,
     Rows,
     chart,
     check_same_length,
@@ -19,7 +19,7 @@ from metrics.long_video_base import (
 COLOUR_LEVELS = 20
 LONGEST_PERIOD = 128  # of seams
 FEWEST_JOINS = 3  # at which a period shows itself
-LEAST_CHANGE = 0.01  # of the mean: what is less is taken for this, lest repeated frames give an infinite ratio
+LEAST_CHANGE = 0.01  # of the mean: smaller values are raised to it, since repeated frames would give an infinite ratio
 QUANTILES = np.linspace(0, 1, 51)
 
 
@@ -30,7 +30,7 @@ QUANTILES = np.linspace(0, 1, 51)
 class ColourProbe:
     """Intersection of each frame's colour histogram with that of the video's first: rows of (T,), 1 at frame 0."""
 
-    def __init__(self, options: Options, side: str) -> None:
+    def __init__(self, options: ProbeOptions, side: str) -> None:
         # The nearest of 20 levels from 0 to 255, in whole numbers; no value lies half-way between two.
         self.levels = (2 * (COLOUR_LEVELS - 1) * np.arange(256) + 255) // 510
         self.first: np.ndarray | None = None  # (N, bins)
@@ -53,8 +53,8 @@ class ColourProbe:
         return np.stack(self.curves, axis=1)
 
 
-def compare_colour(real: Rows, fake: Rows, options: Options) -> dict[str, Any]:
-    """The published figure, and the mean absolute difference of its two curves from frame 1 on."""
+def compare_colour(real: Rows, fake: Rows, options: ProbeOptions) -> dict[str, Any]:
+    """Return the published figure, and the mean absolute difference of its two curves from frame 1 on."""
     check_same_length(real.values, fake.values, "color_similarity")
     frames = np.arange(real.values.shape[1])
     lines = [
@@ -80,14 +80,14 @@ def compare_colour(real: Rows, fake: Rows, options: Options) -> dict[str, Any]:
 
 
 # ----------------------------------------------------------------------------
-# Change: the mean absolute difference of successive frames, in grey levels. Its distribution tells still or nervous
+# Change: the mean absolute difference of successive frames, in grey levels. Its distribution separates still or jittery
 # video from real; its regular outliers are seams.
 
 
 class ChangeProbe:
     """Rows of (T - 1,): entry t is the mean |difference| of frames t and t + 1, over pixels and channels."""
 
-    def __init__(self, options: Options, side: str) -> None:
+    def __init__(self, options: ProbeOptions, side: str) -> None:
         self.last: np.ndarray | None = None
         self.changes: list[np.ndarray] = []
 
@@ -105,8 +105,8 @@ class ChangeProbe:
         return np.stack(self.changes, axis=1)
 
 
-def compare_energy(real: Rows, fake: Rows, options: Options) -> dict[str, Any]:
-    """Wasserstein-1 distance between the motion energies of real and generated clips of `options.window` frames."""
+def compare_energy(real: Rows, fake: Rows, options: ProbeOptions) -> dict[str, Any]:
+    """Return the Wasserstein-1 distance between the motion energies of clips of `options.window` frames."""
     sides = [rows.of(clip_energies(rows.values, options.window)) for rows in (real, fake)]
     lines = [
         line(label, QUANTILES, np.quantile(rows.values, QUANTILES))
@@ -131,21 +131,21 @@ def compare_energy(real: Rows, fake: Rows, options: Options) -> dict[str, Any]:
 
 
 def clip_energies(changes: np.ndarray, window: int) -> np.ndarray:
-    """Mean change within each whole clip of `window` frames: (N, T - 1) -> (N, number of clips)."""
+    """Return the mean change within each whole clip of `window` frames: (N, T - 1) -> (N, number of clips)."""
     window = min(window, changes.shape[1] + 1)
     starts = range(0, changes.shape[1] + 2 - window, window)
     return np.stack([changes[:, start : start + window - 1].mean(axis=1) for start in starts], axis=1)
 
 
 def energy_distance(real: np.ndarray, fake: np.ndarray) -> float:
-    """Wasserstein-1 distance between the distributions of all entries."""
+    """Return the Wasserstein-1 distance between the distributions of all entries."""
     from scipy.stats import wasserstein_distance  # as slow to import as all the rest of a script
 
     return float(wasserstein_distance(real.ravel(), fake.ravel()))
 
 
-def compare_seams(real: Rows, fake: Rows, options: Options) -> dict[str, Any]:
-    """The period whose joins stand out most from all other changes, and by how much; real videos for reference."""
+def compare_seams(real: Rows, fake: Rows, options: ProbeOptions) -> dict[str, Any]:
+    """Return the period whose joins differ most from all other changes, and how much; real videos for reference."""
     num_frames = fake.values.shape[1] + 1
     scans = [seam_scan(rows.values) for rows in (real, fake)]
     if not len(scans[1][0]):
@@ -184,8 +184,8 @@ def compare_seams(real: Rows, fake: Rows, options: Options) -> dict[str, Any]:
 
 
 def mean_profile(changes: np.ndarray) -> np.ndarray:
-    """Mean over videos of each one's change in proportion to its own mean, without its trend: (N, T - 1) -> (T - 1,),
-    around 1. A trend, a parabola here, would pass for a seam of a long period."""
+    """Return the mean over videos of each one's change, (N, T - 1), divided by its own mean and without its trend:
+    (T - 1,), around 1. A trend, here a parabola, would be taken for a seam of a long period."""
     means = changes.mean(axis=1, keepdims=True)
     profile = np.divide(changes, means, out=np.ones_like(changes), where=means > 0).mean(axis=0)
     frames = np.linspace(-1, 1, len(profile))
@@ -193,14 +193,14 @@ def mean_profile(changes: np.ndarray) -> np.ndarray:
 
 
 def join_ratio(profile: np.ndarray, period: int, phase: int) -> float:
-    """Mean change into the frames that are `phase` modulo `period`, over the mean of all others."""
+    """Return the mean change into the frames that are `phase` modulo `period`, over the mean of all others."""
     joins = np.arange(1, len(profile) + 1) % period == phase
     return float(profile[joins].mean() / max(profile[~joins].mean(), LEAST_CHANGE))
 
 
 def seam_scan(changes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Every period from 2 on of which a video holds three joins: periods, and at each one's most conspicuous phase the
-    phase, the ratio of changes at joins to those elsewhere, and its score. All (number of periods,)."""
+    """Return, for every period from 2 on of which a video holds three joins, the period, the phase of the highest
+    score, the ratio of changes at joins to those elsewhere at that phase, and the score. All (number of periods,)."""
     profile = mean_profile(changes)
     frames = np.arange(1, len(profile) + 1)
     periods = np.arange(2, min(LONGEST_PERIOD, len(profile) // FEWEST_JOINS) + 1)

@@ -1,4 +1,4 @@
-"""The metrics by name, for any two sides: networks, datasets, folders of videos, arrays.
+"""Measure any two sides by metrics given by name: videos of samplers, datasets, folders of videos, arrays.
 
     from metrics import inputs, metric_main
 
@@ -6,15 +6,15 @@
     for result in metric_main.calc_metrics(["fvd2048_16f", "kvd2048_16f"], real, fake):
         print(result["results"], result["errors"], result["floors"])
 
-Every result carries the protocol it was measured under, the number of clips on both sides and the identity of the
-detector, because each of these moves the value.
+Every result holds the protocol, the number of clips on both sides and the identity of the detector, because each of
+these changes the value.
 """
 
 import itertools
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,19 +25,27 @@ from dnnlib.util import format_time
 from metrics import checks, estimators, families, inception_score, jackknife, long_video, plan, samplers
 from metrics.detectors import i3d, registry
 from metrics.estimators import ESTIMATORS, NEIGHBOURS
-from metrics.extraction import Features, Progress, Request
-from metrics.families import Metric, list_valid_metrics, parse
+from metrics.extraction import FeatureRequest, Features, Progress
+from metrics.families import ClipShape, Metric, check_names, list_valid_metrics, parse
 from metrics.frechet import frechet_distance_from_features
 from metrics.inputs import Videos
-from metrics.long_video_base import Options, compare_rows
-from metrics.plan import PROTOCOLS, Found, Generated, LongWork, Protocol, Side, Work
-from metrics.samplers import Long, Size, Source
+from metrics.long_video_base import Rows, compare_rows
+from metrics.plan import Generated, Side, Work
+from metrics.protocols import PROTOCOLS, EvalProtocol
 from torch_utils import distributed
+from torch_utils.precision import tf32
+from training.contract import System
+from training.data.dataset import ClipDataset
+from training.data.shards import size_name
+from training.sampling import Sampler
 
-__all__ = ["calc_metrics", "fvd_between", "list_valid_metrics", "parse"]
+__all__ = ["calc_metrics", "check_names", "fvd_between", "list_valid_metrics", "prompted", "training_metrics"]
 
 REPORT_INTERVAL_SEC = 10.0
+CONTINUATIONS = "the continuations of the context frames of the generated side"
 NEED_WHOLE = ("kernel", "score", "manifold")  # estimators that need the features themselves, not only their sums
+
+Sides = tuple[Side, Side]  # real, generated
 
 
 def calc_metrics(
@@ -45,7 +53,7 @@ def calc_metrics(
     real: Side,
     fake: Side,
     *,
-    protocol: str = "lvg",
+    protocol: str | EvalProtocol = "lvg",
     seed: int = 0,
     device: torch.device | str = "cpu",
     batch: int | None = None,
@@ -59,50 +67,48 @@ def calc_metrics(
     """Measure one side against another by several metrics, in one pass over each side.
 
     Beyond rounding, values depend neither on `batch` (clips at a time), nor on the number of ranks, nor on the cache,
-    nor on which other metrics are asked for; `seed` chooses the clips of both sides. The measures of long videos of
-    `metrics.long_video` look at `num_videos` videos of `num_frames` frames a side. `verbose` prints progress on rank
-    0, `progress` is told of it on every rank. `detector_paths` gives files of weights by the name of the detector.
+    nor on the other metrics; `seed` chooses the clips of both sides. The measures of long videos of
+    `metrics.long_video` take `num_videos` videos of `num_frames` frames a side. `verbose` prints progress on rank 0,
+    `progress` is called on every rank. `detector_paths` gives files of weights by the name of the detector.
 
     Returns for each name a dict that JSON can hold: `results` {name: value, name_jk: value without the bias of a finite
-    sample}, `errors` {name: standard error over videos}, `floors` {name: what two halves of the real videos give},
+    sample}, `errors` {name: standard error over videos}, `floors` {name: value of two halves of the real videos},
     `metric`, `num_real`, `num_fake`, `protocol`, `detector`, `real`, `fake`, `seed`, `versions`, `total_time`,
-    `total_time_str`, `world_size`, and `warnings`, if there is reason for one. Raises `ValueError` on every rank for an
-    unknown name, absent weights, clips that are too short, or sides that do not fit.
+    `total_time_str`, `world_size`, and `warnings`, if there are any. Raises `ValueError` on every rank for an unknown
+    name, absent weights, clips that are too short, or sides that do not fit.
     """
-    metrics = [parse(name, long_video.MEASURES) for name in names if name not in long_video.MEASURES]
-    measures = [long_video.MEASURES[name] for name in names if name in long_video.MEASURES]
     start_time = time.monotonic()
+    check_names(names)
+    metrics = [parse(name) for name in names if name not in long_video.MEASURES]
+    measures = [long_video.MEASURES[name] for name in names if name in long_video.MEASURES]
+    rules = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
     report = progress or (_Printer() if verbose else None)
-    rules = PROTOCOLS[protocol]
-    work = Work(rules, seed, torch.device(device), batch, replace_cache, report, detector_paths or {})
-    options = Options(device=work.device, detector_paths=work.detector_paths)
-    long_work = LongWork(measures, Long(num_videos, num_frames), options) if measures else None
-    used = [metric.family.detector for metric in metrics] + [item.detector for item in measures if item.detector]
-    wanted = {label: {m: _request(m, side, label) for m in metrics} for label, side in _sides(real, fake)}
-    with distributed.together():  # what cannot be done is said before anything is computed
-        for detector in dict.fromkeys(used):
+    work = Work(rules, seed, torch.device(device), batch, replace_cache, report, detector_paths or {}, measures)
+    sides = real, fake
+    with distributed.together():  # errors are raised before anything is computed
+        for detector in [metric.family.detector for metric in metrics] + [m.detector for m in measures if m.detector]:
             work.open(detector)
-        _check_sides(real, fake, long_work)
-        for label, side in _sides(real, fake):
-            lengths = [request.shape.span for request in wanted[label].values() if request]
-            if isinstance(side, Videos):
-                side.footage.eligible(max([*lengths, num_frames if measures else 0]))
-    found = {}
-    for label, side in _sides(real, fake):
-        requests = [request for request in wanted[label].values() if request is not None]
-        whole = {request for m, request in wanted[label].items() if request and m.family.estimator in NEED_WHOLE}
-        found[label] = plan.collect(requests, side, label, work, whole, long_work)
-
-    def features(label: str, metric: Metric) -> Features | None:
-        request = wanted[label][metric]
-        return None if request is None else found[label].features[request]
+        _check_sides(sides, rules)
+        requests = [
+            {metric: _request(metric, sides, is_real, rules) for metric in metrics} for is_real in (True, False)
+        ]
+        shape = ClipShape(num_frames)
+        long = [_clips(sides, side, rules, shape, num_videos) if measures else None for side in sides]
+        for side, wanted, videos in zip(sides, requests, long, strict=True):
+            footage = side if isinstance(side, Videos) else side.prompts
+            if footage is not None:
+                footage.footage.eligible(max(r.window_span if r else 0 for r in (*wanted.values(), videos)))
+    collected = []
+    for side, label, wanted, videos in zip(sides, ("real", "generated"), requests, long, strict=True):
+        whole = {request for m, request in wanted.items() if request and m.family.estimator in NEED_WHOLE}
+        unique = [request for request in wanted.values() if request]
+        collected.append(plan.collect(unique, side, label, work, whole, videos))
 
     def results() -> dict[str, dict[str, Any]]:
-        by_name = _long_results(real, fake, found, long_work, work) if long_work else {}
+        by_name = _long_results(sides, [rows for _, rows in collected], long[1], work) if long[1] else {}
         for metric in metrics:
-            ours = features("generated", metric)
-            assert ours is not None, "every metric looks at generated clips"
-            by_name[metric.name] = _result(metric, real, fake, features("real", metric), ours, work)
+            found = [features.get(wanted[metric]) for wanted, (features, _) in zip(requests, collected, strict=True)]
+            by_name[metric.name] = _result(metric, sides, found[0], found[1], work)
         return by_name
 
     by_name = plan.on_main(results)
@@ -117,12 +123,26 @@ def calc_metrics(
     return [{**by_name[name], **shared} for name in names]
 
 
+def training_metrics(
+    dataset: str, seed: int, device: torch.device | str
+) -> Callable[[Sequence[str], System], list[dict[str, Any]]]:
+    """Return the function that measures a system in training against `dataset`, by names of metrics."""
+
+    @tf32(False)
+    def measure(names: Sequence[str], system: System) -> list[dict[str, Any]]:
+        sampler = system.sampler()
+        real = Videos(ClipDataset(dataset, [sampler.size]), sampler.size, "dataset")
+        return calc_metrics(names, real, prompted(sampler, real, "the model"), seed=seed, device=device)
+
+    return measure
+
+
 def fvd_between(
     clips_a: np.ndarray | Tensor | Iterable[np.ndarray | Tensor],
     clips_b: np.ndarray | Tensor | Iterable[np.ndarray | Tensor],
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """FVD between two sets of whole clips, each an array uint8 (N, T, H, W, 3) or anything that yields (T, H, W, 3).
+    """Measure FVD between two sets of whole clips, arrays uint8 (N, T, H, W, 3) or iterables of (T, H, W, 3).
 
     Returns `fvd`, `num_a`, `num_b`, `detector`, and `warning` where either side has fewer than 256 clips.
     """
@@ -138,223 +158,237 @@ def fvd_between(
     return result | ({"warning": warning} if warning else {})
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 # Sides.
 
 
-def _sides(real: Side, fake: Side) -> list[tuple[str, Side]]:
-    return [("real", real), ("generated", fake)]
+def prompted(side: Videos | Sampler, other: Videos | Sampler, model: str) -> Side:
+    """Return the side of videos or of a sampler, which is prompted with the `other` side's footage if it needs that.
+
+    Raises `ValueError`, with the name of the `model`, unless the footage has frames of the sizes that are needed.
+    """
+    if isinstance(side, Videos):
+        return side
+    needs = side.needs
+    if not needs.frames and not needs.streams:
+        return Generated(side)
+    size = side.size if needs.size is None else needs.size
+    if isinstance(other, Videos):
+        fits = not needs.frames or side.size == size == other.size
+        if fits and not needs.streams:
+            return Generated(side, other)
+        if isinstance(other.footage, ClipDataset) and (other.footage.path / size_name(size)).is_dir():
+            sizes = list(dict.fromkeys([other.size if fits else side.size, size]))  # refused if of different clips
+            vocabularies = {name: side.vocabularies[name] for name in needs.streams if name in side.vocabularies}
+            dataset = ClipDataset(other.footage.path, sizes, streams=needs.streams, vocabularies=vocabularies)
+            return Generated(side, Videos(dataset, size, "dataset"))
+    name = other.footage.name if isinstance(other, Videos) else "the other model"
+    raise ValueError(
+        f"{model} needs context frames of {size[0]}x{size[1]} for frames of {side.size[0]}x{side.size[1]}, which "
+        f"{name} does not have: measure against a dataset of both sizes, or give the model that makes them too"
+    )
 
 
-def _check_sides(real: Side, fake: Side, long_work: LongWork | None) -> None:
-    sizes = [side.size if isinstance(side, Videos) else _source_size(side.source) for side in (real, fake)]
-    names = _name(real, "real"), _name(fake, "generated")
-    if sizes[0] and sizes[1]:
-        checks.check_sizes(sizes[0], sizes[1], *names)
-    rates = [side.footage.fps if isinstance(side, Videos) else None for side in (real, fake)]
-    checks.check_same_rate(rates[0], rates[1], *names)
-    if long_work and any(isinstance(side, Generated) and side.condition for side in (real, fake)):
-        raise ValueError(
-            f"{long_work.measures[0].name} looks at long videos, which a super-resolution network alone does not "
-            "make: give --lres too"
-        )
+def _check_sides(sides: Sides, rules: EvalProtocol) -> None:
+    """Raise `ValueError` unless both sides have one size and frame rate, and prompts for samplers that need them."""
+    checks.check_sizes(sides[0].size, sides[1].size, *_names(sides))
+    rates = [side.footage.fps if isinstance(side, Videos) else side.sampler.fps for side in sides]
+    checks.check_same_rate(rates[0], rates[1], *_names(sides))
+    if (rules.context, rules.horizon) != (None, None) and all(isinstance(s, Videos) or not s.prompts for s in sides):
+        raise ValueError("context frames and a horizon are for models that need real frames: leave them out")
+    for side, name in zip(sides, _names(sides), strict=True):
+        if isinstance(side, Videos):
+            continue
+        needs, footage = side.sampler.needs, side.prompts and side.prompts.footage
+        if footage is None and needs.frames:
+            raise ValueError(f"{name} needs context frames: give footage to prompt it with")
+        missing = [stream for stream in needs.streams if stream not in getattr(footage, "streams", {})]
+        if missing:
+            where = footage.name if footage else "the other side"
+            raise ValueError(
+                f"{name} needs the stream {missing[0]!r}, which {where} does not have: use a dataset of it"
+            )
 
 
-def _source_size(source: Source) -> Size | None:
-    """What a source says of itself, if it does."""
-    height, width = getattr(source, "height", None), getattr(source, "width", None)
-    return (height, width) if height and width else None
+def _names(sides: Sides) -> list[str]:
+    labels = zip(sides, ("real", "generated"), strict=True)
+    return [s.footage.name if isinstance(s, Videos) else f"the network of the {label} side" for s, label in labels]
 
 
-def _name(side: Side, label: str) -> str:
-    return side.footage.name if isinstance(side, Videos) else f"the network of the {label} side"
-
-
-def _request(metric: Metric, side: Side, label: str) -> Request | None:
-    family = metric.family
-    frames, num_items = (family.real if label == "real" else "clips"), metric.num_items
-    if frames == "none":
+def _request(metric: Metric, sides: Sides, is_real: bool, rules: EvalProtocol) -> FeatureRequest | None:
+    """Return the features that a metric needs of a side, None if it needs none."""
+    family, num_items, side = metric.family, metric.num_items, sides[0 if is_real else 1]
+    if is_real and family.real == "none":
         return None
-    if isinstance(side, Generated):
-        frames = "clips"
-    elif frames in ("all", "some"):
-        most = family.most_real if frames == "all" else num_items
-        is_all = not most or samplers.num_different(side.footage, 1) <= most
-        frames, num_items = ("all", 0) if is_all else ("some", most)
-    return Request(frames, metric.shape, num_items, family.detector, family.output)
+    if isinstance(side, Generated) or not is_real or family.real == "clips":
+        return _clips(sides, side, rules, metric.shape, num_items, family.detector, family.output)
+    most = family.most_real if family.real == "all" else num_items
+    is_all = not most or samplers.num_different(side.footage, 1) <= most
+    frames, num_items = ("all", 0) if is_all else ("some", most)
+    return FeatureRequest(frames, metric.shape, num_items, family.detector, family.output)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+def _clips(
+    sides: Sides, side: Side, rules: EvalProtocol, shape: ClipShape, num: int, detector: str = "", output: str = ""
+) -> FeatureRequest:
+    """Return a request for clips; real ones are the continuations of the prompts of a sampler that predicts them."""
+    fake = sides[1]
+    is_continuation = isinstance(side, Videos) and isinstance(fake, Generated) and fake.continues
+    maker = fake if is_continuation else side
+    margins = maker.margins(shape.span, rules) if isinstance(maker, Generated) else (0, 0)
+    return FeatureRequest("continuations" if is_continuation else "clips", shape, num, detector, output, *margins)
+
+
+# ----------------------------------------------------------------------------
 # Results.
 
 
-def _result(
-    metric: Metric, real: Side, fake: Side, real_features: Features | None, fake_features: Features, work: Work
-) -> dict[str, Any]:
+def _result(metric: Metric, sides: Sides, real: Features | None, fake: Features | None, work: Work) -> dict[str, Any]:
+    assert fake is not None, "every metric takes generated clips"
     results, errors, floors = {}, {}, {}
-    for name, (value, left_out, floor) in ESTIMATORS[metric.family.estimator](
-        metric, real_features, fake_features, work
-    ).items():
+    for name, (value, left_out, floor) in ESTIMATORS[metric.family.estimator](metric, real, fake, work).items():
         results[name] = value
         if left_out:
             results[f"{name}_jk"], errors[name] = jackknife.summarize(value, left_out)
         if floor is not None:
             floors[name] = floor
     if metric.family.estimator == "score":
-        results = estimators.score_splits(metric, fake_features) | results
-    warnings = _warnings(metric, real, fake, real_features, fake_features)
+        results = estimators.score_splits(metric, fake) | results
     return {
         "results": results,
         "errors": errors,
         "floors": floors,
         "metric": metric.name,
         **({"higher_is_better": True} if metric.family.is_higher_better else {}),
-        "num_real": 0 if real_features is None else len(real_features),
-        "num_fake": len(fake_features),
-        "protocol": _protocol(metric, real, fake, real_features, fake_features, work.protocol),
+        "num_real": 0 if real is None else len(real),
+        "num_fake": len(fake),
+        "protocol": {
+            **_choices(sides, fake.request, work.protocol),
+            "policy_real": "none" if real is None else _policy(sides[0], metric, real.request, work.protocol, True),
+            "policy_fake": _policy(sides[1], metric, fake.request, work.protocol, False),
+            **_estimation(metric, work.protocol),
+        },
         "detector": work.open(metric.family.detector).identity,
-        **_described(real, fake),
-        **_said(warnings),
+        **_described(sides),
+        **_reported(_warnings(metric, sides, real, fake)),
     }
 
 
 def _long_results(
-    real: Side, fake: Side, found: Mapping[str, Found], long_work: LongWork, work: Work
+    sides: Sides, rows: Sequence[list[Rows]], long: FeatureRequest, work: Work
 ) -> dict[str, dict[str, Any]]:
-    rows = found["real"].rows, found["generated"].rows
-    results = compare_rows(long_work.measures, *rows, long_work.options)
-    long = long_work.long
-    protocol = {
-        "name": work.protocol.name,
-        "policy_real": _long_policy(real),
-        "policy_fake": _long_policy(fake),
-        "num_frames": long.num_frames,
-        **_frame_size(real, fake),
-        "quantisation": "uint8",
-    }
+    results = compare_rows(work.measures, rows[0], rows[1], work.probe_options)
+    protocol = _choices(sides, long, work.protocol)
+    for side, policy in zip(sides, ("policy_real", "policy_fake"), strict=True):
+        protocol[policy] = "shuffled passes over videos, random windows"
+        if isinstance(side, Generated):
+            given = ", conditioned on random windows of real clips" if side.prompts else ""
+            protocol[policy] = f"from frame 0 on{given}"
+        elif "context" in protocol:
+            protocol[policy] = CONTINUATIONS
+    repeats = [
+        checks.repeat_warning(name, samplers.num_different(side.footage, long.window_span), long.num_items)
+        for side, name in zip(sides, _names(sides), strict=True)
+        if isinstance(side, Videos)
+    ]
     for result in results.values():
-        warnings = [result["warning"]] if "warning" in result else []
-        for side, name in ((real, "real"), (fake, "generated")):
-            if isinstance(side, Videos):
-                different = samplers.num_different(side.footage, long.num_frames)
-                warnings.append(checks.repeat_warning(_name(side, name), different, long.num_videos))
-        warnings.append(_same_footage(real, fake))
-        result |= {"protocol": {**protocol, **result["protocol"]}, **_described(real, fake), **_said(warnings)}
+        warnings = [result.get("warning"), *repeats, _same_footage(sides)]
+        result |= {"protocol": {**protocol, **result["protocol"]}, **_described(sides), **_reported(warnings)}
     return results
 
 
-def _described(real: Side, fake: Side) -> dict[str, Any]:
-    described = [_describe(side) for side in (real, fake)]
-    return {
-        "real": described[0],
-        "fake": described[1],
-        **({"dataset": described[0]} if isinstance(real, Videos) else {}),
-    }
+def _described(sides: Sides) -> dict[str, Any]:
+    real, fake = map(_describe, sides)
+    return {"real": real, "fake": fake, **({"dataset": real} if isinstance(sides[0], Videos) else {})}
 
 
 def _describe(side: Side) -> dict[str, Any]:
     if isinstance(side, Videos):
         return {"name": side.footage.name, "id": side.content, "kind": side.kind, "fps": side.footage.fps}
-    return {"kind": "network", **({"condition": _describe(side.condition)} if side.condition else {})}
+    return {"kind": "network", **({"condition": _describe(side.prompts)} if side.prompts else {})}
 
 
-def _said(warnings: Sequence[str | None]) -> dict[str, Any]:
-    """The warnings there are, also printed."""
+def _reported(warnings: Sequence[str | None]) -> dict[str, Any]:
+    """Print the warnings, and return them for a result."""
     found = [warning for warning in warnings if warning]
     for warning in found:
         distributed.print0(f"Warning: {warning}.")
     return {"warning": found[0], "warnings": found} if found else {}
 
 
-def _protocol(
-    metric: Metric,
-    real: Side,
-    fake: Side,
-    real_features: Features | None,
-    fake_features: Features,
-    rules: Protocol,
-) -> dict[str, Any]:
-    """In words, everything that was decided."""
-    estimator = metric.family.estimator
-    described = {
-        "name": rules.name,
-        "policy_real": "none" if real_features is None else _policy(real, metric, real_features, rules, is_real=True),
-        "policy_fake": _policy(fake, metric, fake_features, rules, is_real=False),
-        "num_frames": metric.shape.num_frames,
+def _choices(sides: Sides, request: FeatureRequest, rules: EvalProtocol) -> dict[str, Any]:
+    """Describe the frames that are compared; where a model predicts them, also its context and horizon."""
+    fake, (height, width) = sides[1], sides[0].size
+    described = {"name": rules.name, "num_frames": request.shape.num_frames, "height": height, "width": width}
+    if isinstance(fake, Generated) and fake.continues:
+        described |= {
+            "context": request.past,
+            "horizon": request.shape.span + request.future - fake.sampler.needs.future,
+        }
+    return {**described, "quantisation": "uint8"}
+
+
+def _estimation(metric: Metric, rules: EvalProtocol) -> dict[str, Any]:
+    """Describe how features are extracted, and the value computed of them."""
+    family = metric.family
+    covariance = "unbiased (divided by N - 1)" if rules.is_unbiased else "population (divided by N)"
+    return {
         "frame_spacing": metric.shape.spacing,
-        "resize": families.PREPARATION[metric.family.detector],
-        "quantisation": "uint8",
-        **_frame_size(real, fake),
+        "resize": families.PREPARATION[family.detector],
+        **{
+            "frechet": {"covariance": covariance},
+            "kernel": {"estimator": f"U-statistic over all pairs, (x.y / d + 1)^3, times {family.scale:g}"},
+            "score": {"splits": inception_score.NUM_SPLITS},
+            "manifold": {"neighbours": NEIGHBOURS},
+        }[family.estimator],
     }
-    if estimator == "frechet":
-        described["covariance"] = "unbiased (divided by N - 1)" if rules.is_unbiased else "population (divided by N)"
-    if estimator == "kernel":
-        described["estimator"] = f"U-statistic over all pairs, (x.y / d + 1)^3, times {metric.family.scale:g}"
-    if estimator == "score":
-        described["splits"] = inception_score.NUM_SPLITS
-    if estimator == "manifold":
-        described["neighbours"] = NEIGHBOURS
-    return described
 
 
-def _frame_size(real: Side, fake: Side) -> dict[str, int]:
-    sizes = [side.size for side in (real, fake) if isinstance(side, Videos)] or [
-        size for side in (real, fake) if isinstance(side, Generated) and (size := _source_size(side.source))
-    ]
-    return {"height": sizes[0][0], "width": sizes[0][1]} if sizes else {}
-
-
-def _policy(side: Side, metric: Metric, features: Features, rules: Protocol, is_real: bool) -> str:
-    """How one side was chosen. Weights are those of Frechet distances; other estimators have none."""
+def _policy(side: Side, metric: Metric, request: FeatureRequest, rules: EvalProtocol, is_real: bool) -> str:
+    """Describe how the clips of a side were chosen. Weights are those of Frechet distances; others have none."""
     is_weighted = rules.has_weights and metric.family.estimator == "frechet"
     if isinstance(side, Generated):
-        if side.condition is None:
+        if side.prompts is None:
             return "random offset within one temporal scale" if rules.has_phase else "from the first frame on"
         if metric.shape.num_frames == 1:
             weight = ", weighted 1 / windows of its video" if is_weighted else ""
-            return f"conditioned on different windows of real low-resolution clips at random, once each{weight}"
-        return "conditioned on random windows of real low-resolution clips, in shuffled passes over these"
-    request = _request(metric, side, "real" if is_real else "generated")
-    assert request is not None, "it has features"
-    if request.frames == "all":
-        return "every frame, weighted 1 / length of its video" if is_weighted else "every frame, weighted alike"
-    if request.frames == "some":
-        return "different frames at random, of all frames"
+            return f"conditioned on different windows of real clips at random, once each{weight}"
+        return "conditioned on random windows of real clips, in shuffled passes over these"
+    passes = "endless shuffled passes over videos, one random window each visit"
     if rules.windows == "sorted":
-        return f"the first videos by name, once each, {'one random window' if is_real else 'their first frames'}"
-    return "endless shuffled passes over videos, one random window each visit"
+        part = "one random window" if is_real else "their first frames"
+        passes = f"the first videos by name, once each, {part}"
+    return {
+        "all": "every frame, weighted 1 / length of its video" if is_weighted else "every frame, weighted alike",
+        "some": "different frames at random, of all frames",
+        "continuations": CONTINUATIONS,
+        "clips": passes,
+    }[request.frames]
 
 
-def _long_policy(side: Side) -> str:
-    return "shuffled passes over videos, random windows" if isinstance(side, Videos) else "from frame 0 on"
-
-
-def _warnings(
-    metric: Metric, real: Side, fake: Side, real_features: Features | None, fake_features: Features
-) -> list[str | None]:
-    counts = [len(features) for features in (real_features, fake_features) if features is not None]
+def _warnings(metric: Metric, sides: Sides, real: Features | None, fake: Features) -> list[str | None]:
+    counts = [len(features) for features in (real, fake) if features is not None]
     is_unbiased = metric.family.estimator == "kernel"
     found = [None if is_unbiased else checks.size_warning(metric.name, min(counts), max(counts))]
-    names = _name(real, "real"), _name(fake, "generated")
-    for side, features, name in zip((real, fake), (real_features, fake_features), names, strict=True):
-        if features is None or not isinstance(side, Videos):
-            continue
-        checks.check_range(features.colours, name)
-        assert features.num_different is not None, "footage is finite"
-        found.append(checks.repeat_warning(name, features.num_different, len(features)))
-    if real_features is not None:
-        found.append(checks.colour_warning(real_features.colours, fake_features.colours, *names))
-    found.append(_same_footage(real, fake))
-    return found
+    names = _names(sides)
+    for side, features, name in zip(sides, (real, fake), names, strict=True):
+        if features is not None and isinstance(side, Videos):
+            checks.check_range(features.colours, name)
+            assert features.num_different is not None, "footage is finite"
+            found.append(checks.repeat_warning(name, features.num_different, len(features)))
+    if real is not None:
+        found.append(checks.colour_warning(real.colours, fake.colours, *names))
+    return [*found, _same_footage(sides)]
 
 
-def _same_footage(real: Side, fake: Side) -> str | None:
+def _same_footage(sides: Sides) -> str | None:
+    real, fake = sides
     if isinstance(real, Videos) and isinstance(fake, Videos) and real.content == fake.content:
         return "both sides are the same footage, so this is what its own clips give, not the value of a model"
     return None
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 # Shared.
 
 
@@ -366,7 +400,7 @@ def _stacked(clips: np.ndarray | Tensor | Iterable[np.ndarray | Tensor]) -> Iter
 
 
 class _Printer:
-    """Prints progress and what is left, at most once in ten seconds a side, and when a side is complete."""
+    """Prints progress and the time left, at most once in ten seconds a side, and when a side is complete."""
 
     def __init__(self) -> None:
         self.begin = time.monotonic()

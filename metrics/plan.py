@@ -1,7 +1,7 @@
-"""Which frames each side gives to which detectors, in as few passes as can be: every clip is made or decoded once.
+"""Collect what the metrics need of one side, in as few passes as possible: every clip is made or decoded once.
 
-Items are shared among the ranks; each leaves its features in the row of its item number, so what is computed of them
-depends on neither ranks nor batches. Features of footage that exists are cached.
+Items are shared among the ranks; features of an item depend on neither ranks nor batches. Features of existing footage
+are cached.
 """
 
 import contextlib
@@ -14,43 +14,55 @@ import torch
 
 from metrics import cache, extraction, samplers
 from metrics.detectors import registry
-from metrics.extraction import Features, Piece, Progress, Request, Taker
+from metrics.extraction import Extractor, FeatureRequest, Features, Progress
+from metrics.families import ClipShape
 from metrics.inputs import Videos
-from metrics.long_video_base import Measure, Options, Rows, Watch
-from metrics.samplers import Batch, ClipShape, Conditions, Long, Source, Window
+from metrics.long_video_base import Measure, ProbeOptions, Rows, SideProbes
+from metrics.protocols import EvalProtocol
+from metrics.samplers import ItemBatch, Window
 from torch_utils import distributed
+from training.contract import Size
+from training.data.footage import Footage
+from training.data.prompts import ClipPrompt
+from training.sampling import Sampler
 
-FRAMES_AT_ONCE = 64  # of one pass, unless a batch is asked for
-PURPOSES = {"real": "metric-real", "generated": "metric-fake"}
+FRAMES_AT_ONCE = 64  # of one pass, unless a batch is given
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """One of the ways in circulation to choose clips and to fit Gaussians; they are different metrics."""
-
-    name: str
-    windows: str  # "passes" over shuffled videos, or the first videos, "sorted"
-    has_phase: bool  # generated clips start anywhere in a temporal scale, else at frame 0
-    has_weights: bool  # frames of real footage count 1 / length of their video, else alike
-    is_unbiased: bool  # covariances are divided by N - 1, else by N
-
-
-PROTOCOLS = {
-    "lvg": Protocol("lvg", "passes", has_phase=True, has_weights=True, is_unbiased=False),
-    "stylegan_v": Protocol("stylegan_v", "sorted", has_phase=False, has_weights=False, is_unbiased=False),
-    "tats": Protocol("tats", "passes", has_phase=False, has_weights=False, is_unbiased=True),
-}
-
-
-@dataclass(frozen=True)
 class Generated:
-    """One side of a comparison that is made on the spot; `condition` is low-resolution footage, for a
-    super-resolution system alone."""
+    """A side that a sampler makes; where it needs frames or streams, windows of `prompts` are given to it."""
 
-    source: Source
-    condition: Videos | None = None
+    sampler: Sampler
+    prompts: Videos | None = None
+
+    @property
+    def size(self) -> Size:
+        """Return height and width of the frames."""
+        return self.sampler.size
+
+    @property
+    def continues(self) -> bool:
+        """Return whether the videos are continuations of real ones, and not transformations."""
+        return self.prompts is not None and not self.sampler.needs.follows
+
+    def margins(self, span: int, protocol: EvalProtocol) -> tuple[int, int]:
+        """Return how many frames of a window come before and after the `span` frames that are compared.
+
+        Raises `ValueError` if the sampler needs more context than the protocol gives, or the metric a longer horizon.
+        """
+        if self.prompts is None:
+            return 0, 0
+        needs = self.sampler.needs
+        past = needs.past if protocol.context is None else protocol.context
+        horizon = span if protocol.horizon is None else protocol.horizon
+        if past < needs.past:
+            raise ValueError(f"the model needs {needs.past} context frames, and {past} are given: give more")
+        if horizon < span:
+            raise ValueError(f"{span} generated frames are compared, and the horizon is {horizon}: use a longer one")
+        return past, horizon - span + needs.future
 
 
 Side = Videos | Generated
@@ -58,39 +70,29 @@ Side = Videos | Generated
 
 @dataclass(frozen=True)
 class Work:
-    """How it is done. Of this only the protocol, the seed and the weights of detectors change values."""
+    """How to measure. Only the protocol, the seed and the weights of detectors change values."""
 
-    protocol: Protocol
+    protocol: EvalProtocol
     seed: int
     device: torch.device
     batch: int | None = None
     replace_cache: bool = False
     progress: Progress | None = None
     detector_paths: Mapping[str, str] = field(default_factory=dict)
+    measures: Sequence[Measure] = ()  # of long videos
 
     def open(self, detector: str) -> Any:
+        """Return a detector by its name."""
         return registry.open_detector(detector, self.device, self.detector_paths.get(detector))
 
-
-@dataclass(frozen=True)
-class LongWork:
-    """Measures of long videos, which are looked at in the same pass as clips."""
-
-    measures: Sequence[Measure]
-    long: Long
-    options: Options
-
-
-@dataclass
-class Found:
-    """What one side gave."""
-
-    features: dict[Request, Features]
-    rows: list[Rows]  # of long videos, of each different probe
+    @property
+    def probe_options(self) -> ProbeOptions:
+        """Return the options of the measures."""
+        return ProbeOptions(device=self.device, detector_paths=self.detector_paths)
 
 
 def on_main(compute: Callable[[], Value]) -> Value:
-    """What rank 0 computes, on every rank; an error there is raised on all."""
+    """Return on every rank what rank 0 computes; an error there is raised on all."""
     value: Any = None
     with distributed.together():
         if distributed.is_main():
@@ -99,165 +101,188 @@ def on_main(compute: Callable[[], Value]) -> Value:
 
 
 def collect(
-    requests: Sequence[Request],
+    requests: Sequence[FeatureRequest],
     side: Side,
     label: str,
     work: Work,
-    whole: Collection[Request] = (),
-    long_work: LongWork | None = None,
-) -> Found:
-    """What one side, `label` "real" or "generated", gives for each request and for long videos.
+    whole: Collection[FeatureRequest] = (),
+    long: FeatureRequest | None = None,
+) -> tuple[dict[FeatureRequest, Features], list[Rows]]:
+    """Return the features of one side, `label` "real" or "generated", by request, and the rows of its long videos.
 
-    A source makes each video once for all of it. Footage is read once for each set of frames. Requests in `whole` have
-    their features kept, however many they are.
+    A sampler makes each video once for all requests of the same prompts. Footage is read once for each set of frames.
+    Requests in `whole` have their features kept, however many they are. `long` says which long videos are probed.
     """
-    requests = list(dict.fromkeys(requests))
-    if isinstance(side, Generated) and side.condition is None:
-        return _generate(requests, side, label, work, whole, long_work)
-    found = Found({}, [])
-    for key in dict.fromkeys((request.frames, request.shape) for request in requests):
-        group = [request for request in requests if (request.frames, request.shape) == key]
+    passes: dict[Any, list[FeatureRequest]] = {}
+    different: list[FeatureRequest] = list(dict.fromkeys([*requests, *([long] if long else [])]))
+    for request in different:
+        key: Any = None  # one pass for all
+        if isinstance(side, Videos):
+            key = (request is long, request.frames, request.shape, request.past, request.future)
+        elif side.prompts is not None:
+            key = (request.window_span, request.shape.num_frames == 1)
+        passes.setdefault(key, []).append(request)
+    found: list[Features] = []
+    rows: list[Rows] = []
+    for group in passes.values():
+        shorts = [request for request in group if request is not long]
+        probed = long if long in group else None
         if isinstance(side, Generated):
-            found.features |= _generate(group, side, label, work, whole, None).features
+            features, seen = _generate(shorts, side, label, work, whole, probed)
+        elif probed is None:
+            features, seen = _read(shorts, side, label, work, whole), []
         else:
-            found.features |= _read(group, side, label, work, whole)
-    if long_work is not None:
-        assert isinstance(side, Videos), "a super-resolution system alone makes no long videos"
-        found.rows = _read_long(side, label, work, long_work)
-    return found
+            features, seen = [], _read_long(side, label, work, probed)
+        found, rows = [*found, *features], rows or seen
+    return {features.request: features for features in found}, rows
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What is generated.
+# ----------------------------------------------------------------------------
+# Generated sides.
 
 
 def _generate(
-    requests: list[Request],
+    requests: Sequence[FeatureRequest],
     side: Generated,
     label: str,
     work: Work,
-    whole: Collection[Request],
-    long_work: LongWork | None,
-) -> Found:
-    needs: dict[ClipShape, int] = {}
+    whole: Collection[FeatureRequest],
+    long: FeatureRequest | None,
+) -> tuple[list[Features], list[Rows]]:
+    """Make one pass over the videos of a sampler; with prompts, all requests have the same windows."""
+    counts: dict[ClipShape, int] = {}
     for request in requests:
-        needs[request.shape] = max(request.num_items, needs.get(request.shape, 0))
-    conditions, weights = None, None
-    if side.condition is not None:
-        (shape,) = needs
-        conditions, weights = _conditions(side.condition, side.source, shape, needs[shape], work)
-        needs[shape] = len(conditions.windows)
-    long = long_work.long if long_work else Long()
-    num_items = max(*needs.values(), long.num_videos, 0)
+        counts[request.shape] = max(request.num_items, counts.get(request.shape, 0))
+    num_long = long.num_items if long else 0
+    num_items = max(num_long, *counts.values(), 0)
+    windows, weights, make_prompt = [Window(item, 0) for item in range(num_items)], None, None
+    if side.prompts is not None:
+        windows, weights = _prompt_windows(side.prompts.footage, (*requests, long)[0], num_items, work)
+        make_prompt = _prompt_maker(side.prompts.footage, side.sampler.needs.streams, windows)
+    videos = [window.clip for window in windows]
+    counts = {shape: min(count, len(windows)) for shape, count in counts.items()}
     batches = samplers.generated_batches(
-        side.source,
-        needs,
-        range(distributed.get_rank(), num_items, distributed.get_world_size()),
+        side.sampler,
+        counts,
+        range(distributed.get_rank(), len(windows), distributed.get_world_size()),
         work.seed,
-        work.batch or max(1, FRAMES_AT_ONCE // max([shape.num_frames for shape in needs], default=1)),
-        PURPOSES[label],
+        work.batch or max(1, FRAMES_AT_ONCE // max([shape.num_frames for shape in counts], default=1)),
+        {"real": "metric-real", "generated": "metric-fake"}[label],
         work.protocol.has_phase,
-        conditions,
-        long,
+        make_prompt,
+        (num_long, long.shape.num_frames if long else 0),
     )
-    pieces = []
+    found = []
     for request in requests:
-        count = min(request.num_items, needs[request.shape])
-        videos = [window.clip for window in conditions.windows[:count]] if conditions else range(count)
-        pieces.append(Piece(request, videos, None if weights is None else weights[:count], request in whole))
-    watch = Watch(long_work.measures, label, long_work.options) if long_work else None
-    _run(pieces, watch, batches, range(num_items), label, work, long.num_videos)
-    if watch is not None:
-        watch.merge(long.num_videos, work.device)
-    return Found({piece.request: piece.features() for piece in pieces}, watch.rows() if watch else [])
+        count = min(request.num_items, counts[request.shape])
+        found.append(Features(request, videos[:count], None if weights is None else weights[:count], request in whole))
+    probes = SideProbes(work.measures, label, work.probe_options) if long else None
+    _run(found, probes, batches, range(len(windows)), label, work, num_long)
+    return found, probes.merge(videos[:num_long], work.device) if probes else []
 
 
-def _conditions(
-    condition: Videos, source: Source, shape: ClipShape, num_items: int, work: Work
-) -> tuple[Conditions, np.ndarray | None]:
-    """The windows that condition each item, and for single frames the weight of each.
+def _prompt_windows(
+    footage: Footage, request: FeatureRequest | None, num_items: int, work: Work
+) -> tuple[list[Window], np.ndarray | None]:
+    """Return the place of each item's prompt in the footage, and for single frames the weight of each.
 
-    As published, clips are conditioned as real ones are chosen, and single frames on all windows that there are, each
-    once, weighted 1 / windows of its clip. The published code took those of the first clips where there are more than
-    wanted; here they are random ones.
+    As published, prompts of clips are chosen as real clips are, and those of single frames are all windows, each once,
+    weighted 1 / windows of its video. The published code took the windows of the first videos where there are more
+    than items; here they are random ones.
     """
-    footage, span = condition.footage, shape.span + 2 * source.context
-    if shape.num_frames > 1:
-        windows = samplers.shuffled_windows(footage, "metric-condition", work.seed, num_items, span)
-        return Conditions(footage, condition.size, windows), None
-    footage.eligible(span)  # refuses footage of shorter clips alone
-    windows = samplers.some_windows(footage, "metric-condition", work.seed, num_items, span)
+    assert request is not None, "a pass has a request"
+    span, past = request.window_span, request.past
+    if request.shape.num_frames > 1:
+        return samplers.shuffled_windows(footage, "metric-condition", work.seed, num_items, span, past), None
+    windows = samplers.some_windows(footage, "metric-condition", work.seed, num_items, span, past)
     counts = np.array([samplers.num_windows(clip, span) for clip in footage.clips])
-    weights = 1 / counts[[window.clip for window in windows]] if work.protocol.has_weights else None
-    return Conditions(footage, condition.size, windows), weights
+    return windows, 1 / counts[[window.clip for window in windows]] if work.protocol.has_weights else None
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What exists.
+def _prompt_maker(
+    footage: Footage, names: Sequence[str], windows: Sequence[Window]
+) -> Callable[[Sequence[int]], ClipPrompt]:
+    streams = {name: getattr(footage, "streams", {})[name].read for name in names}
+    return lambda items: ClipPrompt(footage, [windows[item] for item in items], streams)
+
+
+# ----------------------------------------------------------------------------
+# Existing sides.
 
 
 def _read(
-    requests: list[Request], side: Videos, label: str, work: Work, whole: Collection[Request]
-) -> dict[Request, Features]:
+    requests: Sequence[FeatureRequest], side: Videos, label: str, work: Work, whole: Collection[FeatureRequest]
+) -> list[Features]:
+    """Make one pass over the same frames of footage for requests that differ in number, detector or output."""
     frames, shape = requests[0].frames, requests[0].shape
-    windows = _windows(side, frames, shape, max(request.num_items for request in requests), label, work)
+    windows = _windows(side, requests[0], max(request.num_items for request in requests), label, work)
     videos = [window.clip for window in windows]
     weights = None
     if frames == "all" and work.protocol.has_weights:
         lengths = np.array([clip.num_frames for clip in side.footage.clips])
         weights = 1 / lengths[videos]
-    pieces = []
+    found = []
     for request in requests:
         count = len(windows) if frames == "all" else min(request.num_items, len(windows))
-        pieces.append(Piece(request, videos[:count], weights, request in whole))
-    content = on_main(lambda: side.content)
-    descriptions = [_describe(piece.request, side, content, label, work) for piece in pieces]
-    order = sorted(range(len(pieces)), key=lambda i: str(descriptions[i]))
-    with contextlib.ExitStack() as locks:
-
-        def restore() -> list[int]:
-            for i in order:
-                locks.enter_context(cache.locked(descriptions[i]))
-                stored = None if work.replace_cache else cache.load(descriptions[i])
-                if stored is not None:
-                    pieces[i].restore(stored)
-            return [piece.num_done for piece in pieces]
-
-        def store() -> None:
-            for piece, description in zip(pieces, descriptions, strict=True):
-                if piece in missing:
-                    cache.save(description, piece.arrays())
-
-        for piece, num_done in zip(pieces, on_main(restore), strict=True):
-            piece.num_done = num_done
-        missing = [piece for piece in pieces if piece.num_done < len(piece.videos)]
+        found.append(Features(request, videos[:count], weights, request in whole))
+    with _cached(found, side, label, work) as missing:
         if missing:
-            first = min(piece.num_done for piece in missing)
-            last = max(len(piece.videos) for piece in missing)
+            first = min(features.num_stored for features in missing)
+            last = max(len(features) for features in missing)
             batch = work.batch or max(1, FRAMES_AT_ONCE // shape.num_frames)
             own = _own_blocks(first, last, batch if shape.num_frames == 1 else 1)
             clips = samplers.read_windows(side.footage, side.size, shape, windows, own, batch)
-            _run(missing, None, (Batch(n, {shape: c}) for n, c in clips), range(first, last), label, work)
-            on_main(store)
-    found = {piece.request: piece.features() for piece in pieces}
-    for features in found.values():
-        features.num_different = samplers.num_different(side.footage, shape.span)
+            _run(missing, None, (ItemBatch(n, {shape: c}) for n, c in clips), range(first, last), label, work)
+    for features in found:
+        features.num_different = samplers.num_different(side.footage, requests[0].window_span)
     return found
 
 
-def _windows(side: Videos, frames: str, shape: ClipShape, num_items: int, label: str, work: Work) -> list[Window]:
+@contextlib.contextmanager
+def _cached(found: Sequence[Features], side: Videos, label: str, work: Work) -> Iterator[list[Features]]:
+    """Restore features from the cache, yield those that are incomplete, and store these at the end."""
+    content = on_main(lambda: side.content)
+    descriptions = [_description(features.request, side, content, label, work) for features in found]
+    with contextlib.ExitStack() as locks:
+
+        def restore() -> list[int]:
+            for i in sorted(range(len(found)), key=lambda i: str(descriptions[i])):
+                locks.enter_context(cache.locked(descriptions[i]))
+                stored = None if work.replace_cache else cache.load(descriptions[i])
+                if stored is not None:
+                    found[i].restore(stored)
+            return [features.num_stored for features in found]
+
+        def store() -> None:
+            for features, description in zip(found, descriptions, strict=True):
+                if features in missing:
+                    cache.save(description, features.arrays())
+
+        for features, num_stored in zip(found, on_main(restore), strict=True):
+            features.num_stored = num_stored
+        missing = [features for features in found if features.num_stored < len(features)]
+        yield missing
+        if missing:
+            on_main(store)
+
+
+def _windows(side: Videos, request: FeatureRequest, num_items: int, label: str, work: Work) -> list[Window]:
+    """Return the window of each item."""
     purpose = {"real": "metric-real", "generated": "metric-fake-clip"}[label]
-    if frames == "all":
-        return samplers.all_frames(side.footage)
-    if frames == "some":
-        return samplers.some_windows(side.footage, purpose, work.seed, num_items)
+    footage, span = side.footage, request.shape.span
+    if request.frames == "all":
+        return samplers.all_frames(footage)
+    if request.frames == "some":
+        return samplers.some_windows(footage, purpose, work.seed, num_items)
+    if request.frames == "continuations":
+        return _prompt_windows(footage, request, num_items, work)[0]
     if work.protocol.windows == "sorted":
-        at_start = label == "generated"
-        return samplers.sorted_windows(side.footage, purpose, work.seed, num_items, shape.span, at_start)
-    return samplers.shuffled_windows(side.footage, purpose, work.seed, num_items, shape.span)
+        return samplers.sorted_windows(footage, purpose, work.seed, num_items, span, label == "generated")
+    return samplers.shuffled_windows(footage, purpose, work.seed, num_items, span)
 
 
-def _describe(request: Request, side: Videos, content: str, label: str, work: Work) -> dict[str, Any]:
+def _description(request: FeatureRequest, side: Videos, content: str, label: str, work: Work) -> dict[str, Any]:
+    """Return what determines stored features besides their number."""
     identity = work.open(request.detector).identity
     return {
         "content": content,
@@ -271,45 +296,50 @@ def _describe(request: Request, side: Videos, content: str, label: str, work: Wo
         "frame_spacing": request.shape.spacing,
         "detector": {key: identity[key] for key in ("name", "sha256")},
         "output": request.output,
+        **({"margins": [request.past, request.future]} if request.frames == "continuations" else {}),
     }
 
 
 def _own_blocks(first: int, last: int, block: int) -> list[int]:
-    """This rank's items, in blocks that lie together on the disk."""
+    """Return this rank's items, in blocks of neighbouring frames."""
     world, rank = distributed.get_world_size(), distributed.get_rank()
     return [item for item in range(first, last) if (item - first) // block % world == rank]
 
 
-def _read_long(side: Videos, label: str, work: Work, long_work: LongWork) -> list[Rows]:
-    long = long_work.long
-    purpose = {"real": "long-real", "generated": "long-fake"}[label]
-    windows = samplers.shuffled_windows(side.footage, purpose, work.seed, long.num_videos, long.num_frames)
-    own = range(distributed.get_rank(), long.num_videos, distributed.get_world_size())
-    batches = samplers.read_long(
-        side.footage, side.size, long.num_frames, windows, own, min(work.batch or samplers.MAX_GENERATED, len(windows))
-    )
-    watch = Watch(long_work.measures, label, long_work.options)
-    _run([], watch, batches, range(long.num_videos), label, work, long.num_videos)
-    watch.merge(long.num_videos, work.device)
-    return watch.rows([window.clip for window in windows])
+def _read_long(side: Videos, label: str, work: Work, long: FeatureRequest) -> list[Rows]:
+    """Probe long windows of footage."""
+    num_videos, num_frames = long.num_items, long.shape.num_frames
+    if long.frames == "continuations":
+        windows = _windows(side, long, num_videos, label, work)
+    else:
+        purpose = {"real": "long-real", "generated": "long-fake"}[label]
+        windows = samplers.shuffled_windows(side.footage, purpose, work.seed, num_videos, num_frames)
+    own = range(distributed.get_rank(), num_videos, distributed.get_world_size())
+    batch = min(work.batch or samplers.MAX_GENERATED, num_videos)
+    batches = samplers.read_long(side.footage, side.size, num_frames, windows, own, batch)
+    probes = SideProbes(work.measures, label, work.probe_options)
+    _run([], probes, batches, range(num_videos), label, work, num_videos)
+    return probes.merge([window.clip for window in windows], work.device)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The pass.
+# ----------------------------------------------------------------------------
+# One pass.
 
 
 def _run(
-    pieces: Sequence[Piece],
-    watch: Watch | None,
-    batches: Iterator[Batch],
+    wanted: Sequence[Features],
+    probes: SideProbes | None,
+    batches: Iterator[ItemBatch],
     items: range,
     label: str,
     work: Work,
     num_long: int = 0,
 ) -> None:
-    """Give each batch to all that want it, and merge what the ranks found in clips. Of all `items`, the first
-    `num_long` come with long videos, and are reported by themselves since they take longer."""
-    taker = Taker(pieces, {piece.request.detector: work.open(piece.request.detector) for piece in pieces}, work.device)
+    """Extract the features of all batches and merge those of the ranks.
+
+    Of all `items`, the first `num_long` come with long videos, and are reported separately since they take longer.
+    """
+    extractor = Extractor(wanted, {name: work.open(name) for name in {f.request.detector for f in wanted}}, work.device)
     phases = {f"long {label}": range(items.start, num_long), label: range(max(items.start, num_long), items.stop)}
     phases = {name: phase for name, phase in phases.items() if len(phase)}
     done = dict.fromkeys(phases, 0)
@@ -319,18 +349,16 @@ def _run(
             done[name] = num_done
             work.progress(name, num_done, len(phases[name]))
 
-    def take(batch: Batch) -> None:
-        if batch.chunk is not None and watch is not None:
-            watch.add(batch.chunk)
-            if batch.is_end:
-                watch.end(batch.items)
-        taker.take(batch)
+    def take(batch: ItemBatch) -> None:
+        if probes is not None:
+            probes.add_batch(batch)
+        extractor.add(batch)
         for name, phase in phases.items():
             if batch.items[-1] in phase and (batch.is_end or batch.clips):
                 report(name, min(batch.items[-1] - phase.start + distributed.get_world_size(), len(phase)))
 
     extraction.run(batches, take, work.device)
-    for piece in pieces:
-        piece.merge(work.device)
+    for features in wanted:
+        features.merge(work.device)
     for name, phase in phases.items():
         report(name, len(phase))

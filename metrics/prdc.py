@@ -1,4 +1,4 @@
-"""Precision and recall by nearest neighbours: how much of what is made is like the real, and how much of it is made.
+"""Precision and recall by nearest neighbours: the share of generated items near real ones, and the reverse.
 
 Kynkaanniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models", NeurIPS 2019. A set's
 manifold is the union of balls around its vectors that reach to the k-th nearest other one; precision is the share of
@@ -15,7 +15,7 @@ ROWS_AT_ONCE = 2048
 def precision_recall(
     real: np.ndarray | Tensor, fake: np.ndarray | Tensor, k: int = 3, device: torch.device | str = "cpu"
 ) -> tuple[float, float]:
-    """Precision and recall of (M, d) against (N, d)."""
+    """Return precision and recall of (M, d) against (N, d)."""
     groups_r, groups_f = (torch.zeros(len(x), dtype=torch.int64) for x in (real, fake))
     return precision_recall_without(real, fake, groups_r, groups_f, 0, k, device)[0]
 
@@ -29,7 +29,7 @@ def precision_recall_without(
     k: int = 3,
     device: torch.device | str = "cpu",
 ) -> list[tuple[float, float]]:
-    """Both for all vectors, and then for all but those of each group (N,), (M,), which are left out of both sets.
+    """Return both for all vectors, and then without each group (N,), (M,), which is left out of both sets.
 
     `num_groups` 0 gives the first alone. Raises `ValueError` if either side has no k other vectors.
     """
@@ -44,7 +44,7 @@ def precision_recall_without(
 
 
 def _coverage(x: Tensor, y: Tensor, group_x: Tensor, group_y: Tensor, num_groups: int, k: int) -> list[float]:
-    """Share of vectors of `y` on the manifold of `x`: of all, and of all without each group."""
+    """Return the share of vectors of `y` on the manifold of `x`: of all, and of all without each group."""
     left_out = [-1, *range(num_groups)]
     covered = torch.zeros(len(left_out), len(y), dtype=torch.bool, device=x.device)
     for first in range(0, len(x), ROWS_AT_ONCE):

@@ -1,53 +1,58 @@
-"""Draw results of metrics to one page: curves with their bands, and a table of all values with their errors.
+"""Print a table of all values of metrics with their errors, and draw it with their curves to one page.
 
 \b
+python -m metrics.report results.jsonl
 python -m metrics.report results.jsonl --out report.html
 python -m metrics.report mine.jsonl theirs.jsonl runs/lres/00000-*/metric-*.jsonl --out report.png
 
 RESULTS are files of JSON lines as calc_metrics.py and training write them, or one JSON object of results by name. Of
 several files the curves share their charts. Of results of one metric with a step each, as training leaves them, the
-values are drawn over the steps, and the last one stands in the table.
+values are drawn over the steps, and the last one stands in the table. Charts need matplotlib: pip install
+'longtake[plots]'.
 """
 
 import base64
+import dataclasses
 import html
 import io
 import json
 import math
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from PIL import Image, ImageDraw, ImageFont
 
 from dnnlib.util import atomic_path
-from training.plot import (
+from training.charts import (
     AXIS,
-    CHART_SIZE,
     COLOURS,
+    DPI,
     EDGE,
     FAINT_INK,
     GRID,
-    HEADER_HEIGHT,
     INK,
-    PAPER,
     Chart,
     Line,
-    draw_charts,
+    MissingMatplotlib,
+    make_figure,
     short_number,
 )
 
-SCALE = 2
-COLUMNS = 3
-ROW_HEIGHT = 24  # of the table, in units of which SCALE make a pixel
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ROW_HEIGHT = 0.24  # of the table, in inches
+COLUMNS = (0.0, 0.2, 0.39, 0.51, 0.62, 0.73)  # where those of the table begin, and its strips, as shares of its width
+HEADINGS = ("measure", "of", "value", "real reference", "real / generated")
 STRIP_ROOM = 0.03  # share of the strip that stays free at either end
 REAL, GENERATED = "real", "generated"  # what the lines of a result are called
 REAL_COLOUR = "#6b7280"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Row:
     """A value of the table. `floor` is what real video gives, or reaches by chance; facts are not drawn on a strip."""
 
@@ -61,7 +66,7 @@ class Row:
     is_fact: bool = False
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Report:
     """All that is drawn."""
 
@@ -73,7 +78,7 @@ class Report:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """The results in a file of JSON lines, or in one JSON object of results by name, in order.
+    """Return the results in a file of JSON lines, or in one JSON object of results by name, in order.
 
     Raises `ValueError` where a line is not JSON or not a result.
     """
@@ -95,7 +100,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def collect(files: dict[str, list[dict[str, Any]]]) -> Report:
-    """What to draw of the results of each labelled file."""
+    """Return what to draw of the results of each labelled file."""
     charts: dict[str, Chart] = {}
     rows: list[Row] = []
     warnings: dict[str, list[str]] = {}
@@ -110,7 +115,7 @@ def collect(files: dict[str, list[dict[str, Any]]]) -> Report:
             for warning in result.get("warnings", [result["warning"]] if "warning" in result else []):
                 warnings.setdefault(warning, []).append(label)
             details[f"{label}: {name}"] = {key: result[key] for key in result if key not in ("curves", "results")}
-        _add_steps(charts, results, label, colour, len(files) == 1)
+        _add_steps(charts, results, label, colour)
     order = {row.name: i for i, row in reversed(list(enumerate(rows)))}
     rows.sort(key=lambda row: order[row.name])
     said = [f"{', '.join(dict.fromkeys(whose))}: {warning}." for warning, whose in warnings.items()]
@@ -149,95 +154,71 @@ def _add_curve(charts: dict[str, Chart], drawn: dict[str, Any], label: str | Non
         exact=True,
         x_name=drawn["x_name"] + (f"; shade: {drawn['band']}" if "band" in drawn else ""),
         log_x=drawn.get("log_x", False),
-        legend=label is None,
     )
 
 
-def _add_steps(
-    charts: dict[str, Chart], results: Sequence[dict[str, Any]], label: str, colour: str, is_alone: bool
-) -> None:
-    """Add a line over steps for each value of which there are several."""
-    points: dict[str, dict[int, float]] = {}
+def _add_steps(charts: dict[str, Chart], results: Sequence[dict[str, Any]], label: str, colour: str) -> None:
+    """Add a line over steps, with a band of errors, for each value of which there are several."""
+    points: dict[str, dict[int, tuple[float, float]]] = {}
     for result in results:
         for name, value in result["results"].items():
             if "step" in result and isinstance(value, int | float):
-                points.setdefault(name, {})[result["step"]] = value
+                error = result.get("errors", {}).get(name)
+                points.setdefault(name, {})[result["step"]] = (value, math.nan if error is None else error)
     for name, values in points.items():
         if len(values) > 1:
             steps = sorted(values)
+            drawn, errors = zip(*(values[step] for step in steps), strict=True)
             lines = charts[name].lines if name in charts else ()
-            line = Line(label, steps, [values[step] for step in steps], colour=colour)
-            charts[name] = Chart(name, (*lines, line), log=True, exact=True, x_name="step", legend=is_alone)
+            line = Line(label, steps, drawn, errors, colour)
+            charts[name] = Chart(name, (*lines, line), log=True, exact=True)
 
 
 # ----------------------------------------------------------------------------
 # As a picture.
 
 
-def draw_report(report: Report, title: str) -> Image.Image:
-    """Charts above, the table below."""
-    width = (COLUMNS * CHART_SIZE[0] + 2 * EDGE) * SCALE
-    head = draw_charts(report.charts or [BLANK], title, subtitle(report), COLUMNS, SCALE)
-    if not report.charts:
-        head = head.crop((0, 0, head.width, HEADER_HEIGHT * SCALE))
-    table = _draw_table(report)
-    page = Image.new("RGB", (width, head.height + table.height), PAPER)
-    page.paste(head, (0, 0))
-    page.paste(table, (0, head.height))
-    pen = ImageDraw.Draw(page)
-    font: Any = ImageFont.load_default(12 * SCALE)
-    x, y = width - 2 * EDGE * SCALE, 27 * SCALE
-    for name, colour in reversed(legend(report)):
-        x -= int(pen.textlength(name, font))
-        pen.text((x, y), name, INK, font, anchor="lm")
-        pen.line([(x - 18 * SCALE, y), (x - 6 * SCALE, y)], colour, 3 * SCALE)
-        x -= 34 * SCALE
-    return page
-
-
-def _draw_table(report: Report) -> Image.Image:
-    width = COLUMNS * CHART_SIZE[0] + 2 * EDGE
-    columns = [2 * EDGE, 270, 470, 610, 740, 850]
-    rows = table_rows(report.rows)
-    height = (len(rows) + 1) * ROW_HEIGHT + (len(report.warnings) + 2) * EDGE
-    image = Image.new("RGB", (width * SCALE, height * SCALE), PAPER)
-    pen = ImageDraw.Draw(image)
-    font: Any = ImageFont.load_default(12 * SCALE)
+def draw_report(report: Report, title: str) -> "Figure":
+    """Return a figure of the charts above and the table below. Raises `MissingMatplotlib` without matplotlib."""
+    warnings = [line for warning in report.warnings for line in textwrap.wrap(warning, 190)]
+    num_lines = len(report.rows) + len(warnings) + 2
+    height = num_lines * ROW_HEIGHT
+    figure = make_figure(report.charts, title, subtitle(report), below=height)
+    width, whole = figure.get_size_inches()
+    axes = figure.add_axes((2 * EDGE / width, 0, 1 - 4 * EDGE / width, height / whole))
+    axes.set(xlim=(0, 1), ylim=(num_lines, 0))
+    axes.axis("off")
 
     def write(x: float, y: float, text: str, colour: str) -> None:
-        pen.text((x * SCALE, y * SCALE), text, colour, font, anchor="lm")
+        axes.text(x, y + 0.5, text, color=colour, fontsize=8, va="center", parse_math=False)
 
-    for x, text in zip(columns, HEADINGS, strict=False):
-        write(x, ROW_HEIGHT / 2, text, FAINT_INK)
+    for x, text in zip(COLUMNS, HEADINGS, strict=False):
+        write(x, 0, text, FAINT_INK)
     reaches = strip_reaches(report.rows)
-    for number, (row, texts) in enumerate(rows, start=1):
-        y = (number + 0.5) * ROW_HEIGHT
+    for y, (row, texts) in enumerate(table_rows(report.rows), start=1):
         if texts[0]:
-            rule = number * ROW_HEIGHT * SCALE
-            pen.line([(columns[0] * SCALE, rule), ((width - 2 * EDGE) * SCALE, rule)], GRID, SCALE)
-        for index, (x, text) in enumerate(zip(columns, texts, strict=False)):
+            axes.plot([0, 1], [y, y], color=GRID, linewidth=0.8)
+        for index, (x, text) in enumerate(zip(COLUMNS, texts, strict=False)):
             write(x, y, text, INK if index in (0, 2) else FAINT_INK)
-        _draw_strip(pen, row, reaches[row.name], (columns[5], width - 2 * EDGE), y)
-    for number, warning in enumerate(report.warnings):
-        write(columns[0], (len(rows) + 1) * ROW_HEIGHT + (number + 1) * EDGE, warning, FAINT_INK)
-    return image
+        _draw_strip(axes, row, reaches[row.name], y + 0.5)
+    for number, warning in enumerate(warnings):
+        write(0, len(report.rows) + 1.5 + number, warning, FAINT_INK)
+    return figure
 
 
-def _draw_strip(
-    pen: ImageDraw.ImageDraw, row: Row, reach: tuple[float, float], columns: tuple[float, float], y: float
-) -> None:
-    """A value as a dot, its error as a line, the reference as a stroke across."""
+def _draw_strip(axes: "Axes", row: Row, reach: tuple[float, float], y: float) -> None:
+    """Draw a value as a dot, its error as a line, the reference as a stroke across."""
     places = strip_places(row, reach)
     if places is None:
         return
-    x = [(columns[0] + place * (columns[1] - columns[0])) * SCALE for place in places]
-    y *= SCALE
-    pen.line([(columns[0] * SCALE, y), (columns[1] * SCALE, y)], GRID, SCALE)
-    pen.line([(x[4], y - 5 * SCALE), (x[4], y + 5 * SCALE)], AXIS, SCALE)
+    left = COLUMNS[-1]
+    low, value, high, floor, zero = (left + place * (1 - left) for place in places)
+    axes.plot([left, 1], [y, y], color=GRID, linewidth=0.8)
+    axes.plot([zero, zero], [y - 0.2, y + 0.2], color=AXIS, linewidth=0.8)
     if row.floor is not None:
-        pen.line([(x[3], y - 7 * SCALE), (x[3], y + 7 * SCALE)], REAL_COLOUR, 2 * SCALE)
-    pen.line([(x[0], y), (x[2], y)], row.colour, 3 * SCALE)
-    pen.circle((x[1], y), 4 * SCALE, fill=row.colour)
+        axes.plot([floor, floor], [y - 0.3, y + 0.3], color=REAL_COLOUR, linewidth=1.6)
+    axes.plot([low, high], [y, y], color=row.colour, linewidth=2)
+    axes.plot([value], [y], "o", color=row.colour, markersize=5)
 
 
 # ----------------------------------------------------------------------------
@@ -245,7 +226,7 @@ def _draw_strip(
 
 
 def table_rows(rows: Sequence[Row]) -> list[tuple[Row, tuple[str, ...]]]:
-    """Each row with its texts; the name of a measure stands at the first of its rows."""
+    """Return each row with its texts; the name of a measure stands at the first of its rows."""
     texts, previous = [], None
     for row in rows:
         value = short_number(row.value) + (f" \u00b1 {short_number(row.error)}" if row.error is not None else "")
@@ -256,7 +237,7 @@ def table_rows(rows: Sequence[Row]) -> list[tuple[Row, tuple[str, ...]]]:
 
 
 def strip_reaches(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
-    """The least and the greatest value on the strips of each measure, zero among them."""
+    """Return the least and the greatest value on the strips of each measure, zero among them."""
     reaches: dict[str, tuple[float, float]] = {}
     for row in rows:
         error = row.error or 0.0
@@ -267,7 +248,7 @@ def strip_reaches(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
 
 
 def strip_places(row: Row, reach: tuple[float, float]) -> tuple[float, ...] | None:
-    """Where on the strip, from 0 to 1, the error begins, the value is, the error ends, the reference and zero are."""
+    """Return where on the strip, from 0 to 1, error, value, end of the error, reference and zero are."""
     low, high = reach
     if row.is_fact or high == low or not math.isfinite(row.value):
         return None
@@ -276,15 +257,16 @@ def strip_places(row: Row, reach: tuple[float, float]) -> tuple[float, ...] | No
     return tuple(STRIP_ROOM + (1 - 2 * STRIP_ROOM) * (value - low) / (high - low) for value in values)
 
 
-def legend(report: Report) -> list[tuple[str, str]]:
-    """Name and colour of each file where there are several, and of real video."""
-    if len(report.labels) == 1:
-        return []
-    return [*((label, COLOURS[i % len(COLOURS)]) for i, label in enumerate(report.labels)), (REAL, REAL_COLOUR)]
+def report_text(report: Report) -> str:
+    """Return the table, in columns of equal width, and the warnings as text."""
+    lines = [HEADINGS, *(texts for _, texts in table_rows(report.rows))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return "\n".join([*table, *report.warnings])
 
 
 def subtitle(report: Report) -> str:
-    """Whose results these are, and what the marks mean."""
+    """Return whose results these are, and what the marks mean."""
     whose = f"{report.labels[0]}. " if len(report.labels) == 1 else ""
     return f"{whose}Errors are standard errors over videos; the grey stroke is what real video gives."
 
@@ -293,92 +275,36 @@ def subtitle(report: Report) -> str:
 # As a page.
 
 
-def write_html(report: Report, title: str) -> str:
-    """One HTML file with everything in it."""
-    figures = "\n".join(f'<img src="{_embedded(chart)}" alt="{html.escape(chart.title)}">' for chart in report.charts)
-    reaches = strip_reaches(report.rows)
-    lines = []
-    for row, texts in table_rows(report.rows):
-        cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
-        kind = ' class="first"' if texts[0] else ""
-        lines.append(f"<tr{kind}>{cells}<td>{_strip_svg(row, reaches[row.name])}</td></tr>")
-    headings = "".join(f"<th>{heading}</th>" for heading in HEADINGS)
-    warnings = "".join(f"<li>{html.escape(warning)}</li>" for warning in report.warnings)
+def write_html(report: Report, title: str, figure: "Figure | None") -> str:
+    """Return one HTML file with everything in it: the figure, if there is one, the table as text, and the details."""
+    picture = io.BytesIO()
+    if figure is not None:
+        figure.savefig(picture, dpi=DPI, format="png")
     details = "".join(
         f"<details><summary>{html.escape(name)}</summary><pre>{html.escape(text)}</pre></details>"
         for name, text in ((name, json.dumps(value, indent=2)) for name, value in report.details.items())
     )
+    name = html.escape(title)
+    encoded = base64.b64encode(picture.getvalue()).decode()
     return PAGE.format(
-        title=html.escape(title),
-        subtitle=html.escape(subtitle(report)),
-        legend="".join(
-            f'<span><i style="background:{colour}"></i>{html.escape(name)}</span>' for name, colour in legend(report)
-        ),
-        figures=figures,
-        headings=headings,
-        rows="\n".join(lines),
-        warnings=f"<ul>{warnings}</ul>" if warnings else "",
+        title=name,
+        heading=f'<img src="data:image/png;base64,{encoded}" alt="{name}">' if encoded else f"<h1>{name}</h1>",
+        table=html.escape(report_text(report)),
         details=details,
-        ink=INK,
-        faint=FAINT_INK,
-        grid=GRID,
-        paper=PAPER,
-        width=CHART_SIZE[0],
     )
 
 
-def _embedded(chart: Chart) -> str:
-    picture = draw_charts([chart], scale=SCALE, columns=1)
-    picture = picture.crop((EDGE * SCALE, HEADER_HEIGHT * SCALE, picture.width - EDGE * SCALE, picture.height))
-    buffer = io.BytesIO()
-    picture.save(buffer, "png")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _strip_svg(row: Row, reach: tuple[float, float]) -> str:
-    places = strip_places(row, reach)
-    if places is None:
-        return ""
-    low, value, high, floor, zero = (f"{300 * place:.1f}" for place in places)
-    stroke = f'<path d="M{floor} 3V19" stroke="{REAL_COLOUR}" stroke-width="2"/>' if row.floor is not None else ""
-    return (
-        f'<svg width="300" height="22"><path d="M0 11H300" stroke="{GRID}"/><path d="M{zero} 6V16" stroke="{AXIS}"/>'
-        f'{stroke}<path d="M{low} 11H{high}" stroke="{row.colour}" stroke-width="3"/>'
-        f'<circle cx="{value}" cy="11" r="4" fill="{row.colour}"/></svg>'
-    )
-
-
-HEADINGS = ("measure", "of", "value", "real reference", "real / generated", "")
-BLANK = Chart("", (Line("", [0, 1], [0, 1]),))
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: {ink}; background: {paper} }}
-body {{ max-width: 1260px; margin: 2rem auto; padding: 0 1.5rem }}
-h1 {{ font-size: 1.5rem; margin: 0 }}
-p, th, ul, summary {{ color: {faint} }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax({width}px, 1fr)) }}
-.charts {{ gap: 1rem; margin: 1.5rem 0 }}
-.charts img {{ width: 100%; max-width: {width}px }}
-.legend span {{ margin-right: 1.5rem; white-space: nowrap }}
-.legend i {{ display: inline-block; width: 18px; height: 4px; margin-right: .5rem; vertical-align: middle }}
-.wide {{ overflow-x: auto }}
-table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }}
-th {{ text-align: left; font-weight: normal }}
-td, th {{ padding: .15rem .8rem .15rem 0; white-space: nowrap }}
-td:nth-child(2), td:nth-child(4), td:nth-child(5) {{ color: {faint} }}
-tr.first td {{ border-top: 1px solid {grid} }}
-svg {{ display: block }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1260px; margin: 2rem auto; padding: 0 1.5rem }}
+img {{ width: 100% }}
 pre {{ font-size: 12px; overflow-x: auto }}
 </style></head><body>
-<h1>{title}</h1><p>{subtitle}</p>
-<div class="legend">{legend}</div>
-<div class="charts">{figures}</div>
-<div class="wide"><table><thead><tr>{headings}</tr></thead><tbody>
-{rows}
-</tbody></table></div>
-{warnings}
+{heading}
+<h2>Values</h2>
+<pre>{table}</pre>
 <h2>How it was measured</h2>
 {details}
 </body></html>
@@ -391,28 +317,44 @@ pre {{ font-size: 12px; overflow-x: auto }}
     "--out",
     "output_path",
     help="Page to write: .html, with the pictures inside, or .png",
-    required=True,
     type=click.Path(path_type=Path, dir_okay=False),
 )
 @click.option("--title", help="Headline of the page", default="Metrics of generated video", show_default=True)
-def main(results: Sequence[Path], output_path: Path, title: str) -> None:
-    if output_path.suffix not in (".html", ".png"):
+def main(results: Sequence[Path], output_path: Path | None, title: str) -> None:
+    if output_path is not None and output_path.suffix not in (".html", ".png"):
         raise click.ClickException(f"--out is {output_path}, but a page is drawn as .html or .png: name one of these")
     try:
         report = collect(dict(zip(labels(results), map(read_results, results), strict=True)))
+        click.echo(report_text(report))
+        if output_path is not None:
+            write_report(report, output_path, title)
+            click.echo(f"The report is in {output_path}")
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    output_path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(output_path) as temporary:
-        if output_path.suffix == ".png":
-            draw_report(report, title).save(temporary, "png")
+
+
+def write_report(report: Report, path: Path, title: str) -> None:
+    """Write a report as .png or .html; without matplotlib, a page has no picture, which is said.
+
+    Raises `MissingMatplotlib` for a picture without matplotlib.
+    """
+    figure = None
+    try:
+        figure = draw_report(report, title)
+    except MissingMatplotlib as error:
+        if path.suffix == ".png":
+            raise
+        click.echo(f"Warning: {path} has no charts, since {error}", err=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        if figure is not None and path.suffix == ".png":
+            figure.savefig(temporary, dpi=DPI, format="png")
         else:
-            Path(temporary).write_text(write_html(report, title))
-    click.echo(f"{len(report.rows)} values and {len(report.charts)} charts are in {output_path}")
+            Path(temporary).write_text(write_html(report, title, figure))
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
-    """A name for each file: its stem, behind as much of its path as tells it from the others."""
+    """Return a name for each file: its stem, behind as much of its path as tells it from the others."""
     depth = 1
     while True:
         names = ["/".join((*path.parent.parts[len(path.parent.parts) + 1 - depth :], path.stem)) for path in paths]

@@ -17,40 +17,30 @@ already is not measured again.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 from metrics import inputs, metric_main
-from metrics.plan import Generated
 from torch_utils import host_memory
 from training.checkpoint import STATE_NAME, list_networks
 from training.logger import read_lines
-from training.longvideogan.command import Size
-from training.longvideogan.sampling import Condition, LowResSource, Pair, Source, Start, open_source
+from training.network_file import ModelPath
+from training.sampling import Resized, open_sampler
 
 COUNT = click.IntRange(min=1)
 
 
-class Bicubic(Source):
-    """Low-resolution videos, enlarged by bicubic interpolation: what a super-resolution network has to surpass."""
-
-    def __init__(self, lres: LowResSource, size: tuple[int, int]) -> None:
-        self.lres, self.temporal_scale = lres, lres.temporal_scale
-        self.height, self.width = size
-
-    def frames(
-        self, seeds: Sequence[int], start: Start, num_frames: int | None, condition: Condition | None = None
-    ) -> Iterator[Tensor]:
-        """See `Source.frames`."""
-        for chunk in self.lres.frames(seeds, start, num_frames):
-            images = chunk.transpose(1, 2).flatten(0, 1)
-            images = interpolate(images, (self.height, self.width), mode="bicubic", align_corners=False)
-            yield images.unflatten(0, (len(chunk), -1)).transpose(1, 2)
+def parse_size(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """Read a size such as 72x128: (height, width)."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise click.BadParameter(f"{text!r} is not a size; give height x width, such as 72x128")
+    return int(match[1]), int(match[2])
 
 
 def find_networks(paths: Sequence[Path], every: int = 1) -> list[tuple[int | None, Path]]:
@@ -91,7 +81,9 @@ def best(metric: str, *files: Path) -> str | None:
 @click.option("--dataset", help="Footage to compare with", required=True)
 @click.option("--every", help="Of a run only the checkpoints of each so many steps", default=1, type=COUNT)
 @click.option("--sres", help="Make frames sharp with this network; path, URL or name")
-@click.option("--bicubic", help="Enlarge frames to this size by bicubic interpolation", type=Size())
+@click.option(
+    "--bicubic", help="Enlarge frames to this size by bicubic interpolation", callback=parse_size, metavar="HxW"
+)
 @click.option("--metric", "-m", "metrics", help="What to measure; repeatable", multiple=True, required=True)
 @click.option(
     "--num-videos", help="Videos a side for measures of long videos", default=64, show_default=True, type=COUNT
@@ -127,13 +119,13 @@ def main(
             missing = [metric for metric in metrics if metric not in known]
             if not missing:
                 continue
-            source = open_source(str(path), sres, where)
-            assert isinstance(source, LowResSource | Pair)
-            if bicubic and isinstance(source, LowResSource):
-                source = Bicubic(source, bicubic)
-            real = inputs.open_videos(dataset, (source.height, source.width))
+            models = [ModelPath(str(path), "lres"), *([ModelPath(sres, "sres")] if sres else [])]
+            sampler = open_sampler(models, device=where)
+            sampler = Resized(sampler, bicubic) if bicubic else sampler
+            real = inputs.open_videos(dataset, sampler.size)
+            fake = metric_main.prompted(sampler, real, str(path))
             options = {"seed": seed, "device": where, "num_videos": num_videos, "num_frames": num_frames}
-            for result in metric_main.calc_metrics(missing, real, Generated(source), **options):
+            for result in metric_main.calc_metrics(missing, real, fake, **options):
                 line = {**({} if step is None else {"step": step}), **result, **name}
                 with out.open("a") as file:
                     file.write(json.dumps(line) + "\n")

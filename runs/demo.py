@@ -28,8 +28,9 @@ from dataset_tools.archive import read_description
 from dnnlib.util import atomic_path, format_time
 from dnnlib.video import iter_video_frames
 from metrics.detectors import i3d
+from metrics.families import ClipShape
 from metrics.frechet import frechet_distance_from_features
-from metrics.samplers import ClipShape, real_clips
+from metrics.samplers import real_clips
 from training.data.dataset import ClipDataset
 from training.network_file import DEFAULT_MODEL
 from training.preview import contact_sheet

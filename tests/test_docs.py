@@ -9,9 +9,9 @@ import shlex
 import click
 from click.testing import CliRunner
 
-from training import preview
+from training import curves
 from training.config import FREE_OPTIONS
-from training.longvideogan import presets
+from training.longvideogan import charts, presets
 
 TRAINING = {"train_lres", "train_sres"}
 # Options of programs that are not ours.
@@ -87,7 +87,7 @@ def test_commands_are_found(repo):
         ("train_lres", ["--batch=8"]),
         ("a.b", ["c", "--d"]),
     ]
-    assert {module for _, module, _ in all_commands(repo)} >= {*TRAINING, "generate", "training.preview"}
+    assert {module for _, module, _ in all_commands(repo)} >= {*TRAINING, "generate", "training.curves"}
 
 
 def test_every_option_of_every_command_exists(repo):
@@ -226,8 +226,8 @@ def test_extras_named_for_installing_exist(repo):
 
 def test_what_there_is_to_know_about_training_is_told(repo):
     text = (repo / "docs/training.md").read_text()
-    for title, _, _ in preview.CURVES:
-        assert f"| {title} |" in text
+    for chart in (*charts.CHARTS, *curves.CHARTS):
+        assert f"| {chart.title} |" in text
     for stage in TRAINING:
         for name in options_of(importlib.import_module(stage).main) - {"--metric", "--dry-run"}:
             assert f"`{name}`" in text, f"docs/training.md leaves out {name} of {stage}"

@@ -6,6 +6,7 @@ import torch
 from metrics.detectors import i3d
 from torch_utils import precision, training_stats
 from training import registry
+from training.contract import Run
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.presets import STAGES
 from training.longvideogan.sampling import make_source
@@ -67,6 +68,13 @@ def test_frames_in_other_precisions_are_close(seeded_pair, name, limit):
         assert ours.dtype == torch.float32 and 0 < (ours - full).norm() / full.norm() < limit
 
 
+def make_system(stage, device, batch, grad_accum=1, **changes):
+    """A stage at the size of its preset toy."""
+    cls = registry.resolve(registry.spec(stage).system)
+    run = Run(torch.device(device), batch, grad_accum)
+    return cls(cls.Options(**{**STAGES[stage]["toy"]["model"], **changes}), run)
+
+
 @pytest.mark.parametrize("stage", list(STAGES))
 @pytest.mark.parametrize("name", ["tf32", "fp16", "bf16"])
 def test_a_step_in_another_precision_goes_the_same_way(stage, name):
@@ -74,12 +82,12 @@ def test_a_step_in_another_precision_goes_the_same_way(stage, name):
         pytest.skip("there is no such precision here")
     losses = []
     for chosen in ("fp32", name):
-        system = registry.resolve(registry.SYSTEMS[stage])({**STAGES[stage]["toy"]["model"], "batch": 2}, "cuda")
+        system = make_system(stage, "cuda", batch=2)
         system.set_precision(chosen)
         rng = torch.Generator().manual_seed(0)
         batches = (
             {
-                part.name: (torch.rand(2, 3, part.num_frames, part.height, part.width, generator=rng) * 2 - 1).cuda()
+                part.name: (torch.rand(2, 3, part.count, part.height, part.width, generator=rng) * 2 - 1).cuda()
                 for part in spec.parts
             }
             for spec in system.batch_spec(0)
@@ -92,16 +100,14 @@ def test_a_step_in_another_precision_goes_the_same_way(stage, name):
 @pytest.mark.parametrize("compiles", [False, True])
 @pytest.mark.parametrize("stage", list(STAGES))
 def test_a_step_trains_on_a_gpu_as_on_a_cpu(stage, compiles):
-    row = STAGES[stage]["toy"]
-    model = {**row["model"], "batch": 2, "grad_accum": 1}
     losses = []
     for device in ("cpu", "cuda"):
-        system = registry.resolve(registry.SYSTEMS[stage])(model, device)
+        system = make_system(stage, device, batch=2)
         system.set_compile(compiles and device == "cuda")
         rng = torch.Generator().manual_seed(0)
         batches = (
             {
-                part.name: torch.rand(2, 3, part.num_frames, part.height, part.width, generator=rng).to(device) * 2 - 1
+                part.name: torch.rand(2, 3, part.count, part.height, part.width, generator=rng).to(device) * 2 - 1
                 for part in spec.parts
             }
             for spec in system.batch_spec(0)
@@ -113,12 +119,12 @@ def test_a_step_trains_on_a_gpu_as_on_a_cpu(stage, compiles):
 @pytest.mark.parametrize("stage", list(STAGES))
 def test_a_step_never_waits_for_the_gpu(stage):
     """All but the adaptation of the augmentation, which is not due here; the first step may build kernels."""
-    changes = {"batch": 2, "grad_accum": 2, "r1_interval": 1}
+    changes = {"r1_interval": 1}
     if stage == "longvideogan-sres":
         changes["ada_interval"] = 99
-    system = registry.resolve(registry.SYSTEMS[stage])({**STAGES[stage]["toy"]["model"], **changes}, "cuda")
+    system = make_system(stage, "cuda", batch=2, grad_accum=2, **changes)
     batches = [
-        {part.name: torch.zeros(2, 3, part.num_frames, part.height, part.width, device="cuda") for part in spec.parts}
+        {part.name: torch.zeros(2, 3, part.count, part.height, part.width, device="cuda") for part in spec.parts}
         for spec in system.batch_spec(0)
     ]
     system.step(iter(batches), 0)

@@ -29,12 +29,12 @@ COMMANDS = {
     "dataset_tools.merge": "main",
     "metrics.report": "main",
     "training.checkpoint": "main",
-    "training.preview": "main",
+    "training.curves": "main",
     "metrics.detectors.registry": "main",
     "runs.demo": "main",
     **{
         f"benchmarks.{name}": "main"
-        for name in ("all", "generate", "loader", "metrics", "networks", "ops", "startup", "train_step")
+        for name in ("all", "compare", "generate", "loader", "metrics", "networks", "ops", "startup", "train_step")
     },
     "torch_utils.custom_ops": "main",
 }
@@ -94,7 +94,7 @@ def test_dependencies_agree(repo):
 def test_everything_tested_is_pinned(repo):
     project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
     pinned = {line.split("==")[0].lower() for line in (repo / "constraints.txt").read_text().splitlines()}
-    names = ("demo", "dev", "fast", "safetensors", "shots", "youtube")
+    names = ("demo", "dev", "fast", "plots", "safetensors", "shots", "youtube")
     extras = [project["optional-dependencies"][name] for name in names]
     wanted = itertools.chain(project["dependencies"], *extras)
     assert {re.split(r"[>=]", line)[0].lower() for line in wanted} <= pinned
@@ -112,7 +112,7 @@ for name in {modules!r}:
     importlib.import_module(name)
 import torch
 assert not torch.cuda.is_initialized()
-assert "wandb" not in sys.modules and "vizdoom" not in sys.modules
+assert not {{"wandb", "vizdoom", "matplotlib"}} & set(sys.modules)
 assert threading.active_count() == 1
 assert set(os.listdir(".")) - before <= {{"__pycache__"}}
 """

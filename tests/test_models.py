@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 import generate
 from dnnlib.video import iter_video_frames
-from explorer.session import list_models
+from explorer.session import list_entries
 from training import network_file
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.presets import STAGES
@@ -25,7 +25,7 @@ def test_each_has_a_card_and_each_card_a_pair():
     assert NAME in cards and {path.stem for path in NETWORKS} == {
         f"{card}-{r}" for card in cards for r in ("lres", "sres")
     }
-    assert [entry.name for entry in list_models()] == sorted(cards)
+    assert [entry.name for entry in list_entries()] == sorted(cards)
 
 
 @pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)

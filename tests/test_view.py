@@ -20,14 +20,15 @@ from click.testing import CliRunner
 
 import view
 from dnnlib.video import iter_video_frames
-from explorer.local_server import Server
-from explorer.session import MAX_CLIPS, Entry, list_models
-from tests.explorer import (
+from explorer.server import STATIC, Handler, Server
+from explorer.session import MAX_CLIPS, Entry, list_entries
+from tests.explorer.helpers import (
     FAR,
-    ServedStudio,
+    ServedSession,
     ask,
     ask_json,
     close,
+    error_of,
     frames_of,
     make_networks,
     sampled,
@@ -36,6 +37,7 @@ from tests.explorer import (
 )
 from training import network_file
 from training.longvideogan.sampling import Sampling
+from training.network_file import ModelPath
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +47,10 @@ def networks(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def studio(networks):
-    """A studio whose server is running."""
-    with serving(networks[2]) as studio:
-        yield studio
+def session(networks):
+    """A session whose server is running."""
+    with serving(networks[2]) as session:
+        yield session
 
 
 # ----------------------------------------------------------------------------
@@ -56,51 +58,56 @@ def studio(networks):
 
 
 @pytest.mark.parametrize("kind", ["lres", "sres"])
-def test_frames_are_those_that_sample_gives(studio, networks, kind):
+def test_frames_are_those_that_sample_gives(session, networks, kind):
     for seed, start, count in ((3, 0, 40), (3, 30, 5), (4, -7, 9), (3, FAR + 1, 6)):
-        frames = frames_of(studio, start, count, kind=kind, seed=seed)
-        assert close(frames, sampled(networks, kind, seed, start, count))
+        frames = frames_of(session, start, count, kind=kind, seed=seed)
+        assert close(frames, sampled(networks[2], kind, seed, start, count))
         assert frames.std() > 10
-    assert not close(frames_of(studio, 0, 4, kind=kind, seed=3), frames_of(studio, 0, 4, kind=kind, seed=4))
+    assert not close(frames_of(session, 0, 4, kind=kind, seed=3), frames_of(session, 0, 4, kind=kind, seed=4))
 
 
-def test_a_frame_has_the_same_bits_whichever_way_one_comes_to_it(studio, networks):
-    whole = frames_of(studio, 20, 60, kind="sres", seed=5)
+def test_a_frame_has_the_same_bits_whichever_way_one_comes_to_it(session, networks):
+    whole = frames_of(session, 20, 60, kind="sres", seed=5)
     with serving(networks[2], cache_bytes=100_000) as other:  # a few blocks, so that most are computed again
         for start in (70, 21, 44, 70, 20):
             assert np.array_equal(frames_of(other, start, 7, kind="sres", seed=5), whole[start - 20 : start - 13])
         assert other.cache.num_bytes <= 100_000
         small = frames_of(other, 64, 3, kind="lres", seed=5)
-    assert np.array_equal(frames_of(studio, 60, 12, kind="lres", seed=5)[4:7], small)
+    assert np.array_equal(frames_of(session, 60, 12, kind="lres", seed=5)[4:7], small)
 
 
-def test_truncation_and_speed_reach_the_networks(studio, networks):
+def test_options_reach_the_networks(session, networks):
     for kind in ("lres", "sres"):
-        wanted = sampled(networks, kind, 1, 10, 6, Sampling(truncation=0.5, temporal_scale=0.25))
-        assert close(frames_of(studio, 10, 6, kind=kind, seed=1, truncation=0.5, speed=0.25), wanted)
-        assert not close(frames_of(studio, 10, 6, kind=kind, seed=1), wanted)
+        wanted = sampled(networks[2], kind, 1, 10, 6, Sampling(truncation=0.5, temporal_scale=0.25))
+        assert close(frames_of(session, 10, 6, kind=kind, seed=1, truncation=0.5, temporal_scale=0.25), wanted)
+        assert not close(frames_of(session, 10, 6, kind=kind, seed=1), wanted)
 
 
-def test_grids_and_pairs_are_made_of_the_frames_of_their_seeds(studio):
-    grid = frames_of(studio, 8, 3, kind="sres", seed=10, grid="2x3")
+def test_grids_and_pairs_are_made_of_the_frames_of_their_seeds(session):
+    grid = frames_of(session, 8, 3, kind="sres", seed=10, grid="2x3")
     assert grid.shape == (3, 72, 192, 3)
     for index in range(6):
         row, column = divmod(index, 3)
         cell = grid[:, 36 * row : 36 * row + 36, 64 * column : 64 * column + 64]
-        assert np.array_equal(cell, frames_of(studio, 8, 3, kind="sres", seed=10 + index))
-    both = frames_of(studio, 8, 3, kind="both", seed=10)
-    assert np.array_equal(both[:, :, 64:], frames_of(studio, 8, 3, kind="sres", seed=10))
-    assert np.array_equal(both[:, ::2, :64:2], frames_of(studio, 8, 3, kind="lres", seed=10))
+        assert np.array_equal(cell, frames_of(session, 8, 3, kind="sres", seed=10 + index))
+    both = frames_of(session, 8, 3, kind="side-by-side", seed=10)
+    assert np.array_equal(both[:, :, 64:], frames_of(session, 8, 3, kind="sres", seed=10))
+    assert np.array_equal(both[:, ::2, :64:2], frames_of(session, 8, 3, kind="lres", seed=10))
 
 
-def test_models_say_what_they_have(studio):
-    assert ask_json(studio, "/api/models")["models"] == ["toy", "small", "broken"]
-    about = ask_json(studio, "/api/model", model="toy")
-    assert about["kinds"]["lres"] == {"height": 18, "width": 32, "block": 32}
-    assert about["kinds"]["both"] == {"height": 36, "width": 128, "block": 4}
-    assert list(ask_json(studio, "/api/model", model="small")["kinds"]) == ["lres"]
-    checked = ask_json(studio, "/api/check", model="toy", seed=" 7", grid="2x2", frame=-3)
-    assert checked["seed"] == 7 and checked["frame"] == -3 and checked["grid"] == "2x2"
+def test_models_say_what_they_have(session):
+    assert ask_json(session, "/api/models")["models"] == ["toy", "small", "broken"]
+    about = ask_json(session, "/api/model", model="toy")
+    assert list(about["kinds"]) == ["lres", "sres", "side-by-side"] and about["first"] is None
+    assert about["kinds"]["lres"] == {"height": 18, "width": 32, "block": 32, "stage": 0, "shows": ["lres"]}
+    both = {"height": 36, "width": 128, "block": 4, "stage": 1, "shows": ["lres", "sres"]}
+    assert about["kinds"]["side-by-side"] == both
+    assert [option["name"] for option in about["options"]] == ["truncation", "temporal_scale"]
+    assert about["options"][0].items() >= {"kind": "number", "low": 0, "high": 2, "default": 1.0, "choices": []}.items()
+    assert list(ask_json(session, "/api/model", model="small")["kinds"]) == ["lres"]
+    checked = ask_json(session, "/api/check", model="toy", seed=" 7", grid="2x2", frame=-3, truncation=" 0.50 ")
+    assert checked["seed"] == 7 and checked["frame"] == -3 and checked["grid"] == "2x2" and checked["kind"] == "sres"
+    assert checked["options"] == {"truncation": 0.5, "temporal_scale": 1.0}
 
 
 # ----------------------------------------------------------------------------
@@ -120,38 +127,43 @@ def test_models_say_what_they_have(studio):
         ({"count": 100_000}, "use at most 256"),
         ({"start": 10**15}, "use a number from"),
         ({"start": "now"}, "start is 'now'"),
-        ({"kind": "hres"}, "one of lres, sres, both"),
+        ({"kind": "hres"}, "one of lres, sres, side-by-side"),
         ({"grid": "100x100"}, "a grid of 100x100 was asked for: use 1 to 36 cells"),
         ({"grid": "big"}, "'big' is not a grid"),
-        ({"truncation": "nan"}, "truncation is 'nan': use a number"),
-        ({"truncation": 9}, "from 0 to 2"),
-        ({"speed": 0}, "from 0.05 to 8"),
+        ({"truncation": "nan"}, "truncation is nan: use a number"),
+        ({"truncation": "1e999"}, "truncation is inf: use a number"),
+        ({"truncation": "low"}, "option truncation is 'low': use a number"),
+        ({"truncation": ""}, "option truncation is '': use a number"),
+        ({"truncation": "9" * 5000}, "truncation has 5000 letters: use at most 100"),
+        ({"truncation": 9}, "truncation is 9.0: use a number from 0 to 2"),
+        ({"temporal_scale": 0}, "temporal scale is 0.0: use a positive number"),
+        ({"temporal_scale": 9}, "from 0.05 to 8"),
+        ({"rng": "legacy"}, "'rng' is nothing that can be given here"),
+        ({"speed": 1}, "'speed' is nothing that can be given here"),
         ({"model": "/etc/passwd"}, "there is no model '/etc/passwd' here: use one of toy, small, broken"),
         ({"model": "../toy"}, "there is no model"),
-        ({"model": "small", "kind": "sres"}, "small has no super-resolution network"),
+        ({"model": "small", "kind": "sres"}, "kind is 'sres': use one of lres"),
         ({"model": "broken"}, "is damaged"),
         ({"colour": 1}, "'colour' is nothing that can be given here"),
     ],
 )
-def test_wrong_input_is_answered_in_a_sentence(studio, values, words):
-    status, body = ask(studio, "/api/frames", **{"model": "toy", "start": 0, **values})
-    error = json.loads(body)["error"]
-    assert status == 400 and words in error and len(error) < 300 and "\n" not in error
+def test_wrong_input_is_answered_in_a_sentence(session, values, words):
+    assert words in error_of(session, **values)
 
 
-def test_what_is_missing_or_said_twice_is_refused(studio):
-    assert ask(studio, "/api/frames?model=toy")[0] == 400
-    assert ask(studio, "/api/frames?model=toy&start=0&start=1")[0] == 400
-    assert ask(studio, "/api/frames?" + "&".join(f"a{index}=1" for index in range(50)))[0] == 400
+def test_what_is_missing_or_said_twice_is_refused(session):
+    assert ask(session, "/api/frames?model=toy")[0] == 400
+    assert ask(session, "/api/frames?model=toy&start=0&start=1")[0] == 400
+    assert ask(session, "/api/frames?" + "&".join(f"a{index}=1" for index in range(50)))[0] == 400
 
 
-def test_only_the_page_and_its_questions_are_there(studio):
+def test_only_the_page_and_its_questions_are_there(session):
     for path in ("/nothing", "/view.py", "/../view.py", "//etc/passwd", "/page/view.html", "/api/clips/x"):
-        status, body = ask(studio, path)
+        status, body = ask(session, path)
         assert status == 404 and "there is nothing at" in json.loads(body)["error"]
-    assert ask(studio, "/api/models", method="POST")[0] == 404
-    assert ask(studio, "/api/models", method="DELETE")[0] == 501
-    assert ask(studio, "/api/close", method="POST", headers={"Content-Length": "99999"})[0] == 413
+    assert ask(session, "/api/models", method="POST")[0] == 404
+    assert ask(session, "/api/models", method="DELETE")[0] == 501
+    assert ask(session, "/api/close", method="POST", headers={"Content-Length": "99999"})[0] == 413
 
 
 @pytest.mark.parametrize(
@@ -172,16 +184,16 @@ def test_only_the_page_and_its_questions_are_there(studio):
         ({"Sec-Fetch-Site": "same-origin"}, 200),
     ],
 )
-def test_other_pages_get_no_answer(studio, headers, status):
-    assert ask(studio, "/api/models", headers=headers)[0] == status
+def test_other_pages_get_no_answer(session, headers, status):
+    assert ask(session, "/api/models", headers=headers)[0] == status
 
 
-def test_the_page_needs_nothing_from_elsewhere(studio):
-    for path in view.STATIC:
-        status, body = ask(studio, path)
+def test_the_page_needs_nothing_from_elsewhere(session):
+    for path in STATIC:
+        status, body = ask(session, path)
         assert status == 200
         assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", body.decode())
-    connection = http.client.HTTPConnection("127.0.0.1", studio.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", session.port, timeout=30)
     connection.request("GET", "/")
     assert "default-src 'none'" in str(connection.getresponse().headers["Content-Security-Policy"])
     connection.close()
@@ -192,8 +204,8 @@ def test_the_page_needs_nothing_from_elsewhere(studio):
 
 
 @contextlib.contextmanager
-def held(studio):
-    """Keeps the studio's thread at one step while the block runs."""
+def held(session):
+    """Keeps the session's thread at one step while the block runs."""
     begun, gate = threading.Event(), threading.Event()
 
     def steps():
@@ -201,7 +213,7 @@ def held(studio):
         assert gate.wait(60)
         yield
 
-    studio.worker.submit(steps(), "holder")
+    session.worker.submit(steps(), "holder")
     assert begun.wait(10)
     try:
         yield
@@ -213,8 +225,8 @@ def in_threads(*requests):
     """Starts requests; gives the list into which their answers come, and how to wait for them."""
     answers: list[Any] = [None] * len(requests)
 
-    def fetch(index, studio, values):
-        answers[index] = ask(studio, "/api/frames", **{"model": "toy", **values})
+    def fetch(index, session, values):
+        answers[index] = ask(session, "/api/frames", **{"model": "toy", **values})
 
     threads = [threading.Thread(target=fetch, args=(index, *request)) for index, request in enumerate(requests)]
     for thread in threads:
@@ -222,63 +234,63 @@ def in_threads(*requests):
     return answers, lambda: [thread.join(20) for thread in threads]
 
 
-def test_a_jump_drops_what_the_tab_wanted_before(studio):
-    with held(studio):
-        answers, wait = in_threads((studio, {"seed": 900, "start": 0, "tab": "a", "turn": 1}))
-        until(lambda: studio.worker.num_tasks == 2)
+def test_a_jump_drops_what_the_tab_wanted_before(session):
+    with held(session):
+        answers, wait = in_threads((session, {"seed": 900, "start": 0, "tab": "a", "turn": 1}))
+        until(lambda: session.worker.num_tasks == 2)
         later, wait_later = in_threads(
-            (studio, {"seed": 901, "start": 0, "tab": "a", "turn": 2}),
-            (studio, {"seed": 902, "start": 0, "tab": "b", "turn": 1}),
+            (session, {"seed": 901, "start": 0, "tab": "a", "turn": 2}),
+            (session, {"seed": 902, "start": 0, "tab": "b", "turn": 1}),
         )
         wait()  # it is answered at once, not after the step at hand
         assert answers[0][0] == 410
     wait_later()
     assert [status for status, _ in later] == [200, 200]
-    assert {name.seed for name in studio.cache._blocks} & {900, 901, 902} == {901, 902}
+    assert {name.seed for name in session.cache._blocks} & {900, 901, 902} == {901, 902}
 
 
-def test_requests_of_a_closed_connection_or_tab_are_dropped(studio):
-    with held(studio):
-        connection = socket.create_connection(("127.0.0.1", studio.port))
+def test_requests_of_a_closed_connection_or_tab_are_dropped(session):
+    with held(session):
+        connection = socket.create_connection(("127.0.0.1", session.port))
         request = "GET /api/frames?model=toy&start=0&seed=910 HTTP/1.1\r\nHost: localhost\r\n\r\n"
         connection.sendall(request.encode())
-        answers, wait = in_threads((studio, {"seed": 911, "start": 0, "tab": "c"}))
-        until(lambda: studio.worker.num_tasks == 3)
+        answers, wait = in_threads((session, {"seed": 911, "start": 0, "tab": "c"}))
+        until(lambda: session.worker.num_tasks == 3)
         connection.close()
-        assert ask(studio, "/api/close", method="POST", tab="c")[0] == 200
+        assert ask(session, "/api/close", method="POST", tab="c")[0] == 200
         time.sleep(0.3)  # the thread of the closed connection looks every tenth of a second
     wait()
     assert answers[0][0] == 410
-    until(lambda: studio.worker.num_tasks == 0)
-    assert not {name.seed for name in studio.cache._blocks} & {910, 911}
+    until(lambda: session.worker.num_tasks == 0)
+    assert not {name.seed for name in session.cache._blocks} & {910, 911}
 
 
-def test_the_queue_is_bounded(studio):
-    limit = studio.worker.max_per_owner
-    with held(studio):
-        answers, wait = in_threads(*[(studio, {"seed": 920, "start": 0, "tab": "d", "turn": 1})] * limit)
-        until(lambda: studio.worker.num_tasks == limit + 1)
-        status, body = ask(studio, "/api/frames", model="toy", start=0, seed=920, tab="d", turn=1)
+def test_the_queue_is_bounded(session):
+    limit = session.worker.max_per_owner
+    with held(session):
+        answers, wait = in_threads(*[(session, {"seed": 920, "start": 0, "tab": "d", "turn": 1})] * limit)
+        until(lambda: session.worker.num_tasks == limit + 1)
+        status, body = ask(session, "/api/frames", model="toy", start=0, seed=920, tab="d", turn=1)
         assert status == 503 and "try again" in json.loads(body)["error"]
-        assert ask(studio, "/api/models")[0] == 200, "what needs no network is answered meanwhile"
+        assert ask(session, "/api/models")[0] == 200, "what needs no network is answered meanwhile"
     wait()
     assert [status for status, _ in answers] == [200] * limit
 
 
 def test_connections_are_bounded(networks):
-    with ServedStudio([Entry("toy", str(networks[2] / "toy-lres.pkl"))]) as studio:
-        with Server("127.0.0.1", 0, partial(view.Handler, studio), max_connections=2) as server:
+    with ServedSession([Entry("toy", (str(networks[2] / "toy-lres.pkl"),))]) as session:
+        with Server("127.0.0.1", 0, partial(Handler, session), max_connections=2) as server:
             threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-            studio.port = server.server_address[1]
+            session.port = server.server_address[1]
             with contextlib.ExitStack() as stack:
                 for _ in range(2):
-                    stack.enter_context(socket.create_connection(("127.0.0.1", studio.port)))
+                    stack.enter_context(socket.create_connection(("127.0.0.1", session.port)))
                 with pytest.raises(OSError):
-                    ask(studio, "/api/models")
+                    ask(session, "/api/models")
 
             def is_free():
                 with contextlib.suppress(OSError, http.client.HTTPException):
-                    return ask(studio, "/api/models")[0] == 200
+                    return ask(session, "/api/models")[0] == 200
 
             until(is_free)
             server.shutdown()
@@ -288,38 +300,38 @@ def test_connections_are_bounded(networks):
 # Clips.
 
 
-def make_clip(studio, **values):
-    status, body = ask(studio, "/api/clips", method="POST", **{"model": "toy", "start": 0, "count": 9, **values})
+def make_clip(session, **values):
+    status, body = ask(session, "/api/clips", method="POST", **{"model": "toy", "start": 0, "count": 9, **values})
     assert status == 200, body
     return json.loads(body)["clip"]
 
 
-def test_a_clip_shows_the_frames(studio, tmp_path):
-    number = make_clip(studio, kind="sres", seed=2, start=FAR, count=11, grid="1x2", fps=25)
-    until(lambda: ask_json(studio, f"/api/clips/{number}")["finished"])
-    about = ask_json(studio, f"/api/clips/{number}")
+def test_a_clip_shows_the_frames(session, tmp_path):
+    number = make_clip(session, kind="sres", seed=2, start=FAR, count=11, grid="1x2", fps=25)
+    until(lambda: ask_json(session, f"/api/clips/{number}")["finished"])
+    about = ask_json(session, f"/api/clips/{number}")
     assert about["name"] == f"toy_seeds=2-3_start={FAR}_len=11_grid=1x2_sres.mp4" and about["done"] == 11
-    (tmp_path / "clip.mp4").write_bytes(ask(studio, f"/api/clips/{number}/file")[1])
+    (tmp_path / "clip.mp4").write_bytes(ask(session, f"/api/clips/{number}/file")[1])
     video = np.stack(list(iter_video_frames(tmp_path / "clip.mp4")))
-    frames = frames_of(studio, FAR, 11, kind="sres", seed=2, grid="1x2")
+    frames = frames_of(session, FAR, 11, kind="sres", seed=2, grid="1x2")
     assert video.shape == (11, 36 * 4, 128 * 4, 3)
     assert np.abs(video.reshape(11, 36, 4, 128, 4, 3).mean(axis=(2, 4)) - frames).mean() < 3
 
 
-def test_clips_can_be_given_up_and_are_bounded(studio):
-    with held(studio):
-        number = make_clip(studio, seed=930)
-        status, body = ask(studio, f"/api/clips/{number}/file")
+def test_clips_can_be_given_up_and_are_bounded(session):
+    with held(session):
+        number = make_clip(session, seed=930)
+        status, body = ask(session, f"/api/clips/{number}/file")
         assert status == 400 and "0 of 9 frames so far" in json.loads(body)["error"]
-        ask(studio, f"/api/clips/{number}/cancel", method="POST")
-    until(lambda: ask(studio, f"/api/clips/{number}")[0] == 410)
+        ask(session, f"/api/clips/{number}/cancel", method="POST")
+    until(lambda: ask(session, f"/api/clips/{number}")[0] == 410)
     for seed in range(MAX_CLIPS + 2):
-        last = make_clip(studio, seed=seed)
-        until(lambda number=last: ask_json(studio, f"/api/clips/{number}")["finished"])
-    assert ask(studio, f"/api/clips/{number}")[0] == 400, "the oldest is forgotten"
-    assert len(list(studio.folder.iterdir())) == MAX_CLIPS
+        last = make_clip(session, seed=seed)
+        until(lambda number=last: ask_json(session, f"/api/clips/{number}")["finished"])
+    assert ask(session, f"/api/clips/{number}")[0] == 400, "the oldest is forgotten"
+    assert len(list(session.folder.iterdir())) == MAX_CLIPS
     for values in ({"count": -1}, {"count": 10**6}, {"fps": 0}, {"format": "exe"}, {"model": "x"}, {"seed": "a"}):
-        status, body = ask(studio, "/api/clips", method="POST", **{"model": "toy", "start": 0, "count": 9, **values})
+        status, body = ask(session, "/api/clips", method="POST", **{"model": "toy", "start": 0, "count": 9, **values})
         assert status == 400, body
 
 
@@ -330,12 +342,9 @@ def test_clips_can_be_given_up_and_are_bounded(studio):
 def test_models_are_found_by_their_names(networks, tmp_path, monkeypatch):
     folder = networks[2]
     monkeypatch.setattr(network_file, "MODELS", folder)
-    assert [(entry.name, entry.sres is None) for entry in list_models()] == [
-        ("broken", True),
-        ("small", True),
-        ("toy", False),
-    ]
-    assert list_models("runs/a/toy-lres.pkl", "b.pkl") == [Entry("toy", "runs/a/toy-lres.pkl", "b.pkl")]
+    assert [(entry.name, len(entry.files)) for entry in list_entries()] == [("broken", 1), ("small", 1), ("toy", 2)]
+    files = (ModelPath("runs/a/toy-lres.pkl", "lres"), ModelPath("b.pkl"))
+    assert list_entries(files) == [Entry("toy", files)]
     monkeypatch.setattr(network_file, "MODELS", tmp_path)
     result = CliRunner().invoke(view.main, [])
     assert result.exit_code == 1 and "there is no model in" in result.output
@@ -347,8 +356,12 @@ def test_what_does_not_start_says_why(networks):
     port = taken.getsockname()[1]
     lres = f"--lres={folder / 'toy-lres.pkl'}"
     for arguments, words in (
-        ([f"--sres={folder / 'toy-sres.pkl'}"], "--sres is given without --lres"),
-        ([f"--lres={folder / 'toy-sres.pkl'}"], "did you swap"),
+        ([f"--sres={folder / 'toy-sres.pkl'}"], "frames of context at 18x32 are needed: give --context"),
+        ([f"--model={folder / 'toy-sres.pkl'}"], "toy needs more than a seed"),
+        ([lres, f"--model={folder / 'small-lres.pkl'}"], "two files hold a low-resolution generator each"),
+        ([lres, "--context=clip.mp4"], "a context was given, but the model takes none"),
+        ([lres, "-o", "truncation=low"], "option truncation is 'low': use a number"),
+        ([lres, "-o", "rng=legacy"], "depend on the length of the video: leave them out"),
         ([f"--lres={folder / 'missing.pkl'}"], "there is no file"),
         ([lres, f"--port={port}"], "use another --port"),
         ([lres, "--port=99999"], "port 99999 does not exist"),

@@ -1,4 +1,4 @@
-"""Which parts of the networks `torch.compile` makes programs of, and when: `region` marks them, `compiled` turns it on.
+"""Compile parts of networks with `torch.compile`: `region` marks them, `compiled` turns compilation on.
 
 | region | runs in |
 |---|---|
@@ -6,17 +6,17 @@
 | `SynthesisLayer.filtered` of super-resolution | the same |
 | both discriminators, whole | generator and discriminator updates |
 
-Regions end where running magnitudes move, which may be a collective of all ranks, and where pieces of a video are kept
-for the next one. What is left between them is small: mapping, styles of a frame, the FFT of the noise, augmentation.
-Every region is one graph, without breaks, for one set of shapes; there are few of these, as clips of a run have one
-size and pieces of a video have three: the first one, all those between, and the last one.
+Regions end where running magnitudes are updated, which may be a collective of all ranks, and where features of a piece
+of a video are stored for the next one. The remaining parts are small: mapping, styles of a frame, the FFT of the noise,
+augmentation. Every region is one graph, without breaks, for one set of shapes; there are few sets, as clips of a run
+have one size and pieces of a video have three: the first, the middle and the last one.
 
-**R1 never gets here.** It differentiates a derivative, and a compiled program has no second one: PyTorch refuses to
-(`RuntimeError`), and over `torch.func.grad` it would even be silently wrong. So `GAN` turns compilation on around the
-updates of G and D, and off for R1; metrics and previews of a run are not compiled either.
+**R1 is not compiled.** It needs a second derivative, which compiled programs do not have: PyTorch raises
+`RuntimeError`, and with `torch.func.grad` the result would be wrong without an error. So `GAN` turns compilation on for
+the updates of G and D, and off for R1; metrics and previews of a run are not compiled either.
 
-Nothing of this stays in a module: state dicts, copies, pickles and `G_ema` are the same with and without it.
-Without `compiled`, a region is the function that was written, and PyTorch's compiler is not even imported.
+Nothing of this is stored in a module: state dicts, copies, pickles and `G_ema` are the same with and without it.
+Without `compiled`, a region calls the original function, and PyTorch's compiler is not imported.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from torch import Tensor, nn
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Programs of one region. All layers of a kind share it: ten layers, three lengths and two sizes of a batch are 60.
+# Maximum number of programs of one region, shared by all layers of a class: ten layers, three lengths and two batch
+# sizes are 60.
 MAX_PROGRAMS = 128
 
 BACKEND = "inductor"  # of `torch.compile`
 _MARK = "_dynamo_static_input_type"
-_backend: str | None = None  # while `compiled` is open: what makes programs
-_modules: set[nn.Module] = set()  # whose regions have run since
-_problem: str | None = None  # why this process has given up compiling
+_backend: str | None = None  # set inside `compiled`
+_modules: set[nn.Module] = set()  # whose regions have run inside `compiled`
+_problem: str | None = None  # why this process no longer compiles
 
 
 def region(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a function or method of tensors that is compiled while `compiled` is open, and else is what it was.
+    """Decorate a function or method of tensors: inside `compiled` it is compiled, otherwise it is unchanged.
 
-    Tensors that are arguments themselves are handed over contiguous, so that there is one program for one set of shapes
-    however its inputs lie in memory.
+    Tensor arguments are made contiguous, so that there is one program for one set of shapes and all strides.
     """
     programs: dict[str, Callable[..., Any]] = {}  # by backend
 
@@ -57,7 +57,7 @@ def region(function: Callable[P, R]) -> Callable[P, R]:
         if _backend is None or _problem is not None or torch.compiler.is_compiling():
             return function(*args, **kwargs)
         if _backend not in programs:
-            # Sizes that vary would cost checks and worse code in every kernel, to save one compilation or two.
+            # Dynamic shapes would add checks and slow down every kernel to avoid one or two compilations.
             programs[_backend] = torch.compile(function, fullgraph=True, dynamic=False, backend=_backend)
         _modules.update(value for value in args[:1] if isinstance(value, nn.Module))
         try:
@@ -77,10 +77,10 @@ def _dense(value: Any) -> Any:
 
 @contextlib.contextmanager
 def compiled(wanted: bool = True) -> Iterator[None]:
-    """Compile regions while the block runs, in every thread; or if that is not `wanted`, do not.
+    """Compile regions while the block runs, in every thread, if `wanted`; otherwise run them uncompiled.
 
-    If it turns out within that something cannot be compiled, one warning says so, and all of the process goes on
-    without, with the same numbers.
+    If a region cannot be compiled, one warning is given and the process continues without compilation, with the same
+    numbers.
     """
     global _backend
     before, _backend = _backend, BACKEND if wanted else None
@@ -93,7 +93,7 @@ def compiled(wanted: bool = True) -> Iterator[None]:
 
 
 def _unmark() -> None:
-    """Take back the notes of the compiler on parameters and buffers, which would go into pickles with them."""
+    """Remove the attributes that the compiler set on parameters and buffers, which would be pickled with them."""
     for module in _modules:
         for tensor in itertools.chain(module.parameters(), module.buffers()):
             if hasattr(tensor, _MARK):
@@ -106,7 +106,7 @@ def _settings() -> Iterator[None]:
     import torch._dynamo.config
     import torch._functorch.config
 
-    # Backward passes are compiled with their forward pass, where giving up costs nothing, not when they are first run.
+    # Backward passes are compiled together with forward passes, where a failure can still fall back to eager execution.
     limit = torch._dynamo.config.patch(recompile_limit=MAX_PROGRAMS, accumulated_recompile_limit=2 * MAX_PROGRAMS)
     early = torch._functorch.config.patch(force_non_lazy_backward_lowering=True)
     with limit, early:
@@ -115,9 +115,9 @@ def _settings() -> Iterator[None]:
 
 @functools.cache
 def why_not(device: str) -> str | None:
-    """Why nothing can be compiled for `device` here, with what to do; None if a first small program worked.
+    """Return why `device` cannot compile here, and the remedy; None if a small program was compiled.
 
-    Takes some seconds at first: it loads the compiler and runs it, once a process.
+    The first call in a process takes some seconds, as it loads and runs the compiler.
     """
     x = torch.ones(64, device=device, requires_grad=True)
     try:
@@ -128,7 +128,7 @@ def why_not(device: str) -> str | None:
 
 
 def explain(error: BaseException) -> str:
-    """Cause and remedy, in a clause, of an error of the compiler."""
+    """Return cause and remedy of an error of the compiler, as part of a sentence."""
     chain = [error]
     while (link := getattr(chain[-1], "inner_exception", None) or chain[-1].__cause__) not in (None, *chain):
         chain.append(link)
@@ -147,11 +147,11 @@ def explain(error: BaseException) -> str:
     lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
     wrong = [line.strip() for line in text.splitlines() if "error: " in line]  # of a C++ compiler, after its command
     reason = [*wrong, *lines, "no reason is given"][0]
-    return f"{type(chain[-1]).__name__}: {reason[:200]}; a small torch.compile program of your own tells more"
+    return f"{type(chain[-1]).__name__}: {reason[:200]}; try torch.compile on a small program for details"
 
 
 def _is_of_the_compiler(error: Exception) -> bool:
-    """True for what making a program raises, and not for what running it does, such as a GPU out of memory."""
+    """Return whether `error` was raised by compilation rather than by execution, such as a GPU out of memory."""
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
     return isinstance(error, TorchDynamoException | FailOnRecompileLimitHit)

@@ -1,8 +1,8 @@
-"""Several processes as one: start-up from torchrun's environment, and the few collectives that training needs.
+"""Distributed training: start-up from torchrun's environment, and the collectives that training needs.
 
-Everything here also works in a plain single process, where no process group is made and each collective is a no-op,
-so callers never ask how many ranks there are. Gradients are summed by one flat all-reduce a phase instead of by DDP
-hooks, which do not get along with several backward passes and a double backward in one step.
+All functions also work in a single process, where there is no process group and each collective is a no-op, so that
+callers need not check the number of ranks. Gradients are summed by one flat all-reduce a phase instead of by DDP hooks,
+which do not support several backward passes and a double backward in one step.
 """
 
 import contextlib
@@ -16,27 +16,27 @@ import torch.distributed as dist
 
 from torch_utils import training_stats
 
-START_TIMEOUT = timedelta(minutes=60)  # kernels are built and datasets scanned before the first step is over
+START_TIMEOUT = timedelta(minutes=60)  # kernels are built and datasets scanned before the end of the first step
 STEP_TIMEOUT = timedelta(minutes=10)
-INF_GRADIENT = 1e5  # what an infinite gradient entry becomes
+INF_GRADIENT = 1e5  # replaces infinite gradient entries
 ENVIRONMENT = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
-# A group of its own for talking about errors: a rank that failed must not meet the others in the collective that they
-# are still in, which would take its message for data.
+# A separate group to exchange errors: in the common group, the message of a rank that failed would be combined with the
+# data of a collective in which the other ranks still are.
 _error_group: Any = None
-# What hosts tell each other every step goes past the devices, which would first have to finish what is queued on them.
+# A gloo group for small host values of every step: on the devices they would wait for all queued work.
 _host_group: Any = None
 
 
 class SharedError(ValueError):
-    """A user's error that every rank raises, so that one of them is enough to tell it."""
+    """A user error that every rank raises, so that printing it on one rank is enough."""
 
 
 def init(device_type: str = "cpu") -> torch.device:
     """Join the ranks that torchrun started (gloo on CPU, nccl on CUDA) and return this rank's device.
 
-    Without torchrun, or with one process, there is no process group and nothing to shut down. Raises `ValueError`
-    when the environment is half set, when CUDA is asked for and absent, or when there are more local ranks than GPUs.
+    Without torchrun, or with one process, there is no process group. Raises `ValueError` if the environment is
+    incomplete, if CUDA is requested but absent, or if there are more local ranks than GPUs.
     """
     global _error_group, _host_group
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -66,7 +66,7 @@ def init(device_type: str = "cpu") -> torch.device:
 
 
 def shorten_timeout() -> None:
-    """From now on a collective that hangs fails after ten minutes: called once the first step is over."""
+    """Set the time-out of collectives to ten minutes; to be called after the first step."""
     if dist.is_initialized():
         for group in (dist.group.WORLD, _error_group, _host_group):
             assert group is not None
@@ -83,31 +83,34 @@ def shutdown() -> None:
 
 
 def get_rank() -> int:
+    """Return the rank of this process, 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def get_world_size() -> int:
+    """Return the number of ranks, 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """True on the one rank that writes files and prints."""
+    """Return whether this is rank 0, which writes files and prints."""
     return get_rank() == 0
 
 
 def barrier() -> None:
+    """Wait until all ranks have called this."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def print0(*args, **kwargs) -> None:
-    """`print` on rank 0 only, flushed so that a cluster's log file is never behind."""
+    """Print on rank 0 only, and flush, so that log files of clusters are up to date."""
     if is_main():
         print(*args, **{"flush": True, **kwargs})
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """Sum of `tensor` over the ranks, as a new tensor of the same shape and dtype; not differentiable."""
+    """Return the sum of `tensor` over the ranks, as a new tensor of the same shape and dtype; not differentiable."""
     if not dist.is_initialized():
         return tensor.detach()
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -116,12 +119,12 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
-    """Mean of a floating-point `tensor` over the ranks; not differentiable."""
+    """Return the mean of a floating-point `tensor` over the ranks; not differentiable."""
     return all_reduce_sum(tensor) / get_world_size()
 
 
 def broadcast_object(value):
-    """Rank 0's `value` (anything that can be pickled) on every rank."""
+    """Return the `value` of rank 0 (any picklable object) on every rank."""
     if not dist.is_initialized():
         return value
     values = [value]
@@ -130,7 +133,7 @@ def broadcast_object(value):
 
 
 def any_rank(flags: Sequence[bool]) -> list[bool]:
-    """For each flag whether any rank has set it, in one small all-reduce of hosts; all ranks pass equally many."""
+    """Return for each flag whether any rank has set it, by one all-reduce of hosts; all ranks pass equally many."""
     if not dist.is_initialized():
         return list(flags)
     counts = torch.tensor(flags, dtype=torch.int32)
@@ -139,9 +142,9 @@ def any_rank(flags: Sequence[bool]) -> list[bool]:
 
 
 def gather_errors(error: Exception | None) -> list[Exception | None]:
-    """What went wrong on each rank, in order of rank; those of other ranks are a ValueError or a RuntimeError.
+    """Return the error of each rank or None, by rank; those of other ranks are a ValueError or a RuntimeError.
 
-    A rank may come here from the midst of other collectives; ranks that wait in those for it run into their time-out.
+    A rank may call this while others wait in another collective; those then fail by their time-out.
     """
     if not dist.is_initialized():
         return [error]
@@ -157,9 +160,10 @@ def gather_errors(error: Exception | None) -> list[Exception | None]:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Let every rank leave the block with an error if any rank has one: its own, else that of the first that has one.
+    """Raise an error on every rank if any rank has one in the block: its own, else that of the first rank with one.
 
-    The block holds no collectives, so that no rank waits there for one that has failed.
+    The block must not contain collectives, as ranks would wait in them for a rank that has failed. With several ranks
+    a ValueError becomes a SharedError.
     """
     own = None
     try:
@@ -188,8 +192,9 @@ def broadcast_module(module: torch.nn.Module) -> None:
 def sync_grads(params: Iterable[torch.Tensor], gain: float = 1.0) -> torch.Tensor:
     """Average the gradients over the ranks, times `gain`, in one flat all-reduce; NaN becomes 0, +-inf becomes +-1e5.
 
-    Parameters without a gradient are skipped, so which ones have a gradient must not depend on the rank. Returns how
-    many entries of the averaged gradient were not finite, equal on all ranks: int64 () on their device, not awaited.
+    Parameters without a gradient are skipped; which ones have a gradient must not depend on the rank. Return the number
+    of entries of the averaged gradient that were not finite, equal on all ranks: int64 () on the gradients' device,
+    without waiting for it.
     """
     gradients = [param.grad for param in params if param.grad is not None]
     num_nonfinite = torch.zeros([], dtype=torch.int64, device=gradients[0].device if gradients else None)
@@ -199,10 +204,10 @@ def sync_grads(params: Iterable[torch.Tensor], gain: float = 1.0) -> torch.Tenso
         if dist.is_initialized():
             dist.all_reduce(flat)
         flat.mul_(gain / get_world_size())
-        # Zero times a number is zero unless it is not finite: one temporary where `isfinite` makes four.
+        # Zero times a number is zero if and only if it is finite: one temporary, while `isfinite` needs four.
         num_nonfinite += flat.mul(0).count_nonzero()
         flat.nan_to_num_(nan=0.0, posinf=INF_GRADIENT, neginf=-INF_GRADIENT)
         parts = flat.split([gradient.numel() for gradient in group])
-        cured = [part.view_as(gradient) for part, gradient in zip(parts, group, strict=True)]
-        torch._foreach_copy_(group, cured)  # pyright: ignore[reportPrivateImportUsage]
+        finite = [part.view_as(gradient) for part, gradient in zip(parts, group, strict=True)]
+        torch._foreach_copy_(group, finite)  # pyright: ignore[reportPrivateImportUsage]
     return num_nonfinite

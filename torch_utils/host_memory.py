@@ -1,9 +1,9 @@
-"""How the C library treats the memory that tensors of a CPU leave behind.
+"""Keep freed memory of CPU tensors in the process, by parameters of the C library's allocator.
 
-By default glibc gives every larger tensor pages fresh from the system and hands them back when it is freed: the next
-tensor of the same size then waits for the system to clear the same pages again, which takes longer than many an
-operator. Kept pages make a pass of the published networks 1.1 to 1.4 times as fast on a CPU (docs/performance.md), and
-the process holds its peak until it ends.
+By default glibc maps new pages for every larger tensor and unmaps them when it is freed: the next tensor of the same
+size then waits until the kernel has cleared pages again, which takes longer than many operators. Kept pages make a pass
+of the published networks 1.1 to 1.4 times as fast on a CPU (docs/performance.md), and the memory use of the process
+stays at its peak until it ends.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 
 SWITCH = "TORCH_UTILS_KEEP_MEMORY"
-# Whoever has chosen for the C library by these is obeyed.
+# Environment variables with which the user configures the allocator; if one is set, it is not changed here.
 CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, malloc.h
@@ -24,7 +24,7 @@ _DEFAULT = 128 * 1024  # of both
 
 
 def why_not(device: torch.device | str) -> str | None:
-    """Why freed memory is not kept, as the end of a sentence; None if it may be."""
+    """Return why freed memory is not kept, as the end of a sentence; None if it can be kept."""
     if torch.device(device).type != "cpu":
         return f"is for CPUs, not for {torch.device(device).type}"
     if os.environ.get(SWITCH) == "0":
@@ -38,21 +38,21 @@ def why_not(device: torch.device | str) -> str | None:
 
 
 def keep_freed(device: torch.device | str) -> bool:
-    """Let this process keep freed memory from now on, where that is known to help; returns whether it does.
+    """Make this process keep freed memory from now on, where that is known to help; return whether it does.
 
-    Memory grows up to the peak of what is in use at once, and stays there.
+    The memory use of the process grows to its peak and does not shrink.
     """
     return why_not(device) is None and _set(_LARGEST, _NEVER)
 
 
 def describe(device: torch.device | str) -> str:
-    """A line on whether commands keep freed memory here."""
+    """Return one line that says whether commands keep freed memory on `device`, and why not."""
     return f"keeping freed memory for reuse {why_not(device) or 'is on'}"
 
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Keep freed memory inside, and as by default afterwards: for comparisons."""
+    """Keep freed memory while the block runs and restore the default afterwards; for comparisons."""
     _set(_LARGEST, _NEVER)
     try:
         yield

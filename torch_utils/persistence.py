@@ -1,10 +1,10 @@
-"""Classes whose pickles carry the source code that they need, in the container of the published networks (version 6).
+"""Classes whose pickles contain the source code they need, in the format of the published networks (version 6).
 
 An object of a class decorated with `persistent_class` is pickled as one call of `_reconstruct_persistent_obj` with a
-plain dict: the whole source text of the class's module, the class's name, and the object's `__dict__`.
+plain dict: the source text of the class's module, the class's name, and the object's `__dict__`.
 
-Reading such a file with the ordinary `pickle` runs the source text in it, and pickle itself can run anything: do that
-only with files of people you trust. `torch_utils.safe_pickle` reads the same files without running any of it.
+Reading such a file with the standard `pickle` runs the source text in it, and pickle itself can run any code: do that
+only with files from trusted sources. `torch_utils.safe_pickle` reads the same files without running any of it.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _src_to_module: dict[str, types.ModuleType] = {}
 
 
 def persistent_class(cls: AnyClass) -> AnyClass:
-    """Decorates a class so that its pickles carry the source text of the module that defines it.
+    """Decorate a class so that its pickles contain the source text of the module that defines it.
 
-    The result is a subclass with the same name. Its objects remember a deep copy of the arguments they were made with
-    as `init_args` and `init_kwargs`, unless they set `_record_init_args = False`. At the end of construction an object
-    must be picklable. Subclasses must be decorated as well. Decorating twice changes nothing. A module that is meant
-    to be readable elsewhere imports by absolute names. Objects that refer back to themselves cannot be pickled.
+    The result is a subclass with the same name. Its objects keep a deep copy of their constructor arguments as
+    `init_args` and `init_kwargs`, unless they set `_record_init_args = False`. At the end of construction an object
+    must be picklable. Subclasses must be decorated as well. Decorating twice has no effect. A module that is to be
+    read by other programs must use absolute imports. Objects that contain themselves cannot be pickled.
     """
     assert isinstance(cls, type)
     if is_persistent(cls):
@@ -54,7 +54,7 @@ def persistent_class(cls: AnyClass) -> AnyClass:
         @functools.wraps(cls.__init__)
         def __init__(self, *args: Any, **kwargs: Any):
             super().__init__(*args, **kwargs)
-            # Past the class's own __setattr__, so that frozen dataclasses work.
+            # object.__setattr__ also works for frozen dataclasses.
             if getattr(self, "_record_init_args", True):
                 object.__setattr__(self, "_init_args", copy.deepcopy(args))
                 object.__setattr__(self, "_init_kwargs", copy.deepcopy(kwargs))
@@ -88,13 +88,13 @@ def persistent_class(cls: AnyClass) -> AnyClass:
 
 
 def is_persistent(obj: Any) -> bool:
-    """Tells whether `obj` is a decorated class or an object of one; subclasses count only if decorated themselves."""
+    """Return whether `obj` is a decorated class or an object of one; subclasses count only if decorated themselves."""
     cls = obj if isinstance(obj, type) else type(obj)
     return "_persistent_module_src" in cls.__dict__
 
 
 def import_hook(hook: Callable[[EasyDict], EasyDict]) -> Callable[[EasyDict], EasyDict]:
-    """Registers a function that sees, and may replace, the record of each persistent object before it is rebuilt.
+    """Register a function that can read and replace the record of each persistent object before it is rebuilt.
 
     The record has `type`, `version`, `module_src`, `class_name` and `state`. Usable as a decorator.
     """
@@ -103,7 +103,7 @@ def import_hook(hook: Callable[[EasyDict], EasyDict]) -> Callable[[EasyDict], Ea
 
 
 def _reconstruct_persistent_obj(meta: dict[str, Any]) -> Any:
-    """Rebuilds an object from its record, running the source text in it; pickle calls this by name."""
+    """Rebuild an object from its record by running its source text; pickle calls this by name."""
     record = EasyDict(meta)
     record.state = EasyDict(record.state)
     for hook in _import_hooks:
@@ -121,7 +121,7 @@ def _reconstruct_persistent_obj(meta: dict[str, Any]) -> Any:
 
 
 def _source_of(module: types.ModuleType) -> str:
-    # One string object for each module, so that a pickle holds the text once, however many objects refer to it.
+    # One string object for each module, so that a pickle contains the text once for all objects that refer to it.
     if module not in _module_to_src:
         src = inspect.getsource(module)
         _module_to_src[module] = src
@@ -130,13 +130,13 @@ def _source_of(module: types.ModuleType) -> str:
 
 
 def _module_with(src: str, class_name: str) -> types.ModuleType:
-    # A module already imported from the same text is used as it is: a deep copy keeps its class. A class that is still
-    # being defined, or that someone has removed, is not there, and then the text speaks for itself.
+    # A module already imported from the same text is reused, so that a deep copy keeps its class. If the class is not
+    # in it, as it is still being defined or was removed, the text is run.
     module = _src_to_module.get(src)
     if module is not None and class_name in module.__dict__:
         return module
     module = types.ModuleType(f"_imported_module_{uuid.uuid4().hex}")
-    # Known to sys.modules before it runs: dataclasses look their own module up there.
+    # Added to sys.modules before it runs, because dataclasses look up their module there.
     sys.modules[module.__name__] = module
     _module_to_src[module] = src
     exec(src, module.__dict__)
@@ -145,7 +145,7 @@ def _module_with(src: str, class_name: str) -> types.ModuleType:
 
 
 class _TestPickler(pickle.Pickler):
-    """Takes what is known to be picklable as given, so that checking a large network costs little."""
+    """Skip objects of types known to be picklable, so that checking a large network is cheap."""
 
     def persistent_id(self, obj: Any) -> str | None:
         given = (torch.Tensor, torch.storage.UntypedStorage, np.ndarray, np.generic, bool, int, float, str, bytes)

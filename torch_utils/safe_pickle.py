@@ -1,9 +1,9 @@
-"""Reads persistent pickles as data: nothing that the file brings along is imported, called or executed.
+"""Read persistent pickles as data: no code in the file is imported, called or executed.
 
-A pickle is a program for a small stack machine, and its power lies in the functions that it may name. Here it may name
-only those below, each replaced by a stand-in of ours that stores its arguments or checks them before it acts. The
-source text inside a persistent record is kept as text. The values of a tensor lie inside as a file of their own, in
-torch's format from before its zip archives; of that, too, only what a storage needs is read.
+A pickle is a program for a stack machine that can call any function that it names. Here it can name only those below,
+each replaced by a stand-in of this module that stores or checks its arguments. The source text inside a persistent
+record is kept as text. The values of a tensor are embedded as a separate file, in torch's format from before its zip
+archives; of that, too, only the parts of a storage are read.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ PERSISTENT_VERSION = 6
 # The key of a dict that is a bundle of networks as plain values, and the class name of its record.
 BUNDLE = "longtake_bundle"
 
-# Far above any network's; a small file whose parts refer to each other could otherwise unfold without end.
+# Far above that of any network; a small file whose parts refer to each other could otherwise expand without limit.
 MAX_PARTS = 200_000
 
-# A network has some five for each tensor. Python's hash of a tuple within a tuple within ... has no guard of its own
-# against overflowing the stack, which would end the process.
+# A network has about five for each tensor. Python's hash of deeply nested tuples has no check against overflowing the
+# stack, which would end the process.
 MAX_TUPLES = 20_000
 
-# A network's pickle has some ten thousand; each may take sixty bytes of memory.
+# A network's pickle has about ten thousand; each may take sixty bytes of memory.
 MAX_WORDS = 2_000_000
 
 # Above it, torch's own arithmetic with shapes could overflow.
 MAX_TENSOR_VALUES = 1 << 48
 
-# What a storage's own file begins with: torch's magic number and the version of its format.
+# The first two values of a storage's file: torch's magic number and the version of its format.
 LEGACY_FORMAT = (0x1950A86A20F9469CFC6C, 1001)
 
-# Bookkeeping of torch.nn.Module, in this and in earlier versions of torch.
+# Internal attributes of torch.nn.Module, in this and in earlier versions of torch.
 MODULE_INTERNALS = r"training|_parameters|_buffers|_modules|_non_persistent_buffers_set|_.*_hooks?(_.*)?"
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a pickle says about one object.
+    """The content of a pickle about one object.
 
     `class_name` is the name of its class ("dict" for a plain dict, as in train pickles) and `module_src` the source
-    text that came with it. `attributes` holds its plain values (numbers, text, NumPy arrays, containers of such; a
-    compiled regular expression is its text), without the bookkeeping of `torch.nn.Module`. `children` holds its
+    text of its module. `attributes` holds its plain values (numbers, text, NumPy arrays, containers of such; a
+    compiled regular expression is its text), without the internal attributes of `torch.nn.Module`. `children` holds its
     sub-modules, `tensors` its own parameters and persistent buffers, on the CPU, in the order of registration.
     """
 
@@ -63,7 +63,7 @@ class Record:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Returns all tensors below, with the names and in the order of `torch.nn.Module.state_dict`."""
+        """Return the tensors of this record and its children, named and ordered as in `torch.nn.Module.state_dict`."""
         return dict(self._named_tensors(""))
 
     def _named_tensors(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -74,12 +74,12 @@ class Record:
 
 
 def load(file: str | os.PathLike[str] | IO[bytes]) -> Record:
-    """Reads a pickled network, or a dict of networks, from a path or an open file, executing nothing.
+    """Read a pickled network, or a dict of networks, from a path or an open file, without executing any code.
 
     The root of the result is the network's record. For a train pickle, which is a dict, it is a record of class "dict"
     whose children are the networks and other objects in it by their keys, for example `load(path).children["G"]`.
 
-    Raises ValueError naming the file if it is damaged, is no such pickle, or names anything that is not allowed.
+    Raises ValueError with the name of the file if it is damaged, is not such a pickle, or names anything not allowed.
     """
     if isinstance(file, str | os.PathLike):
         with open(file, "rb") as opened:
@@ -97,21 +97,21 @@ def load(file: str | os.PathLike[str] | IO[bytes]) -> Record:
     except _ForeignError as error:
         raise ValueError(f"{name} is a pickle, but not one of a network: {one_line(error)}") from None
     except Exception as error:
-        # A damaged pickle makes the unpickler fail in almost any way: EOFError, KeyError, UnicodeDecodeError, ...
+        # A damaged pickle can raise almost any error in the unpickler: EOFError, KeyError, UnicodeDecodeError, ...
         reason = one_line(f"{type(error).__name__}: {error}")
         raise ValueError(f"{name} is damaged, or is not a pickled network ({reason})") from error
 
 
 def one_line(text: Any) -> str:
-    """Text that may come from a file, fit for a message: on one line, not long, without control characters."""
+    """Return text from an untrusted file for a message: one line, at most 204 characters, no control characters."""
     line = "".join(c if c.isprintable() else "?" for c in str(text)[:1000])
     return line if len(line) <= 200 else f"{line[:200]} ..."
 
 
 def refuse_overload(file: IO[bytes]) -> None:
-    """Reads the words of the pickle without acting on them, and refuses what could bring an unpickler down.
+    """Read the opcodes of a pickle without executing them; raise ValueError if they could crash an unpickler.
 
-    The file is left where it was. Raises ValueError.
+    The position in the file is restored.
     """
     try:
         _refuse_overload(file)
@@ -120,14 +120,14 @@ def refuse_overload(file: IO[bytes]) -> None:
 
 
 def _refuse_overload(file: IO[bytes]) -> None:
-    """Reads the words of the pickle without acting on them, and refuses what could bring the unpickler down."""
+    """Read the opcodes of a pickle without executing them; raise _ForeignError if they could crash the unpickler."""
     start = file.tell()
     num_tuples = 0
     for num_words, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if num_words >= MAX_WORDS:
             raise _ForeignError(f"it has more than {MAX_WORDS} words")
         num_tuples += opcode.name.startswith("TUPLE")
-        # The unpickler's memo is an array: a single large index would fill the memory.
+        # The unpickler's memo is an array: a single large index would use up the memory.
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > MAX_PARTS:
             raise _ForeignError(f"it numbers an object {argument}, expected at most {MAX_PARTS}")
     if num_tuples > MAX_TUPLES:
@@ -136,21 +136,21 @@ def _refuse_overload(file: IO[bytes]) -> None:
 
 
 class _RefusedError(Exception):
-    """The pickle names something that is not on the list."""
+    """The pickle names a function or class that is not allowed."""
 
 
 class _ForeignError(Exception):
-    """The pickle was read, but is not what we look for."""
+    """The pickle was read, but does not contain a network."""
 
 
 # ----------------------------------------------------------------------------
-# Stand-ins. A pickle can call what it names, make instances of it, and set the state of both. None of this may change
-# anything that outlives the reading: therefore no stand-in has a __dict__ of its own, and all have a __setstate__,
-# without which the unpickler would set attributes by itself.
+# Stand-ins. A pickle can call the objects that it names, create instances of them, and set the state of both. None of
+# this may change anything that exists after reading: no stand-in has a __dict__, and all have a __setstate__, without
+# which the unpickler would set attributes itself.
 
 
 class _Function:
-    """Stands for a function of the list; calls ours."""
+    """Stand-in for an allowed function; calls the function of this module."""
 
     __slots__ = ("_function",)
 
@@ -165,7 +165,7 @@ class _Function:
 
 
 class _Sealed:
-    """Holds a storage, a tensor or a pattern, whose own state a pickle may not set."""
+    """Container of a storage, a tensor or a pattern, so that a pickle cannot set its state."""
 
     __slots__ = ("content",)
 
@@ -177,16 +177,16 @@ class _Sealed:
 
 
 class _Mapping(dict):
-    """Stands for OrderedDict and EasyDict."""
+    """Stand-in for OrderedDict and EasyDict."""
 
     __slots__ = ()
 
     def __setstate__(self, state: Any) -> None:
-        """Leaves out attributes of the dict itself, for example the `_metadata` of a state dict."""
+        """Ignore attributes of the dict itself, for example the `_metadata` of a state dict."""
 
 
 class _Object:
-    """Stands for an object of any class whose state is a dict."""
+    """Stand-in for an object of any class whose state is a dict."""
 
     __slots__ = ("class_name", "module_src", "state")
     stands_for = ""
@@ -218,7 +218,7 @@ class _Collector(_Object):
 
 
 class _Dtype:
-    """Stands for a NumPy dtype: numbers, bools and text, never objects or records."""
+    """Stand-in for a NumPy dtype of numbers, bools or text; objects and records are not allowed."""
 
     __slots__ = ("dtype",)
 
@@ -232,7 +232,7 @@ class _Dtype:
             self.dtype = self.dtype.newbyteorder(state[1])
 
     def decode(self, shape: Any, data: Any, fortran: bool = False) -> np.ndarray:
-        """Returns the array of this dtype that the bytes hold."""
+        """Return the array of this dtype and of `shape` in the bytes; _ForeignError if their number differs."""
         if not isinstance(data, bytes) or len(data) != math.prod(shape) * self.dtype.itemsize:
             raise _ForeignError("a NumPy array's bytes do not fit its shape")
         array = np.frombuffer(data, self.dtype) if data else np.empty(0, self.dtype)
@@ -240,7 +240,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for a NumPy array; it is named alone as a class, and made empty before its state comes."""
+    """Stand-in for a NumPy array, created empty before its state is set."""
 
     __slots__ = ("array",)
 
@@ -265,7 +265,7 @@ def _reconstruct_persistent_obj(meta: Any) -> _Object:
 
 
 class _StorageUnpickler(pickle.Unpickler):
-    """Reads the parts of a storage's own file, in which the types of storages alone are named."""
+    """Unpickler of the parts of a storage's file, which may name types of storages only."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if module_name in ("torch", "torch.storage") and global_name in _STORAGE_TYPES:
@@ -277,10 +277,10 @@ class _StorageUnpickler(pickle.Unpickler):
 
 
 def _load_from_bytes(data: Any) -> _Sealed:
-    """Returns a storage as a tensor of one dimension, sealed twice, to be told from a tensor."""
+    """Return a storage as a 1-D tensor, sealed twice to distinguish it from a tensor."""
     file = io.BytesIO(data)
     parts = []
-    for _ in range(5):  # two constants of the format, the machine, the storage itself, the keys of storages
+    for _ in range(5):  # magic number, version, system information, the storage, the keys of storages
         _refuse_overload(file)
         parts.append(_StorageUnpickler(file).load())
     magic, protocol, machine, sealed, keys = parts
@@ -289,7 +289,7 @@ def _load_from_bytes(data: Any) -> _Sealed:
     if not isinstance(sealed, _Sealed) or not isinstance(keys, list) or len(keys) != 1:
         raise _ForeignError("the bytes of a tensor in it do not hold one storage")
     kind, dtype, _, _, num_values, *view = sealed.content
-    num_bytes = len(data) - file.tell() - 8  # the number of values comes once more before them
+    num_bytes = len(data) - file.tell() - 8  # the number of values is repeated before them
     if kind != "storage" or not isinstance(dtype, torch.dtype) or view != [None]:
         raise _ForeignError("the bytes of a tensor in it do not hold a storage")
     if type(num_values) is not int or num_bytes != num_values * dtype.itemsize:
@@ -350,7 +350,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch.nn.modules.linear", "Identity"): _Identity,
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _Array,
-    # The first spelling is that of NumPy 1.
+    # The first name is that of NumPy 1.
     ("numpy.core.multiarray", "scalar"): _Function(_scalar),
     ("numpy._core.multiarray", "scalar"): _Function(_scalar),
     ("numpy.core.multiarray", "_reconstruct"): _Function(lambda *args: _Array()),
@@ -359,7 +359,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Resolves names in the list above only; persistent ids are refused by the base class."""
+    """Unpickler that resolves allowed names only; the base class raises an error for persistent ids."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         try:
@@ -373,11 +373,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _NotPlainError(Exception):
-    """A value holds tensors or objects."""
+    """A value contains tensors or objects."""
 
 
 class _Converter:
-    """Turns stand-ins into records, and counts the parts, so that an endless structure ends in an error."""
+    """Converter of stand-ins to records; counts the parts and raises an error above MAX_PARTS."""
 
     def __init__(self) -> None:
         self.num_parts = 0

@@ -1,8 +1,8 @@
-"""Running statistics of training, reported from anywhere and collected once in a while.
+"""Running statistics of training, reported from any module and collected at intervals.
 
-`report()` adds a tensor of values to per-device counters and never waits for the device. A `Collector` turns what came
-in since its last `update()` into number, mean and standard deviation over all values of all ranks. Values that are not
-finite, or whose square is not, would spoil the moments for good: they are left out and counted on their own.
+`report()` adds a tensor of values to per-device counters and never waits for the device. A `Collector` computes number,
+mean and standard deviation of the values that all ranks reported since its last `update()`. Values that are not finite,
+or whose square is not, would make all later moments NaN: they are left out and counted separately.
 """
 
 import math
@@ -17,7 +17,7 @@ from dnnlib.util import EasyDict
 T = TypeVar("T")
 NUM_MOMENTS = 4  # number of finite values, their sum, the sum of their squares, number of non-finite values
 
-# What this process has seen: reports are made from deep inside a system, which must not carry a collector around.
+# State of the process, so that networks and losses can report without being passed a collector.
 _rank = 0
 _sync_device: torch.device | None = None
 _counters: dict[str, dict[torch.device, torch.Tensor]] = {}  # name -> device -> float64 moments since the last sync
@@ -25,19 +25,19 @@ _cumulative: dict[str, torch.Tensor] = {}  # name -> float64 moments over all ra
 
 
 def init_multiprocessing(rank: int, sync_device: torch.device | None) -> None:
-    """Say which rank this is and where moments are summed over the ranks; None for a single process."""
+    """Set the rank of this process and the device on which moments are summed over ranks; None for a single process."""
     global _rank, _sync_device
     _rank, _sync_device = rank, sync_device
 
 
 @torch.no_grad()
 def report(name: str, value: T) -> T:
-    """Add every element of `value` (a tensor, array or number, perhaps empty) to statistic `name`; returns `value`.
+    """Add every element of `value` (a tensor, array or number, possibly empty) to statistic `name`; return `value`.
 
-    The same names must be reported on all ranks, an empty value where a rank has nothing to say.
+    The same names must be reported on all ranks, with an empty value where a rank has none.
     """
-    # Values and squares are rounded to float32 before float64 sums them: 29 spare bits keep most sums exact, hence the
-    # same however a run was interrupted or shared out.
+    # Values and squares are rounded to float32 before they are summed in float64: the 29 additional bits keep most sums
+    # exact, hence independent of interruptions and of the number of ranks.
     elements = torch.as_tensor(value).detach().flatten().to(torch.float32)
     finite = elements.square().isfinite()
     elements = torch.where(finite, elements, 0.0)
@@ -53,13 +53,13 @@ def report(name: str, value: T) -> T:
 
 
 def report0(name: str, value: T) -> T:
-    """`report()` the value of rank 0 only; called on every rank."""
+    """Report the value of rank 0 only; every rank must call it. Return `value`."""
     report(name, value if _rank == 0 else [])
     return value
 
 
 def _sync(names: list[str]) -> None:
-    """Move what the devices counted for `names` into the totals: one copy per device and one all-reduce."""
+    """Add the counters of all devices for `names` to the totals: one copy per device and one all-reduce."""
     if not names:
         return
     deltas = torch.zeros(len(names), NUM_MOMENTS, dtype=torch.float64)
@@ -75,10 +75,10 @@ def _sync(names: list[str]) -> None:
 
 
 class Collector:
-    """Moments of the statistics whose whole name matches `regex`, over what was reported between two updates.
+    """Moments of the statistics whose full name matches `regex`, of the values reported between two updates.
 
-    Several collectors may watch the same statistics. With `keep_previous`, a statistic that received nothing since
-    the last `update()` keeps the moments it had. Making, updating and saving a collector are collective.
+    Several collectors may use the same statistics. With `keep_previous`, a statistic without values since the last
+    `update()` keeps its previous moments. Creating, updating and saving a collector are collective operations.
     """
 
     def __init__(self, regex: str = ".*", keep_previous: bool = True):
@@ -90,11 +90,11 @@ class Collector:
         self._moments.clear()
 
     def names(self) -> list[str]:
-        """All names reported so far in this process that match, sorted so that all ranks agree on the order."""
+        """Return the matching names reported so far in this process, sorted so that the order is equal on all ranks."""
         return sorted(name for name in _counters if self._regex.fullmatch(name))
 
     def update(self) -> None:
-        """Take in what was reported since the last update."""
+        """Compute the moments of the values reported since the last update."""
         for name, delta in self._pending().items():
             self._cumulative[name] = _cumulative[name]
             if not self._keep_previous or delta[0] + delta[3] > 0:
@@ -111,27 +111,27 @@ class Collector:
         return self._moments[name].tolist() if name in self._moments else [0.0] * NUM_MOMENTS
 
     def num(self, name: str) -> int:
-        """Number of finite values."""
+        """Return the number of finite values."""
         return int(self._get(name)[0])
 
     def num_nonfinite(self, name: str) -> int:
-        """Number of values that were NaN or infinite."""
+        """Return the number of values that were NaN or infinite."""
         return int(self._get(name)[3])
 
     def mean(self, name: str) -> float:
-        """Mean of the finite values; NaN if there are none."""
+        """Return the mean of the finite values; NaN if there are none."""
         num, total = self._get(name)[:2]
         return total / num if num else math.nan
 
     def std(self, name: str) -> float:
-        """Population standard deviation of the finite values; NaN if there are none, 0 for a single one."""
+        """Return the population standard deviation of the finite values; NaN if there are none, 0 for a single one."""
         num, total, squares = self._get(name)[:3]
         if num < 2:
             return 0.0 if num else math.nan
         return math.sqrt(max(squares / num - (total / num) ** 2, 0.0))
 
     def as_dict(self) -> EasyDict:
-        """Name -> {num, mean, std}, with `nonfinite` where values were left out."""
+        """Return {name: {num, mean, std}}, with the key `nonfinite` where values were left out."""
         stats = EasyDict()
         for name in self.names():
             stats[name] = EasyDict(num=self.num(name), mean=self.mean(name), std=self.std(name))
@@ -140,16 +140,16 @@ class Collector:
         return stats
 
     def __getitem__(self, name: str) -> float:
-        """Shorthand for `mean(name)`."""
+        """Return `mean(name)`."""
         return self.mean(name)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values: the moments of the last update, and what came in since, so that a resumed run loses nothing."""
+        """Return plain values: the moments of the last update and those of values reported since, for a resumed run."""
         pending = {name: delta.tolist() for name, delta in self._pending().items()}
         return {"moments": {name: moments.tolist() for name, moments in self._moments.items()}, "pending": pending}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict()` was taken, in this process or another, on any number of ranks."""
+        """Restore the state of `state_dict()`, from this or another process, with any number of ranks."""
         zeros = torch.zeros(NUM_MOMENTS, dtype=torch.float64)
         for name in state["pending"]:
             report(name, [])

@@ -208,7 +208,8 @@ def load_any(path_or_url: str) -> Bundle:
     try:
         known = {field.name for field in dataclasses.fields(TrainOptions)}
         values = {name: value for name, value in state["options"].items() if name in known}
-        options = resolve(TrainOptions, {**values, "precision": None, "compile": False, "override": False})
+        places = {"outdir": "", "dataset": ""}  # of no meaning here
+        options = resolve(TrainOptions, places | values | {"precision": None, "compile": False, "override": False})
         model = make_system(options.system, options, "cpu")
         for name, module in model.modules.items():
             module.load_state_dict(state["modules"][name])

@@ -246,6 +246,8 @@ def _arguments(flag: Any, item: Any, cls: type) -> dict[str, Any]:
         return {**arguments, "type": click.Choice(kind)}
     if kind is int and flag.low is not None:
         kind = click.IntRange(min=int(flag.low))
+    elif kind is float and flag.above is not None:
+        kind = click.FloatRange(min=flag.above, min_open=True)
     elif kind is float and flag.low is not None:
         kind = click.FloatRange(min=flag.low)
     if len(flag.sets) > 1:

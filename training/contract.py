@@ -109,6 +109,7 @@ class Flag:
     kind: Any = None
     sets: tuple[str, ...] = ()
     low: float | None = None  # smallest value
+    above: float | None = None  # what it must exceed
     metavar: str | None = None
 
 
@@ -181,6 +182,7 @@ class Bundle:
     options: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
     fps: float | None = None  # frames a second of what the networks were trained on
+    vocabularies: dict[str, list[str]] = field(default_factory=dict)  # names of a stream's whole numbers, by stream
 
 
 @runtime_checkable

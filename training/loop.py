@@ -35,18 +35,12 @@ from training.config import (
     to_dict,
 )
 from training.contract import Batch, BatchSpec, Bundle, System
+from training.curves import update_curves
 from training.data.dataset import BatchStream, ClipDataset, size_name, to_device
 from training.evaluation import MetricFunction, best_steps, evaluate, mark_best, validate
-from training.logger import (
-    RunLogger,
-    SilentLogger,
-    continue_command,
-    environment_text,
-    listener_names,
-    read_lines,
-)
+from training.logger import RunLogger, SilentLogger, continue_command, environment_text, listener_names
 from training.network_file import content_hash, load_bundle, save_bundle
-from training.preview import RealClips, draw_curves, write_preview
+from training.preview import RealClips, write_preview
 from training.sampling import Request
 from training.status import Clock, disk_may_be_full, last_good, tick
 
@@ -166,9 +160,7 @@ def train(system: str | type[System], options: TrainOptions, metric_fn: MetricFu
             if branches or (due and not seen):
                 loop_state = {"step": step, "num_batches": num_batches, "total_sec": clock.total_sec}
                 loop_state |= {"clean_step": clock.clean_step, "wandb_id": logger.wandb_id}
-                problem = save(
-                    run_dir, model, dataset.fps, options, clock, loop_state | {"stats": collector.state_dict()}
-                )
+                problem = save(run_dir, model, dataset, options, clock, loop_state | {"stats": collector.state_dict()})
                 clock.save_in(RETRY_SEC if problem else 60 * options.checkpoint_minutes)
                 branches = False
                 if problem and (last or stop):
@@ -384,12 +376,16 @@ def write_previews(
             request = Request(range(len(clips.clips)), 0, clips.generated_frames, clips.prompt())
             write_preview(fake, model.sampler().video(request), clips.generated_frames, fps)
             logger.video(step, "samples/fake", fake.with_suffix(".mp4"))
-        if read_lines(run_dir / "stats.jsonl"):
-            draw_curves(run_dir)
+        update_curves(run_dir, logger.text)
 
 
 def save(
-    run_dir: Path, model: System, fps: float, options: TrainOptions, clock: Clock, loop_state: Mapping[str, Any]
+    run_dir: Path,
+    model: System,
+    dataset: ClipDataset,
+    options: TrainOptions,
+    clock: Clock,
+    loop_state: Mapping[str, Any],
 ) -> str | None:
     """Write both files of a checkpoint, then prune older ones; on all ranks, returns a sentence if that failed.
 
@@ -412,7 +408,9 @@ def save(
         try:
             bundle = model.export()
             tokenizer = bundle.tokenizer or options.frozen.get("tokenizer")
-            save_bundle(dataclasses.replace(bundle, tokenizer=tokenizer, fps=bundle.fps or fps), network)
+            names = {name: list(store.vocabulary) for name, store in dataset.streams.items() if store.vocabulary}
+            facts = {"tokenizer": tokenizer, "fps": dataset.fps, "vocabularies": names}
+            save_bundle(dataclasses.replace(bundle, **facts), network)
             checkpoint.save_train_state(path, state)
             good = [step for step, _ in last_good(run_dir, clock)]
             checkpoint.prune_checkpoints(run_dir, options.keep, [*best_steps(run_dir, options.metrics), *good])

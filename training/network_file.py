@@ -13,6 +13,7 @@ pickle it comes after the last opcode, where no reader of pickles looks.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import importlib
 import io
@@ -48,6 +49,15 @@ DEFAULT_MODEL = "labdoom-tiny"  # what is shown to those who name no model
 SEAL = rb"\nsha256:([0-9a-f]{64})\."
 SEAL_BYTES = 73
 
+# What a bundle says besides its networks, and of which types.
+FACTS: dict[str, Any] = {
+    "system": str,
+    "options": dict,
+    "tokenizer": (str, type(None)),
+    "fps": (int, float, type(None)),
+    "vocabularies": dict,
+}
+
 ONLY = "network"  # the role of a network that is a file by itself
 
 
@@ -70,7 +80,7 @@ def save_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
     networks = {
         role: copy.deepcopy(network).cpu().eval().requires_grad_(False) for role, network in bundle.networks.items()
     }
-    bundle = Bundle(networks, bundle.system, bundle.options, bundle.tokenizer, bundle.fps)
+    bundle = dataclasses.replace(bundle, networks=networks)
     with util.atomic_path(path) as temporary:
         with open(temporary, "wb") as file:
             if temporary.suffix == ".safetensors":
@@ -112,7 +122,7 @@ def _is_picklable(module: nn.Module) -> bool:
 
 
 def _facts(bundle: Bundle) -> dict[str, Any]:
-    facts = {"system": bundle.system, "options": bundle.options, "tokenizer": bundle.tokenizer, "fps": bundle.fps}
+    facts = {name: getattr(bundle, name) for name in FACTS}
     return json.loads(json.dumps(facts))  # plain values, as they read back
 
 
@@ -187,10 +197,15 @@ def list_models() -> dict[str, list[str]]:
     """Return the models in `MODELS`: name -> paths of its files."""
     found: dict[str, list[str]] = {}
     for path in sorted(MODELS.glob("*.pkl")):
-        ends = [role for role in _roles() if path.stem.endswith(f"-{role}")]
-        name = path.stem.removesuffix(f"-{ends[0]}") if ends else path.stem
-        found.setdefault(name, []).append(str(path))
+        found.setdefault(model_name(path), []).append(str(path))
     return found
+
+
+def model_name(path: str | os.PathLike[str]) -> str:
+    """Return the name of the model that a file is, or is a part of."""
+    stem = Path(path).stem
+    ends = [f"-{role}" for role in _roles() if stem.endswith(f"-{role}")]
+    return stem.removesuffix(ends[0]) if ends else stem
 
 
 def locate(path_or_url: str | os.PathLike[str], role: str = "") -> str:
@@ -397,13 +412,12 @@ def _checked(path: str, facts: Mapping[str, Any], entries: Mapping[str, tuple[An
         if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
             raise ValueError(f"{path} is damaged: the options of its {role} are no dictionary")
         networks[role] = registry.resolve(found[0]), options, tensors
-    known = {"system": str, "options": dict, "tokenizer": (str, type(None)), "fps": (int, float, type(None))}
-    for key, kind in known.items():
+    for key, kind in FACTS.items():
         if key in facts and not isinstance(facts[key], kind):
             raise ValueError(f"{path} is damaged: its entry {key!r} is a {type(facts[key]).__name__}")
     if not networks or "system" not in facts:
         raise ValueError(f"{path} is damaged: it names no system or holds no network")
-    return {key: facts[key] for key in known if key in facts}, networks
+    return {key: facts[key] for key in FACTS if key in facts}, networks
 
 
 def _known() -> str:

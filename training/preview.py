@@ -1,65 +1,23 @@
-"""Pictures of how training goes: real clips once, the same seeds again and again, and the curves of what was logged.
+"""Previews of training: real clips once, and generated videos of the same seeds at every preview."""
 
-# Draw the curves of a run, also while it trains
-python -m training.preview runs/lres/00000-labdoom-4batch-1accum-20.0gamma
-
-# Draw several runs over each other
-python -m training.preview runs/lres/00000-* runs/lres/00001-* --out=compared.png
-
-The picture is drawn from stats.jsonl and metric-*.jsonl alone, as RUN_DIR/curves.png unless --out says otherwise.
-"""
-
-import dataclasses
 import itertools
-import json
 import math
-import os
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import click
 import numpy as np
 import torch
 from PIL import Image
 
-from dnnlib.util import atomic_path, format_time
+from dnnlib.util import atomic_path
 from dnnlib.video import VideoWriter
 from training.data.dataset import ClipDataset, Size
 from training.data.prompts import ClipPrompt
-from training.logger import metric_values, read_lines
-from training.plot import Chart, Line, draw_charts
 from training.random import random_state
 from training.sampling import Needs, Prompt
 
 CHUNK_FRAMES = 16  # frames of real clips read at once
 SHEET_COLUMNS = 8
-
-# Charts of a run: title, statistics and how they are called, further arguments of the chart.
-CURVES: tuple[tuple[str, dict[str, str], dict[str, Any]], ...] = (
-    ("Loss", {"loss/G_loss": "G", "loss/D_loss": "D"}, {"guide": 2 * math.log(2)}),  # D's where it tells nothing apart
-    ("R1", {"loss/r1_loss": "loss", "loss/r1_penalty": "penalty"}, {"log": True}),
-    (
-        "Logits of D",
-        {"loss/D_score_real": "real", "loss/D_score_fake": "fake", "loss/G_score": "fake in G's step"},
-        {"guide": 0.0},
-    ),
-    (
-        "Signs of D's logits",
-        {"loss/D_sign_real": "real", "loss/D_sign_fake": "fake", "loss/G_sign": "fake in G's step"},
-        {"guide": 0.0, "limits": (-1.0, 1.0)},
-    ),
-    ("Strength of augmentation", {"progress/augment_p": "p"}, {}),
-    (
-        "Norm of gradients",
-        {"progress/G_grad_norm": "G", "progress/D_grad_norm": "D", "progress/R1_grad_norm": "R1"},
-        {"log": True},
-    ),
-    ("Not finite", {"progress/nonfinite_gradients": "gradients a step", "nonfinite": "values a tick"}, {"exact": True}),
-    ("Seconds a step", {"timing/sec_per_step": "all", "wait": "waiting for data"}, {}),
-    ("Memory in GiB", {"resources/cpu_mem_gb": "CPU", "resources/peak_gpu_mem_gb": "GPU, peak"}, {}),
-)
 
 
 class RealClips:
@@ -90,7 +48,11 @@ class RealClips:
 
     def prompt(self) -> Prompt:
         """Return the real frames and streams as the prompt of a sampler."""
-        return ClipPrompt(self.dataset, [(clip, self.needs.past) for clip in self.clips], self.dataset.streams)
+        return ClipPrompt(
+            self.dataset,
+            [(clip, self.needs.past) for clip in self.clips],
+            {name: store.read for name, store in self.dataset.streams.items()},
+        )
 
 
 def write_preview(stem: Path, chunks: Iterable[np.ndarray | torch.Tensor], num_frames: int, fps: float) -> None:
@@ -129,134 +91,6 @@ def contact_sheet(frames: Sequence[np.ndarray], columns: int) -> np.ndarray:
     return sheet
 
 
-# ----------------------------------------------------------------------------
-# Curves.
-
-
-def draw_curves(run_dirs: Path | Sequence[Path], out: Path | None = None) -> Path:
-    """Draw what the log files of a run say, or those of several runs over each other, and return the picture's path.
-
-    One run is drawn into RUN_DIR/curves.png, several into curves.png in the folder that holds them all, if `out` names
-    no other place. Raises `ValueError` for a directory without statistics.
-    """
-    run_dirs = [run_dirs] if isinstance(run_dirs, Path) else list(run_dirs)
-    runs = {name: curves_of(run_dir) for name, run_dir in zip(_short_names(run_dirs), run_dirs, strict=True)}
-    charts = []
-    for title in dict.fromkeys(title for curves in runs.values() for title in curves):
-        parts = {run: curves[title] for run, curves in runs.items() if title in curves}
-        if len(runs) == 1:
-            charts += parts.values()
-            continue
-        # A colour is a run then, so each statistic gets a chart of its own.
-        for label in dict.fromkeys(line.label for chart in parts.values() for line in chart.lines):
-            lines = [
-                Line(run, line.x, line.y) for run, chart in parts.items() for line in chart.lines if line.label == label
-            ]
-            like = next(iter(parts.values()))
-            charts.append(dataclasses.replace(like, title=f"{title}: {label}", lines=tuple(lines)))
-    folder = Path(os.path.commonpath([run_dir.resolve() for run_dir in run_dirs]))
-    out = out or (run_dirs[0] if len(run_dirs) == 1 else folder) / "curves.png"
-    title = run_dirs[0].resolve().name if len(run_dirs) == 1 else f"{len(run_dirs)} runs"
-    subtitle = "      ".join(_describe_run(name, run_dir) for name, run_dir in zip(runs, run_dirs, strict=True))
-    picture = draw_charts(charts, title, subtitle)
-    with atomic_path(out) as path:
-        picture.save(path, "PNG")
-    return out
-
-
-def curves_of(run_dir: Path) -> dict[str, Chart]:
-    """The charts of a run by title: those of `CURVES` that it has values for, its other losses, and its metrics."""
-    ticks = _by_step(run_dir / "stats.jsonl")
-    if not ticks:
-        raise ValueError(
-            f"{run_dir} holds no statistics (stats.jsonl): expected a run directory, such as runs/lres/00000-..., that "
-            "has trained for a step."
-        )
-    lines = list(ticks.values())
-    for before, line in zip([{"step": -1}, *lines], lines, strict=False):
-        num_nonfinite = sum(entry.get("nonfinite", 0) for entry in line.values() if isinstance(entry, dict))
-        wait = _value(line, "timing/data_wait_sec") / (line["step"] - before["step"])
-        line |= {"nonfinite": {"mean": num_nonfinite}, "wait": {"mean": wait}}
-    known = {name for _, names, _ in CURVES for name in names}
-    others = dict.fromkeys(name for line in lines for name in line if name.startswith("loss/") and name not in known)
-    rows = [*CURVES, *((name.removeprefix("loss/"), {name: "mean"}, {"log": True}) for name in others)]
-    charts = {}
-    for title, names, arguments in rows:
-        drawn = {label: [_value(line, name) for line in lines] for name, label in names.items()}
-        _add_chart(charts, title, ticks, drawn, arguments)
-    for path in sorted(run_dir.glob("metric-*.jsonl")):
-        results = {step: metric_values(line) for step, line in _by_step(path).items()}
-        labels = dict.fromkeys(label for values in results.values() for label in values)
-        drawn = {label: [values.get(label, math.nan) for values in results.values()] for label in labels}
-        _add_chart(charts, path.stem, results, drawn, {"log": True})
-    return charts
-
-
-def _by_step(path: Path) -> dict[int, dict[str, Any]]:
-    """The lines of a log file in ascending steps; of a step that was told twice, the last."""
-    lines = {line["step"]: line for line in read_lines(path)}
-    return dict(sorted(lines.items()))
-
-
-def _add_chart(
-    charts: dict[str, Chart],
-    title: str,
-    steps: Iterable[int],
-    drawn: Mapping[str, Sequence[float]],
-    arguments: Mapping[str, Any],
-) -> None:
-    """Add a chart of the lines that have a finite value, if any has."""
-    lines = [Line(label, list(steps), values) for label, values in drawn.items() if np.isfinite(values).any()]
-    if lines:
-        charts[title] = Chart(title, tuple(lines), **arguments)
-
-
-def _value(line: Mapping[str, Any], name: str) -> float:
-    """The mean of a statistic in a line of stats.jsonl, NaN where it has none."""
-    mean = line.get(name, {}).get("mean")
-    if mean is None or (mean == 0 and name == "timing/sec_per_step"):  # the first tick comes before any step
-        return math.nan
-    return mean
-
-
-def _short_names(run_dirs: Sequence[Path]) -> list[str]:
-    """The numbers of the runs, with their folders where numbers are equal, their paths where those are too."""
-    paths = [run_dir.resolve() for run_dir in run_dirs]
-    numbers = [path.name.partition("-")[0] for path in paths]
-    for names in (numbers, [f"{path.parent.name}/{number}" for path, number in zip(paths, numbers, strict=True)]):
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
-
-
-def _describe_run(name: str, run_dir: Path) -> str:
-    """How far a run is, in one line."""
-    *_, last = _by_step(run_dir / "stats.jsonl").values()
-    options = json.loads((run_dir / "options.json").read_text()) if (run_dir / "options.json").is_file() else {}
-    steps = f" of {options['steps']}" if "steps" in options else ""
-    total_sec = _value(last, "timing/total_sec")
-    parts = [
-        *([options["system"]] if "system" in options else []),
-        f"step {last['step']}{steps}",
-        *([f"trained {format_time(total_sec)}"] if math.isfinite(total_sec) else []),
-        time.strftime("%Y-%m-%d %H:%M", time.localtime(last["timestamp"])),
-    ]
-    return f"{name}:  {', '.join(parts)}"
-
-
-@click.command(help=str(__doc__).replace("# ", "\b\n"))
-@click.argument("run_dirs", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out", help="Picture to write  [default: curves.png in the run directory]", type=click.Path(path_type=Path)
-)
-def main(run_dirs: tuple[Path, ...], out: Path | None) -> None:
-    """See the module's docstring."""
-    try:
-        click.echo(draw_curves(run_dirs, out))
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
-
-
 def _tile(videos: np.ndarray, rows: int) -> np.ndarray:
     """(N, T, H, W, 3) -> (T, rows * H, N / rows * W, 3), laid out column by column."""
     num_videos, num_frames, height, width, channels = videos.shape
@@ -265,5 +99,7 @@ def _tile(videos: np.ndarray, rows: int) -> np.ndarray:
     return grid.reshape(num_frames, rows * height, num_videos // rows * width, channels)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # another name of the command that draws curves
+    from training.curves import main
+
     main()

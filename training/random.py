@@ -8,24 +8,24 @@ import hashlib
 
 import numpy as np
 
-NOISE_BLOCK = 256  # samples in one block of low-resolution noise; part of the meaning of a seed, never to change
+NOISE_BLOCK = 256  # samples in one block of noise; part of the meaning of a seed, never to change
 
 
 def random_state(purpose: str, seed: int, index: int | str) -> np.random.RandomState:
-    """The generator for draw number `index` of `purpose` under `seed`: the same numbers on every machine."""
+    """Return the generator for draw number `index` of `purpose` under `seed`: the same numbers on every machine."""
     digest = hashlib.blake2b(f"{purpose}:{seed}:{index}".encode(), digest_size=16).digest()
     return np.random.RandomState(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
-def noise_blocks(seed: int, num_channels: int, start: int, num_samples: int) -> np.ndarray:
-    """White noise samples [start, start + num_samples) of an endless stream: float32 (num_channels, num_samples).
+def noise_blocks(purpose: str, seed: int, num_channels: int, start: int, num_samples: int) -> np.ndarray:
+    """Return white noise samples [start, start + num_samples) of an endless stream: float32 (channels, samples).
 
     The stream is made of blocks of 256 samples, numbered by a signed block number, each with its own generator, so
     any window costs only its own blocks and windows that overlap agree bit for bit.
     """
     first, last = start // NOISE_BLOCK, -(-(start + num_samples) // NOISE_BLOCK)
     blocks = [
-        random_state("lres-noise", seed, block).standard_normal((num_channels, NOISE_BLOCK)).astype(np.float32)
+        random_state(purpose, seed, block).standard_normal((num_channels, NOISE_BLOCK)).astype(np.float32)
         for block in range(first, last)
     ]
     if not blocks:

@@ -9,6 +9,7 @@ Frame t of a video is fixed by (seed, start, prompt), whatever the chunks, the s
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import types
@@ -43,6 +44,7 @@ class Prompt:
     label: int | None = None
     text: str | None = None
     fps: float | None = None  # frames a second, where known
+    limit: int | None = None  # frames that its streams suffice for, where they end
 
     def frames(self, start: Start, count: int, size: Size) -> Tensor:
         """Return frames [start, start + count) at `size`: float32 (N or 1, 3, count, height, width) in [-1, 1].
@@ -133,10 +135,12 @@ class Sampler:
     num_labels: int = 0  # classes that a prompt's label may name
     takes_text: bool = False
     num_actions: int | None = None  # for a stream of ints: how many values there are
+    vocabularies: Mapping[str, Sequence[str]] = {}  # names of a stream's whole numbers
     depends_on_length: bool = False  # whether frames of a shorter video differ
     default_frames: int | None = None  # the length of a video, where the options fix it
     fps: float | None = None  # frames a second of what it was trained on, where known
     options: Any = NoOptions()
+    file_labels: Mapping[str, str] = {}  # of outputs that files and pages do not call by their names
 
     @property
     def size(self) -> Size:
@@ -151,7 +155,7 @@ class Sampler:
     @property
     def labels(self) -> Mapping[str, str]:
         """Return what each output is called in names of files and on pages."""
-        return {name: name for name in self.outputs}
+        return {name: self.file_labels.get(name, name) for name in self.outputs}
 
     def frames(self, request: Request) -> Iterator[dict[str, Tensor]]:
         """Yield successive frames of each output: name -> float32 (N, 3, T, height, width), not clamped.
@@ -160,6 +164,16 @@ class Sampler:
         follows its prompt ends with it.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define its frames")
+
+    def with_options(self, options: Any) -> Sampler:
+        """Return a sampler of the same networks with other options, an instance of `Options`.
+
+        This one suits samplers that read their options in `frames` alone. Raises `ValueError` for options that do
+        not apply.
+        """
+        other = copy.copy(self)
+        other.options = options
+        return other
 
     def video(self, request: Request) -> Iterator[Tensor]:
         """Yield successive frames of the video: uint8 (N, T, height, width, 3)."""
@@ -271,6 +285,10 @@ def open_sampler(
         bundle = network_file.load_bundle(item.path, device, trust, item.role)
         if bundle.system not in registry.SYSTEMS:
             raise ValueError(f"{item.path} holds a {bundle.system}, which makes no videos: give a generator")
+        if item.role and registry.spec(bundle.system).role != item.role:
+            kinds = [network_file.describe(type(network)) for network in bundle.networks.values()]
+            wanted = next(next(iter(spec.networks.values())) for spec in registry.specs() if spec.role == item.role)
+            raise ValueError(f"{item.path} is a {' and a '.join(kinds)}, expected a {wanted}")
         found.append((item.path, bundle))
     openers = {registry.spec(bundle.system).open_sampler: path for path, bundle in found}
     if len(openers) > 1:
@@ -278,4 +296,7 @@ def open_sampler(
         raise ValueError(f"{names} do not make one model: give files of one system")
     (opener,) = openers
     bundles: list[Bundle] = [bundle for _, bundle in found]
-    return registry.resolve(opener)(bundles, dict(options or {}))
+    sampler: Sampler = registry.resolve(opener)(bundles, dict(options or {}))
+    sampler.fps = next((bundle.fps for bundle in bundles if bundle.fps is not None), None)
+    sampler.vocabularies = {name: names for bundle in bundles for name, names in bundle.vocabularies.items()}
+    return sampler

@@ -96,8 +96,8 @@ def tick(
         good = last_good(run_dir, clock)
         raise distributed.SharedError(
             f"{', '.join(diverged)} has not been finite since step {step - clock.num_steps}, so training stops. The "
-            f"last good checkpoint is {good[0][1] if good else 'the beginning'}. Begin again with a lower learning rate or "
-            "a stronger regularisation, and find in stats.jsonl when the losses left their usual range."
+            f"last good checkpoint is {good[0][1] if good else 'the beginning'}. Begin again with a lower learning "
+            "rate or a stronger regularisation, and find in stats.jsonl when the losses left their usual range."
         )
     if not any("nonfinite" in entry for entry in losses.values()):
         clock.clean_step = step

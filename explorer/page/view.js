@@ -1,57 +1,28 @@
 // The explorer's page. The server is asked for blocks of frames, which are kept as pictures; drawing never waits.
 //
 // `state` is what the user has chosen, and stands in the address. Whether values make sense, the server decides. Each
-// jump is a new `turn`: requests of earlier turns are aborted here and dropped there.
+// jump is a new `turn`: requests of earlier turns are aborted here and dropped there. What kinds of frames there are,
+// and what options, the server says of each model.
 
-const $ = (id) => document.getElementById(id);
-const tab = Math.random().toString(36).slice(2) + Date.now().toString(36);
+import { buildControls, chooseOptions, showControls } from "./controls.js";
+import { drawCells, timeOf } from "./drawing.js";
+import { $, ask, askJson, hush, say, tab, unpack } from "./requests.js";
+import { copyAddress, saveClip, savePicture } from "./saving.js";
+
 const SPAN = 900; // frames that the timeline shows
 const STORE_BYTES = 192e6; // of pictures, for each kind of frames
-const KINDS = ["lres", "sres"];
-const VIDEO = ["model", "seed", "grid", "truncation", "speed"]; // what decides which pictures there are
+const VIDEO = ["model", "seed", "grid"]; // what decides, with the options, which pictures there are
 
-const state = { model: "", seed: "0", frame: 0, view: "sres", grid: "1x1", truncation: "1", speed: "1", fps: "30", pixels: "smooth" };
+const state = { model: "", seed: "0", frame: 0, view: "", grid: "1x1", fps: "30", pixels: "smooth", options: {} };
 let about = null; // what the server says of the model
+let end = Infinity; // where the video ends, once that is known
+let endReason = "";
+let progress = null; // of a rollout that is waited for
+let numWaiting = 0; // requests for frames that are not answered yet
 let playing = false;
 let turn = 0;
 let aborter = new AbortController();
 let wake = () => {};
-
-// ---------------------------------------------------------------------------
-// Talking to the server.
-
-class Complaint extends Error {
-  constructor(message, status) {
-    super(message);
-    this.status = status;
-  }
-}
-
-async function ask(path, values = {}, options = {}) {
-  let response;
-  try {
-    response = await fetch(`api/${path}?${new URLSearchParams(values)}`, options);
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Complaint("The server does not answer: is it still running, and the tunnel to it?", 0);
-  }
-  if (response.ok) return response;
-  const { error } = await response.json().catch(() => ({ error: response.statusText }));
-  throw new Complaint(error, response.status);
-}
-
-const askJson = async (...request) => (await ask(...request)).json();
-
-function say(text, isNote = false) {
-  const message = $("message");
-  message.firstElementChild.textContent = text.charAt(0).toUpperCase() + text.slice(1);
-  message.classList.toggle("note", isNote);
-  message.hidden = false;
-  clearTimeout(say.timer);
-  if (isNote) say.timer = setTimeout(() => (message.hidden = true), 2500);
-}
-
-const hush = () => ($("message").hidden = true);
 
 // ---------------------------------------------------------------------------
 // Pictures that have come: for each kind, frame number -> ImageBitmap.
@@ -90,27 +61,38 @@ class Store {
   // The first frame that is missing, of those that are wanted soon.
   hole() {
     const ahead = playing ? Math.min(4 * Number(state.fps), Math.floor(this.most / 2)) : 1;
-    for (let frame = state.frame; frame < state.frame + ahead; frame++) {
+    for (let frame = state.frame; frame < Math.min(state.frame + ahead, end); frame++) {
       if (!this.frames.has(frame)) return frame;
     }
     return null;
   }
 }
 
-const stores = Object.fromEntries(KINDS.map((kind) => [kind, new Store(kind)]));
+let stores = {};
 
 const has = (kind) => Boolean(about && kind in about.kinds);
-const shown = () => (state.view === "both" ? KINDS : [state.view]);
-// Low resolution is there sooner, and stands in for the full size as long as nothing plays.
-const wanted = () => (playing ? shown() : KINDS.filter((kind) => has(kind) && (kind === "lres" || state.view !== "lres")));
-const chosen = () => Object.fromEntries(VIDEO.map((name) => [name, state[name]]));
+const single = () => Object.keys(about.kinds).filter((kind) => about.kinds[kind].shows.length === 1);
+const shown = () => about.kinds[state.view].shows;
+const stageOf = (kind) => about.kinds[kind].stage;
+const nameOf = (kind) => kind.charAt(0).toUpperCase() + kind.slice(1).replace(/[-_]/g, " ");
+// The frames of earlier stages are there sooner, and stand in for later ones as long as nothing plays.
+const earlier = (kind) => single().filter((other) => stageOf(other) < stageOf(kind)).reverse();
+const wanted = () => (playing ? shown() : single().filter((kind) => shown().some((one) => one === kind || stageOf(kind) < stageOf(one))));
+const chosen = () => videoOf(state);
+
+// The values for a request, without options that are left empty.
+function videoOf({ model, seed, grid, options }) {
+  return { model, seed, grid, ...Object.fromEntries(Object.entries(options).filter(([, value]) => value !== "")) };
+}
 
 // Go on from here: what was asked for before is wanted no more.
 function restart() {
   aborter.abort();
   aborter = new AbortController();
   turn++;
+  progress = null;
   if (about) for (const kind of wanted()) fill(kind, turn, aborter.signal);
+  if (about && about.first !== null) watch(turn);
   poke();
 }
 
@@ -119,6 +101,18 @@ function poke() {
   const before = wake;
   wake = () => {};
   before();
+}
+
+// Have the page say how far a rollout is, if its frames do not come at once.
+async function watch(mine) {
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, 400));
+    if (mine !== turn) return;
+    const found = numWaiting ? await askJson("progress", { tab }).catch(() => null) : null;
+    if (mine !== turn) return;
+    dirty ||= found !== progress;
+    progress = found;
+  }
 }
 
 let isTroubled = false; // the server is out of reach, or has too much to do
@@ -143,12 +137,21 @@ async function fill(kind, mine, signal) {
     const began = performance.now();
     try {
       const values = { ...chosen(), kind, start: first, count, tab, turn: mine };
-      const response = await ask("frames", values, { signal });
-      await unpack(await response.arrayBuffer(), kind, mine);
+      numWaiting++;
+      const response = await ask("frames", values, { signal }).finally(() => numWaiting--);
+      const found = await unpack(await response.arrayBuffer());
+      if (mine !== turn) return found.forEach(([, picture]) => picture.close());
+      for (const [frame, picture] of found) stores[kind].add(frame, picture);
+      if (found.length < count) end = Math.min(end, first + found.length);
+      dirty = true;
       if (isTroubled) hush();
       isTroubled = false;
     } catch (error) {
       if (mine !== turn || error.name === "AbortError" || error.status === 410) return;
+      if (error.status === 400 && hole > state.frame) { // there is no more, but what is there can be played
+        [end, endReason] = [Math.min(end, hole), error.message];
+        continue;
+      }
       say(error.message);
       if (error.status === 400) {
         playing = false;
@@ -161,24 +164,6 @@ async function fill(kind, mine, signal) {
     const tookMs = performance.now() - began;
     numBlocks = tookMs < 300 ? Math.min(8, 2 * numBlocks) : tookMs > 1000 ? Math.max(1, numBlocks / 2) : numBlocks;
   }
-}
-
-// Each frame: its number (64 bits), the size of its file (32 bits), the file.
-async function unpack(buffer, kind, mine) {
-  const data = new DataView(buffer);
-  const waiting = [];
-  for (let at = 0; at < buffer.byteLength; ) {
-    const frame = Number(data.getBigInt64(at));
-    const size = data.getUint32(at + 8);
-    const file = new Blob([new Uint8Array(buffer, at + 12, size)], { type: "image/png" });
-    waiting.push(createImageBitmap(file, { colorSpaceConversion: "none", premultiplyAlpha: "none" }).then((picture) => [frame, picture]));
-    at += 12 + size;
-  }
-  for (const [frame, picture] of await Promise.all(waiting)) {
-    if (mine === turn) stores[kind].add(frame, picture);
-    else picture.close();
-  }
-  dirty = true;
 }
 
 // ---------------------------------------------------------------------------
@@ -200,6 +185,7 @@ function tick(now) {
 function advance(now) {
   const due = Math.floor(((now - clock.began) * Number(state.fps)) / 1000) - clock.count;
   let step = 0;
+  if (state.frame + 1 >= end) return stop(), say(endReason || `The video ends at frame ${end}`, true);
   while (step < due && shown().every((kind) => stores[kind].frames.has(state.frame + step + 1))) step++;
   if (step < due || due > 5) Object.assign(clock, { began: now, count: 0 }); // late: go on from here, do not catch up
   else clock.count += step;
@@ -214,7 +200,7 @@ function advance(now) {
 
 function draw() {
   dirty = false;
-  for (const kind of KINDS) {
+  for (const kind of single()) {
     const figure = $(`figure-${kind}`);
     figure.hidden = !shown().includes(kind);
     if (!figure.hidden) drawFigure(figure, kind);
@@ -227,7 +213,7 @@ function drawFigure(figure, kind) {
   const badge = figure.querySelector(".badge");
   const [rows, columns] = state.grid.split("x").map(Number);
   const picture = stores[kind].frames.get(state.frame);
-  const standIn = picture || stores.lres.frames.get(state.frame);
+  const standIn = picture || earlier(kind).map((other) => stores[other].frames.get(state.frame)).find(Boolean);
   if (standIn || !("frame" in canvas.dataset)) { // until the new picture comes, the old one stays
     const height = about.kinds[kind].height * rows;
     const width = about.kinds[kind].width * columns;
@@ -236,56 +222,36 @@ function drawFigure(figure, kind) {
   const { height, width } = canvas;
   if (standIn) canvas.getContext("2d").drawImage(standIn, 0, 0, width, height);
   canvas.dataset.frame = picture ? state.frame : "";
-  badge.textContent = standIn && !picture && kind === "sres" ? "sharpening…" : "computing…";
+  const steps = progress && `computing frame ${progress.done.toLocaleString("en")} of ${progress.goal.toLocaleString("en")}`;
+  badge.textContent = steps || (standIn && !picture ? "refining…" : "computing…");
   badge.classList.toggle("on", !picture);
-  const name = kind === "lres" ? "Low resolution" : "Full size";
-  figure.querySelector("figcaption").textContent = `${name}, ${about.kinds[kind].width} × ${about.kinds[kind].height}`;
+  figure.querySelector("figcaption").textContent = `${nameOf(kind)}, ${about.kinds[kind].width} × ${about.kinds[kind].height}`;
   const box = figure.getBoundingClientRect();
   const room = document.fullscreenElement ? 0 : 32;
   const scale = Math.max(0.1, Math.min(box.width / width, (box.height - room) / height));
   const style = figure.querySelector(".picture").style;
   style.width = `${Math.floor(width * scale)}px`;
   style.height = `${Math.floor(height * scale)}px`;
-  drawCells(figure.querySelector(".cells"), rows, columns);
-}
-
-function drawCells(cells, rows, columns) {
-  const key = `${state.seed} ${state.grid}`;
-  if (cells.dataset.key === key) return;
-  cells.dataset.key = key;
-  cells.style.gridTemplate = `repeat(${rows}, 1fr) / repeat(${columns}, 1fr)`;
-  const seeds = rows * columns > 1 ? Array.from({ length: rows * columns }, (_, index) => Number(state.seed) + index) : [];
-  cells.replaceChildren(
-    ...seeds.map((seed) => {
-      const button = document.createElement("button");
-      button.textContent = seed;
-      button.title = `See seed ${seed} alone`;
-      button.onclick = (event) => (event.stopPropagation(), change({ seed: String(seed), grid: "1x1" }));
-      return button;
-    }),
-  );
+  drawCells(figure.querySelector(".cells"), state, change);
 }
 
 function drawTimeline() {
-  const first = Math.floor(state.frame / SPAN) * SPAN;
-  Object.assign($("scrub"), { min: first, max: first + SPAN - 1, value: state.frame });
+  const first = Math.floor(state.frame / SPAN) * SPAN; // not before the first frame, which is 0 where there is one
+  const last = Math.max(first, Math.min(first + SPAN, end) - 1);
+  Object.assign($("scrub"), { min: first, max: last, value: state.frame });
+  for (const button of document.querySelectorAll("[data-step]")) {
+    button.disabled = Number(button.dataset.step) < 0 ? state.frame === about.first : state.frame + 1 >= end;
+  }
   $("from").textContent = first.toLocaleString("en");
-  $("to").textContent = (first + SPAN - 1).toLocaleString("en");
+  $("to").textContent = last.toLocaleString("en");
   if (document.activeElement !== $("frame")) $("frame").value = state.frame;
   $("clock").textContent = timeOf(state.frame / Number(state.fps));
   const bar = $("loaded");
-  bar.width = SPAN;
+  bar.width = last - first + 1;
   const context = bar.getContext("2d");
   context.fillStyle = "#8a6a35";
   const kind = shown().at(-1);
-  for (let index = 0; index < SPAN; index++) if (stores[kind].frames.has(first + index)) context.fillRect(index, 0, 1, 1);
-}
-
-function timeOf(seconds) {
-  const size = Math.abs(seconds);
-  const two = (value) => String(Math.floor(value)).padStart(2, "0");
-  const hours = Math.floor(size / 3600);
-  return `${seconds < 0 ? "−" : ""}${hours ? `${hours.toLocaleString("en")}:` : ""}${two((size / 60) % 60)}:${two(size % 60)}`;
+  for (let index = 0; index < bar.width; index++) if (stores[kind].frames.has(first + index)) context.fillRect(index, 0, 1, 1);
 }
 
 // ---------------------------------------------------------------------------
@@ -320,7 +286,8 @@ function restartIfMissing() {
 }
 
 function seek(frame) {
-  state.frame = frame;
+  if (about && about.first !== null) frame = Math.max(frame, about.first);
+  state.frame = Math.min(frame, Math.max(end - 1, 0));
   Object.assign(clock, { began: performance.now(), count: 0 });
   restartIfMissing();
   remember();
@@ -330,31 +297,26 @@ function seek(frame) {
 // is chosen while the server still thinks is added to it.
 let changes = 0;
 let pending = {};
-const latest = () => ({ ...state, ...pending });
+const latest = () => ({ ...state, ...pending, options: { ...state.options, ...pending.options } });
 
 async function change(values, field = null) {
   const mine = ++changes;
-  pending = { ...pending, ...values };
-  const { frame, view, ...goal } = latest();
-  const video = Object.fromEntries(VIDEO.map((name) => [name, goal[name]]));
+  pending = { ...pending, ...values, options: { ...pending.options, ...values.options } };
+  const goal = latest();
   try {
     const opened = about?.model === goal.model ? about : await open(goal.model);
-    const kind = view in opened.kinds ? view : "lres";
-    const good = await askJson("check", { ...video, kind, frame });
+    const options = chooseOptions(opened.options, pending.options, state.options, opened === about);
+    const kind = goal.view in opened.kinds ? goal.view : Object.keys(opened.kinds).findLast((one) => opened.kinds[one].shows.length === 1);
+    const good = await askJson("check", { ...videoOf({ ...goal, options }), kind, frame: goal.frame });
     if (mine !== changes) return false;
-    for (const name of ["seed", "truncation", "speed"]) good[name] = String(good[name]);
-    const isOther = !about || VIDEO.some((name) => good[name] !== state[name]);
-    about = opened;
-    for (const name of VIDEO) state[name] = good[name];
-    if ("frame" in pending) state.frame = good.frame; // else it may have moved on
-    state.view = kind;
+    take(opened, good, "frame" in pending); // else it may have moved on
     pending = {};
-    if (isOther) for (const store of Object.values(stores)) store.clear();
   } catch (error) {
     if (mine !== changes) return false;
     pending = {};
     say(error.message);
     field?.classList.add("wrong");
+    showState();
     return false;
   }
   for (const wrong of document.querySelectorAll(".wrong")) wrong.classList.remove("wrong");
@@ -363,6 +325,45 @@ async function change(values, field = null) {
   restart();
   remember();
   return true;
+}
+
+// Make what the server finds good the state.
+function take(opened, good, withFrame) {
+  const options = Object.fromEntries(Object.entries(good.options).map(([name, value]) => [name, String(value ?? "")]));
+  const video = { model: good.model, seed: String(good.seed), grid: good.grid };
+  const isOther = JSON.stringify([video, options]) !== JSON.stringify([Object.fromEntries(VIDEO.map((name) => [name, state[name]])), state.options]);
+  if (opened !== about) build(opened);
+  Object.assign(state, video, { options, view: good.kind });
+  if (withFrame) state.frame = good.frame;
+  if (!isOther) return;
+  end = Infinity;
+  endReason = "";
+  for (const store of Object.values(stores)) store.clear();
+}
+
+// Make the parts of the page that depend on the model.
+function build(opened) {
+  for (const store of Object.values(stores)) store.clear();
+  about = opened;
+  stores = Object.fromEntries(single().map((kind) => [kind, new Store(kind)]));
+  buildControls(about.options, change);
+  const kinds = Object.keys(about.kinds);
+  if ($("view").dataset.kinds === String(kinds)) return;
+  $("view").dataset.kinds = kinds;
+  $("view").hidden = kinds.length === 1;
+  $("view").replaceChildren(...kinds.map((kind, index) => {
+    const label = Object.assign(document.createElement("label"), { title: index + 1 });
+    const radio = Object.assign(document.createElement("input"), { type: "radio", name: "view", value: kind, onchange: () => show(kind) });
+    label.append(radio, Object.assign(document.createElement("span"), { textContent: nameOf(kind) }));
+    return label;
+  }));
+  for (const figure of document.querySelectorAll("#stage figure")) figure.remove();
+  $("stage").prepend(...single().map((kind) => {
+    const figure = $("figure").content.firstElementChild.cloneNode(true);
+    figure.id = `figure-${kind}`;
+    figure.querySelector(".picture").onclick = () => state.grid === "1x1" && KEYS[" "]();
+    return figure;
+  }));
 }
 
 async function open(model) {
@@ -375,84 +376,34 @@ async function open(model) {
 }
 
 function showState() {
-  for (const name of ["model", "seed", "grid", "truncation", "speed", "fps"]) $(name).value = state[name];
-  for (const name of ["truncation", "speed"]) $(`${name}-value`).textContent = Number(state[name]).toFixed(2);
-  for (const name of ["view", "pixels"]) document.querySelector(`[name=${name}][value=${state[name]}]`).checked = true;
-  for (const radio of document.querySelectorAll("[name=view]")) radio.disabled = !has(radio.value);
+  for (const name of ["model", "seed", "grid", "fps"]) $(name).value = state[name];
+  if (about) showControls(about.options, state.options);
+  for (const name of ["view", "pixels"]) for (const radio of document.querySelectorAll(`[name=${name}]`)) radio.checked = radio.value === state[name];
   document.body.classList.toggle("sharp", state.pixels === "sharp");
   document.title = `${state.model}, seed ${state.seed} – Longtake explorer`;
   dirty = true;
 }
 
-// The address shows the same frame to whoever opens it.
+// The address shows the same frame to all who open it.
 function remember() {
-  if (about) history.replaceState(null, "", `#${new URLSearchParams(state)}`);
+  const { options, ...others } = state;
+  if (about) history.replaceState(null, "", `#${new URLSearchParams({ ...others, ...options })}`);
 }
 
+// What the address says. Names that the page does not know are those of options.
 function recall() {
-  const values = Object.fromEntries([...new URLSearchParams(location.hash.slice(1))].filter(([name]) => name in state));
-  if (values.pixels) state.pixels = values.pixels === "sharp" ? "sharp" : "smooth";
-  if (values.fps) state.fps = [...$("fps").options].some((option) => option.value === values.fps) ? values.fps : "30";
-  delete values.pixels;
-  delete values.fps;
-  if (values.view && !["lres", "sres", "both"].includes(values.view)) delete values.view;
-  return values;
+  const { pixels, fps, ...values } = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  if (pixels) state.pixels = pixels === "sharp" ? "sharp" : "smooth";
+  if (fps) state.fps = [...$("fps").options].some((option) => option.value === fps) ? fps : "30";
+  const known = Object.entries(values).filter(([name]) => name in state && name !== "options");
+  const options = Object.entries(values).filter(([name]) => !(name in state));
+  return { ...Object.fromEntries(known), options: Object.fromEntries(options) };
 }
 
-function save(url, name) {
-  const link = Object.assign(document.createElement("a"), { href: url, download: name });
-  link.click();
-}
-
-function savePicture() {
-  const canvas = $(`figure-${shown().at(-1)}`).querySelector("canvas");
-  const name = `${state.model}_seed=${state.seed}_frame=${state.frame}_${shown().at(-1)}.png`;
-  canvas.toBlob((blob) => {
-    const url = URL.createObjectURL(blob);
-    save(url, name);
-    setTimeout(() => URL.revokeObjectURL(url), 10_000);
-  });
-}
-
-async function saveClip() {
-  const box = $("clip-progress");
-  const start = $("clip-start").value.trim() || state.frame;
-  const values = { ...chosen(), kind: state.view, start, count: $("clip-count").value, fps: state.fps, format: $("clip-format").value, tab };
-  $("save-clip").disabled = true;
-  try {
-    const { clip } = await askJson("clips", values, { method: "POST" });
-    hush();
-    box.hidden = false;
-    box.lastElementChild.onclick = () => ask(`clips/${clip}/cancel`, {}, { method: "POST" });
-    for (;;) {
-      const { name, done, frames, finished } = await askJson(`clips/${clip}`);
-      box.firstElementChild.value = done / frames;
-      box.children[1].textContent = `${done} of ${frames} frames`;
-      if (finished) {
-        save(`api/clips/${clip}/file`, name);
-        say(`Saved ${name}`, true);
-        break;
-      }
-      await new Promise((resolve) => setTimeout(resolve, 300));
-    }
-  } catch (error) {
-    if (error.status !== 410) say(error.message);
-  } finally {
-    box.hidden = true;
-    $("save-clip").disabled = false;
-  }
-}
-
-async function copyLink() {
-  remember();
-  try {
-    await navigator.clipboard.writeText(location.href);
-    say("Copied a link to this frame", true);
-  } catch {
-    say("The link to this frame is in the address bar", true);
-  }
-}
-
+const nameOfPicture = () => `${state.model}_seed=${state.seed}_frame=${state.frame}_${shown().at(-1)}.png`;
+const keepPicture = () => savePicture($(`figure-${shown().at(-1)}`).querySelector("canvas"), nameOfPicture());
+const keepClip = () => saveClip({ ...chosen(), kind: state.view, fps: state.fps }, state.frame);
+const copyLink = () => (remember(), copyAddress());
 const randomSeed = () => change({ seed: String(Math.floor(Math.random() * 1e6)) });
 const otherSeed = (step) => change({ seed: String(Number(latest().seed) + step) });
 const togglePixels = () => (Object.assign(state, { pixels: state.pixels === "sharp" ? "smooth" : "sharp" }), showState(), remember());
@@ -469,9 +420,8 @@ const KEYS = {
   Home: () => seek(0),
   ArrowUp: () => otherSeed(1),
   ArrowDown: () => otherSeed(-1),
-  1: () => show("lres"), 2: () => show("sres"), 3: () => show("both"),
   e: () => $("seed").select(), f: () => $("frame").select(), r: randomSeed, g: toggleGrid,
-  s: togglePixels, p: savePicture, c: saveClip, l: copyLink, w: toggleFull,
+  s: togglePixels, p: keepPicture, c: keepClip, l: copyLink, w: toggleFull,
   "?": () => $("help").showModal(),
 };
 
@@ -482,9 +432,10 @@ function listen() {
     const isMoving = target.matches("input:not(#scrub)") && event.key.startsWith("Arrow");
     const isPressing = target.matches("button") && event.key === " ";
     if (event.key === "Escape") return target.blur(), hush();
-    if (isTyping || isMoving || isPressing || event.ctrlKey || event.metaKey || event.altKey || !KEYS[event.key]) return;
+    const act = /^[1-9]$/.test(event.key) ? () => about && show(Object.keys(about.kinds)[event.key - 1]) : KEYS[event.key];
+    if (isTyping || isMoving || isPressing || event.ctrlKey || event.metaKey || event.altKey || !act) return;
     event.preventDefault();
-    KEYS[event.key](event);
+    act(event);
   });
   // After a click with the mouse the keys are for playing again.
   addEventListener("click", (event) => event.detail && event.target.closest("button, input:not(input:not([type]))")?.blur());
@@ -493,27 +444,19 @@ function listen() {
   typed("grid", "grid");
   $("frame").onchange = () => change({ frame: $("frame").value.replace(/[\s,]/g, "") }, $("frame"));
   typed("model", "model");
-  for (const name of ["truncation", "speed"]) {
-    $(name).oninput = () => ($(`${name}-value`).textContent = Number($(name).value).toFixed(2));
-    $(name).onchange = () => change({ [name]: $(name).value });
-  }
-  for (const field of document.querySelectorAll("input:not([type])")) {
-    field.addEventListener("keydown", (event) => event.key === "Enter" && field.blur());
-  }
-  for (const radio of document.querySelectorAll("[name=view]")) radio.onchange = () => show(radio.value);
+  addEventListener("keydown", (event) => event.key === "Enter" && event.target.matches("input:not([type])") && event.target.blur());
   for (const radio of document.querySelectorAll("[name=pixels]")) radio.onchange = togglePixels;
   for (const button of document.querySelectorAll("[data-step]")) button.onclick = () => seek(state.frame + Number(button.dataset.step));
   for (const button of document.querySelectorAll("[data-grid]")) button.onclick = () => change({ grid: button.dataset.grid });
   $("fps").onchange = () => (Object.assign(state, { fps: $("fps").value }), Object.assign(clock, { began: performance.now(), count: 0 }), (dirty = true), remember());
   $("scrub").oninput = () => seek(Number($("scrub").value));
   $("play").onclick = KEYS[" "];
-  for (const picture of document.querySelectorAll(".picture")) picture.onclick = () => state.grid === "1x1" && KEYS[" "]();
   $("seed-up").onclick = () => otherSeed(1);
   $("seed-down").onclick = () => otherSeed(-1);
   $("seed-random").onclick = randomSeed;
-  $("reset").onclick = () => change({ truncation: "1", speed: "1" });
-  $("save-picture").onclick = savePicture;
-  $("save-clip").onclick = saveClip;
+  $("reset").onclick = () => change({ options: Object.fromEntries(about.options.map((option) => [option.name, String(option.default ?? "")])) });
+  $("save-picture").onclick = keepPicture;
+  $("save-clip").onclick = keepClip;
   $("full").onclick = toggleFull;
   $("link").onclick = copyLink;
   $("help-button").onclick = KEYS["?"];
@@ -532,7 +475,9 @@ async function begin() {
     $("clip-format").replaceChildren(...formats.map((name) => new Option(name)));
     if (await change({ model: models[0], ...recall() })) return;
     const reason = $("message").firstElementChild.textContent; // the link is wrong: begin without it
-    await change({ model: models[0] });
+    for (const model of models) { // the first may need what was not given
+      if (await change({ model })) break;
+    }
     say(reason);
   } catch (error) {
     say(error.message);

@@ -1,4 +1,4 @@
-"""Frames are cropped in the middle, resized without loss of level, and stored at full colour resolution."""
+"""Frames are stored at full colour resolution, in order, at sizes that texts name."""
 
 import io
 
@@ -9,13 +9,6 @@ from PIL import Image, JpegImagePlugin
 from dataset_tools import frames
 
 
-def gradient(height, width):
-    """Red tells the column and green the row, in units of a pixel."""
-    pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[..., 0], pixels[..., 1] = np.arange(width), np.arange(height)[:, None]
-    return pixels
-
-
 def test_sizes_are_height_by_width():
     assert frames.parse_sizes("36x64,144x256") == ((36, 64), (144, 256))
 
@@ -24,33 +17,6 @@ def test_sizes_are_height_by_width():
 def test_other_texts_are_refused(text):
     with pytest.raises(ValueError, match=r"not a frame size|names a size twice"):
         frames.parse_sizes(text)
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "rows", "columns"),
-    [
-        (50, 50, (0, 100), (50, 150)),  # wide: the sides go
-        (10, 80, (37.5, 62.5), (0, 200)),  # narrow: above and below go
-        (50, 100, (0, 100), (0, 200)),
-    ],
-)
-def test_the_middle_is_kept(height, width, rows, columns):
-    result = frames.center_crop_and_resize(gradient(100, 200), height, width).astype(float)
-    assert result.shape == (height, width, 3)
-    # Pixel centres of the result, in the coordinates of the source, away from the edges where the filter is cut off.
-    expected_column = columns[0] + (np.arange(width) + 0.5) * (columns[1] - columns[0]) / width - 0.5
-    expected_row = rows[0] + (np.arange(height) + 0.5) * (rows[1] - rows[0]) / height - 0.5
-    assert np.abs(result[:, 2:-2, 0] - expected_column[2:-2]).max() <= 1
-    assert np.abs(result[2:-2, :, 1] - expected_row[2:-2, None]).max() <= 1
-
-
-def test_the_filter_is_lanczos_over_three_lobes():
-    line = np.zeros((1, 64, 3), np.uint8)
-    line[:, 32] = 255
-    result = frames.center_crop_and_resize(np.repeat(line, 64, axis=0), 128, 128)[64, :, 0]
-    offset = (np.arange(128) + 0.5) / 2 - 32.5
-    expected = np.sinc(offset) * np.sinc(offset / 3) * (np.abs(offset) < 3)
-    assert np.abs(result - (255 * expected).clip(0, 255)).max() < 6  # weights are normalised to sum to one
 
 
 def test_jpegs_keep_colour_at_full_resolution():

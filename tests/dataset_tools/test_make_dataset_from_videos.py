@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dataset_tools.make_dataset_from_videos import SUFFIXES, find_videos, main, name_clips
+from dataset_tools.make_dataset_from_videos import find_videos, main, name_clips
 from dnnlib import video
 from training.data.dataset import ClipDataset
+from training.data.frames import VIDEO_SUFFIXES
 
 FOOTAGE = Path(iscc_samples.__file__).parent / "files" / "video"
 SIZES = [(36, 64), (72, 128)]
@@ -63,7 +64,7 @@ def test_videos_are_found_at_any_depth_by_their_suffix(tmp_path):
     (tmp_path / "in" / "linked.mkv").symlink_to(tmp_path / "in" / "b.mp4")
     found = find_videos(tmp_path / "in")
     assert list(name_clips(found, tmp_path / "in")) == ["a/b/c", "a/z", "a.b", "b", "linked"]
-    assert {f".{name}" for name in "avi mkv mov mp4 wmv".split()} <= set(SUFFIXES)
+    assert {f".{name}" for name in "avi mkv mov mp4 wmv".split()} <= set(VIDEO_SUFFIXES)
 
 
 def test_partitions_at_once_make_the_same_as_one_run(tmp_path, repo):
@@ -100,7 +101,7 @@ def test_broken_videos_are_named_skipped_and_counted(tmp_path):
     assert result.exit_code == 0 and "2 of 3 sources are broken and left out" in result.output
 
 
-VIDEOS = sorted(path for path in FOOTAGE.iterdir() if path.suffix in SUFFIXES)
+VIDEOS = sorted(path for path in FOOTAGE.iterdir() if path.suffix in VIDEO_SUFFIXES)
 
 
 @pytest.mark.slow

@@ -1,11 +1,7 @@
-"""Small helpers: attribute dictionaries, files written whole, durations, names."""
+"""Small helpers: attribute dictionaries, files written whole, durations."""
 
-import contextlib
 import hashlib
-import io
-import os
 import pickle
-import sys
 from pathlib import Path
 
 import pytest
@@ -83,19 +79,6 @@ def test_atomic_path_keeps_the_old_file_on_failure(tmp_path: Path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_logger_copies_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    path = tmp_path / "log.txt"
-    stdout = sys.stdout
-    with util.Logger(path) as logger:
-        print("one")
-        print("two", file=sys.stderr)
-        logger.write("three\n")
-    assert sys.stdout is stdout
-    print("four")
-    assert path.read_text() == "one\ntwo\nthree\n"
-    assert capsys.readouterr() == ("one\nthree\nfour\n", "two\n")
-
-
 # ----------------------------------------------------------------------------
 # The rest.
 
@@ -124,26 +107,3 @@ def test_easy_dict_is_a_dict_with_attributes():
 )
 def test_durations(seconds: float, text: str, brief: str):
     assert util.format_time(seconds) == text and util.format_time_brief(seconds) == brief
-
-
-def test_objects_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert util.get_obj_by_name("dnnlib.util.EasyDict") is EasyDict
-    assert util.get_obj_by_name("os.path.join") is os.path.join
-    assert util.call_func_by_name(3, 4, func_name="builtins.divmod") == (0, 3)
-    assert util.construct_class_by_name(class_name="dnnlib.util.EasyDict", a=1) == {"a": 1}
-    with pytest.raises(ValueError, match="dnnlib.util was imported, but it has no 'Nothing'"):
-        util.get_obj_by_name("dnnlib.util.Nothing")
-    with pytest.raises(ValueError, match="there is no module 'nowhere_at_all'"):
-        util.get_obj_by_name("nowhere_at_all.Nothing")
-    (tmp_path / "needs_more.py").write_text("import a_package_that_is_missing")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_missing"):
-        util.get_obj_by_name("needs_more.Thing")
-
-
-def test_yes_or_no(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("maybe\nYES\nn\n"))
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert util.ask_yes_no("Sure?") is True
-        assert util.ask_yes_no("Sure?") is False
-    assert out.getvalue().count("Sure? [y/n]") == 3

@@ -338,6 +338,24 @@ def test_what_is_no_video_is_refused_by_name(make, tmp_path):
             read(tmp_path / "absent.mp4")
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+@pytest.mark.parametrize(("native", "fps"), [(12, 6), (30, 15), (24, 12), (60, 30), (29.97, 14.985), (24, 30)])
+def test_steps_at_another_rate_are_even_and_windows_are_parts_of_the_whole(tmp_path, native, fps, suffix):
+    path = tmp_path / f"ramp{suffix}"
+    with video.VideoWriter(path, 16, 16, fps=native, crf=4) as writer:
+        writer.write(np.arange(0, 240, 10, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 16, 16, 3), np.uint8))
+
+    def read(start, stop=None):
+        end_sec = None if stop is None else stop / fps
+        return [round(frame.mean() / 10) for frame in video.iter_video_frames(path, fps, start / fps, end_sec)]
+
+    whole = read(0)
+    if fps < native:
+        assert whole[:11] == list(range(0, 22, 2))
+    for start in (1, 2, 3, 7):
+        assert read(start, start + 3) == whole[start : start + 3]
+
+
 def test_a_cover_picture_beside_a_video_is_passed_over(make):
     picture = make("cover.png", "-f", "lavfi", "-i", "color=s=64x64", "-frames:v", "1")
     source = make("whole.mp4", *counted(), *X264, "-g", "15")

@@ -121,9 +121,9 @@ def test_runs_keep_their_own_errors():
     assert result["total_time"] == 4 and result["num_runs"] == 2
 
 
-def test_super_resolution_alone_needs_a_dataset(sres_path: str, films: Path, own_cache: Path):
+def test_an_enlarger_alone_needs_a_dataset(sres_path: str, films: Path, own_cache: Path):
     code, output = run(f"--real={films}", f"--sres={sres_path}", "-m", "fmd4_4f")
-    assert code == 1 and "needs real frames of 18x32 to enlarge" in output
+    assert code == 1 and "needs context frames of 18x32 for frames of 36x64, which films" in output
 
 
 def test_several_runs_give_each_value_mean_and_deviation(lres_path: str, dataset: Path, own_cache: Path):
@@ -140,7 +140,7 @@ def test_several_runs_give_each_value_mean_and_deviation(lres_path: str, dataset
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset=x"], "give --lres, --sres or both, or --fake"),
+        (["--dataset=x"], "give --model, --lres, --sres or --fake"),
         (["--fake=y"], "give --dataset or --real"),
         (["--dataset=x", "--real=x", "--fake=y"], "too much: give --dataset or --real"),
         (["--dataset=x", "--fake=y", "--size=64"], "'64' is not a size"),

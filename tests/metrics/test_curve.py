@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from runs import curve
 from training.checkpoint import save_network, save_train_state
 from training.longvideogan.lres.generator import LowResGenerator
-from training.longvideogan.sampling import LowResSource
+from training.longvideogan.sampling import LowResSampler
 from training.longvideogan.sres.generator import SuperResGenerator
+from training.sampling import Request, Resized
 
 METRICS = ("fmd2_9f", "color_similarity")
 
@@ -90,9 +91,9 @@ def test_ways_to_enlarge_are_told_apart(run_dir, dataset, tmp_path, own_cache):
 def test_enlarged_frames_are_those_of_the_network(run_dir):
     torch.manual_seed(0)
     lres = LowResGenerator(18, 32, 16, 4, 10, 60, 8, 8, temporal_channels=(8, 8, 6, 6), spatial_channels=(4, 4, 4, 4))
-    plain = LowResSource(lres.eval())
-    (large,) = curve.Bicubic(plain, (36, 64)).frames([0, 1], [0, 5], 7)
-    (small,) = plain.frames([0, 1], [0, 5], 7)
+    plain, request = LowResSampler(lres.eval()), Request([0, 1], [0, 5], 7)
+    (large,) = (chunk["video"] for chunk in Resized(plain, (36, 64)).frames(request))
+    (small,) = (chunk["video"] for chunk in plain.frames(request))
     for clip, t in ((0, 3), (1, 6)):
         expected = torch.nn.functional.interpolate(small[clip, :, t][None], (36, 64), mode="bicubic")
         torch.testing.assert_close(large[clip, :, t][None], expected)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from metrics import families
-from metrics.samplers import ClipShape
+from metrics import families, long_video
+from metrics.families import ClipShape
 
 PUBLISHED = {
     "fvd2048_16f": (2048, ClipShape(16)),
@@ -49,4 +49,9 @@ def test_other_numbers_are_names_too():
 )
 def test_names_that_mean_nothing_are_refused(name: str, message: str):
     with pytest.raises(ValueError, match=message):
-        families.parse(name, ["loop_rate"])
+        families.check_names([name])
+
+
+def test_names_of_long_measures_are_those_of_their_table():
+    assert list(long_video.MEASURES) == list(families.LONG_MEASURES)
+    families.check_names(["loop_rate", "fvd16_16f"])

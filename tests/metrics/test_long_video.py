@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from metrics import long_video
-from metrics.long_video import MEASURES, Options, measure
+from metrics.long_video import MEASURES, ProbeOptions, measure
 from metrics.long_video_base import Rows, jackknife_error, jackknife_variance, slope_per_100
 from metrics.long_video_features import SimilarityProbe, WindowProbe
 from metrics.long_video_loops import ThumbnailProbe, area_mean
 from metrics.long_video_pixels import ChangeProbe, ColourProbe, clip_energies, seam_scan
 from training.data.dataset import ClipDataset
 from training.random import random_state
+from training.sampling import Request, Sampler
 
 SIZE = (18, 24)
 PIXEL_MEASURES = ("color_similarity", "motion_energy_w1", "seam_ratio", "loop_rate")
@@ -74,7 +75,7 @@ class MeanColour:
         return (means if means.ndim == 2 else torch.cat([means[:, :, 0], means[:, :, -1]], dim=1)).float()
 
 
-OPTIONS = Options(detector=MeanColour(), window=4, stride=2, lags=(1, 3))
+OPTIONS = ProbeOptions(detector=MeanColour(), window=4, stride=2, lags=(1, 3))
 
 
 # ----------------------------------------------------------------------------
@@ -343,7 +344,7 @@ STREAMED = videos(2, 64)
 
 
 def test_strides_longer_than_a_clip_skip_frames():
-    options = Options(detector=MeanColour(), window=4, stride=7)
+    options = ProbeOptions(detector=MeanColour(), window=4, stride=7)
     rows = rows_of(WindowProbe(options, "generated", "unused"), in_chunks(STREAMED, [2, 6, 13]))
     expected = [STREAMED[:, start].mean(axis=(1, 2)) for start in range(0, 61, 7)]
     assert np.allclose(rows[:, :, :3], np.stack(expected, axis=1), atol=1e-4)
@@ -375,7 +376,7 @@ def test_memory_does_not_grow_with_the_video():
 
 
 # ----------------------------------------------------------------------------
-# Sources.
+# Sides.
 
 
 def test_real_windows_are_what_the_dataset_holds(dataset_path: Path):
@@ -391,12 +392,10 @@ def test_real_windows_are_what_the_dataset_holds(dataset_path: Path):
 
 
 def test_generated_videos_depend_on_seed_and_number_alone():
-    class Seeds:
-        temporal_scale, context = 8, 0
-
-        def sample(self, seeds: Sequence[int], start: Any, num_frames: int, condition: Any = None) -> Iterator[Any]:
-            assert start == 0
-            yield torch.tensor(seeds)[:, None].expand(-1, num_frames)
+    class Seeds(Sampler):
+        def video(self, request: Request) -> Iterator[Any]:
+            assert request.start == 0 and request.num_frames == 3
+            yield torch.tensor(request.seeds)[:, None].expand(-1, request.num_frames)
 
     draws = [
         np.concatenate([chunk for group in long_video.generated_videos(Seeds(), 6, 3, seed, batch) for chunk in group])

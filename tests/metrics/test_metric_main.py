@@ -1,7 +1,7 @@
 """Metrics by name: values that depend on the clips alone, results that say everything, one pass for all."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +13,32 @@ from torch import Tensor
 
 from metrics import extraction, inputs, kernel, long_video, metric_main, samplers
 from metrics.detectors import registry
+from metrics.families import ClipShape
 from metrics.frechet import frechet_distance_from_features
 from metrics.plan import Generated
-from metrics.samplers import ClipShape
 from tests.ranks import run_ranks
 from training.data.dataset import ClipDataset
 from training.random import random_state
+from training.sampling import Needs, Request, Sampler
 
 SIZE = (16, 24)
 
 
-class Noise:
+class Noise(Sampler):
     """Noise that is a function of seed and frame, as a generator's video is."""
 
-    temporal_scale, context = 4, 0
+    period, outputs = 4, {"video": SIZE}
 
-    def sample(self, seeds: Sequence[int], start, num_frames: int, condition=None) -> Iterator[Tensor]:
-        starts = [start] * len(seeds) if isinstance(start, int) else start
-        for done in range(0, num_frames, 5):
-            count = min(5, num_frames - done)
+    def video(self, request: Request) -> Iterator[Tensor]:
+        assert request.num_frames is not None
+        for done in range(0, request.num_frames, 5):
+            count = min(5, request.num_frames - done)
             yield torch.from_numpy(
                 np.stack(
                     [
                         [random_state("test-noise", seed, f).randint(256, size=(*SIZE, 3), dtype=np.uint8)
                          for f in range(first + done, first + done + count)]
-                        for seed, first in zip(seeds, starts, strict=True)
+                        for seed, first in zip(request.seeds, request.starts, strict=True)
                     ]
                 )
             )  # fmt: skip
@@ -102,14 +103,14 @@ def test_weights_that_are_missing_are_said_with_the_remedy(own_cache: Path):
         metric_main.calc_metrics(["fid50k_full"], videos, videos)
 
 
-def test_one_pass_of_the_source_serves_all_metrics(own_cache: Path):
+def test_one_pass_of_the_sampler_serves_all_metrics(own_cache: Path):
     """Values are those that each metric has alone, and of the detectors' own features by the plain formulas."""
     asked = []
 
     class Asked(Noise):
-        def sample(self, seeds: Sequence[int], start, num_frames: int, condition=None) -> Iterator[Tensor]:
-            asked.extend(seeds)
-            return super().sample(seeds, start, num_frames, condition)
+        def video(self, request: Request) -> Iterator[Tensor]:
+            asked.extend(request.seeds)
+            return super().video(request)
 
     names = ["fmd6_4f", "fd9_efflite0", "fmd4_3f"]
     real = side(moving_pictures(7, 6))
@@ -241,20 +242,21 @@ def test_fvd_between_takes_arrays_and_iterators():
     assert "FVD was measured on 1 clips" in result["warning"]
 
 
-class Doubled:
-    """Super-resolution by repeating pixels, which needs two frames of context on either side."""
+class Doubled(Sampler):
+    """Enlarges by repeating pixels, and needs two frames of context on either side."""
 
-    temporal_scale, context = 1, 2
+    outputs, needs = {"video": SIZE}, Needs(2, 2, (8, 12), follows=True)
 
-    def sample(self, seeds: Sequence[int], start, num_frames: int, condition=None) -> Iterator[Tensor]:
-        assert condition is not None
-        video = condition([first - 2 for first in start], num_frames + 4)[:, :, 2:-2]
+    def video(self, request: Request) -> Iterator[Tensor]:
+        assert request.num_frames is not None
+        count = request.num_frames + 4
+        video = request.prompt.frames([first - 2 for first in request.starts], count, (8, 12))[:, :, 2:-2]
         video = video.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
         yield (video * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
 
 
-def test_frames_of_super_resolution_alone_are_all_windows_once_weighted(dataset_path: Path, own_cache: Path):
-    """As published: each window of low-resolution footage conditions a frame, which counts 1 / windows of its clip."""
+def test_frames_of_an_enlarger_are_of_all_windows_once_weighted(dataset_path: Path, own_cache: Path):
+    """As published: each window of footage is the prompt of a frame, which counts 1 / windows of its clip."""
     both = ClipDataset(dataset_path, [SIZE, (8, 12)])
     fake = Generated(Doubled(), inputs.Videos(both, (8, 12), "dataset"))
     real = side(moving_pictures(6, 5))
@@ -283,9 +285,9 @@ def test_long_videos_and_clips_come_from_one_pass(own_cache: Path):
     asked = []
 
     class Asked(Noise):
-        def sample(self, seeds: Sequence[int], start, num_frames: int, condition=None) -> Iterator[Tensor]:
-            asked.extend(seeds)
-            return super().sample(seeds, start, num_frames, condition)
+        def video(self, request: Request) -> Iterator[Tensor]:
+            asked.extend(request.seeds)
+            return super().video(request)
 
     told = []
     real = side(moving_pictures(4, 30))
@@ -321,17 +323,18 @@ from dnnlib import util
 from metrics import inputs, metric_main
 from metrics.plan import Generated
 from torch_utils import distributed
+from training.sampling import Sampler
 util.set_cache_dir(sys.argv[2])
 device = distributed.init("cpu")
 real = inputs.open_videos(f"{sys.argv[1]}/real.npz")
 
-class Waves:
-    temporal_scale, context = 4, 0
+class Waves(Sampler):
+    period, outputs = 4, {"video": (16, 24)}
 
-    def sample(self, seeds, start, num_frames, condition=None):
-        starts = torch.as_tensor(start).expand(len(seeds))
-        t = (starts[:, None] + torch.arange(num_frames))[:, :, None, None, None]
-        phase = torch.tensor(seeds)[:, None, None, None, None] % 97
+    def video(self, request):
+        starts = torch.as_tensor(request.starts)
+        t = (starts[:, None] + torch.arange(request.num_frames))[:, :, None, None, None]
+        phase = torch.tensor(request.seeds)[:, None, None, None, None] % 97
         x, y, c = torch.arange(24)[:, None], torch.arange(16)[:, None, None], torch.arange(3)
         waves = torch.sin((x * (1 + phase % 5) + y + t) / 4.0 + c * phase)
         yield (waves * 100 + 128).to(torch.uint8)
@@ -353,7 +356,7 @@ distributed.shutdown()
 
 
 def test_two_ranks_give_what_one_gives(own_cache: Path, tmp_path: Path):
-    """Clips and long videos, of files and of a source."""
+    """Clips and long videos, of files and of a sampler."""
     np.savez(tmp_path / "real.npz", moving_pictures(6, 10))
     np.savez(tmp_path / "fake.npz", moving_pictures(6, 10, first=50))
     outputs = []
@@ -372,11 +375,11 @@ FAILURE = (
     SOURCE
     + """
 class Broken(Waves):
-    def sample(self, seeds, start, num_frames, condition=None):
+    def video(self, request):
         if distributed.get_rank() == 1:
             raise ValueError("this node lost its disk")
         time.sleep(0.2)
-        yield from super().sample(seeds, start, num_frames)
+        yield from super().video(request)
 
 extraction.ROUND_SEC = 1.0
 begin = time.monotonic()

@@ -1,11 +1,14 @@
 """The page of results: what it takes in, what it says, and where its marks lie."""
 
 import base64
+import html
 import io
 import json
+import math
 import re
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,18 +16,24 @@ from click.testing import CliRunner
 from PIL import Image
 
 from metrics.report import (
+    COLUMNS,
+    HEADINGS,
     REAL_COLOUR,
     collect,
     draw_report,
     labels,
     main,
     read_results,
+    report_text,
     strip_places,
     strip_reaches,
     table_rows,
     write_html,
 )
-from training.plot import COLOURS
+from training.charts import COLOURS, MissingMatplotlib
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def result(value: float, slope: float = 1.0, **facts: Any) -> dict[str, Any]:
@@ -50,11 +59,6 @@ def write(path: Path, *results: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(item) + "\n" for item in results))
     return path
-
-
-def pixels(image: Image.Image, colour: str) -> int:
-    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return int((np.abs(np.asarray(image).astype(int) - wanted).sum(axis=2) < 12).sum())
 
 
 def test_lines_and_objects_of_results_are_read(tmp_path: Path):
@@ -95,10 +99,12 @@ def test_values_over_steps_are_a_chart_and_the_last_is_in_the_table():
     points = [
         {"metric": "fvd", "results": {"fvd": value}, "step": step} for step, value in ((20, 3.0), (10, 5.0), (30, 2.0))
     ]
+    points[0]["errors"] = {"fvd": 0.5}
     report = collect({"run": points})
-    assert [(line.x, line.y) for line in report.charts[0].lines] == [([10, 20, 30], [5.0, 3.0, 2.0])]
+    (line,) = report.charts[0].lines
+    assert line.x == [10, 20, 30] and list(line.y) == [5.0, 3.0, 2.0]
+    assert line.band == pytest.approx([math.nan, 0.5, math.nan], nan_ok=True)
     assert [row.value for row in report.rows] == [2.0]
-    assert draw_report(report, "").height > 0
 
 
 def test_the_table_says_value_error_reference_and_counts():
@@ -124,35 +130,89 @@ def test_warnings_are_said_once():
     assert collect(files).warnings == ["a, b: few videos.", "b: pale colours."]
 
 
-def test_the_picture_holds_all_lines_and_marks():
-    one, two = (collect(dict(list(FILES.items())[:count])) for count in (1, 2))
-    pages = [draw_report(report, "Title") for report in (one, two)]
-    assert pages[0].width == pages[1].width and pages[1].height > pages[0].height
-    assert pixels(pages[0], COLOURS[0]) > 500 and pixels(pages[0], REAL_COLOUR) > 500
-    assert pixels(pages[0], COLOURS[1]) == 0 and pixels(pages[1], COLOURS[1]) > 500
+def texts_of(axes: "Axes") -> list[str]:
+    return [text.get_text() for text in axes.texts if text.get_text()]
 
 
-FILES = {"a": [result(1.0)], "b": [result(2.0, slope=2)]}
+def test_the_picture_holds_charts_and_the_table():
+    report = collect({"a": [result(1.75, warning="few videos")], "b": [result(-0.25)]})
+    figure = draw_report(report, "Title")
+    chart, table = figure.axes
+    assert [text.get_text() for text in figure.texts][0] == "Title"
+    legend = chart.get_legend()
+    assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["a  2", "b  2", "real  2"]
+    assert chart.get_xlabel() == "lag; shade: std" and len(chart.collections) == 2
+    assert texts_of(table)[:9] == [*HEADINGS, "gap", "a", "1.75 \u00b1 0.25", "0.5"]
+    assert texts_of(table)[-1] == "a: few videos."
+    dots = [line for line in table.lines if line.get_marker() == "o"]
+    # On the strip from -0.5 to 2.
+    assert [line.get_color() for line in dots] == list(COLOURS[:2])
+    left = COLUMNS[-1]
+    expected = [left + (1 - left) * (0.03 + 0.94 * place) for place in (0.9, 0.1)]
+    assert [np.asarray(line.get_xdata())[0] for line in dots] == pytest.approx(expected)
+    assert sum(line.get_color() == REAL_COLOUR for line in table.lines) == 2
+    figure.draw_without_rendering()
+    inside = table.get_window_extent()
+    assert chart.get_tightbbox().y0 > inside.y1  # type: ignore[union-attr]
+    assert all(inside.y0 <= text.get_window_extent().y0 for text in table.texts)
 
 
-def test_the_page_holds_its_pictures_and_escapes_what_it_is_given():
-    page = write_html(collect({"<a>": [result(1.0)], "b": [result(2.0)]}), "R & D")
-    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(pictures) == 1 and Image.open(io.BytesIO(base64.b64decode(pictures[0]))).width > 400
+def test_a_report_needs_no_charts():
+    (table,) = draw_report(collect({"a": [result(1.0, curves=[])]}), "").axes
+    assert "gap" in texts_of(table)
+
+
+def test_the_page_holds_its_picture_and_escapes_what_it_is_given():
+    report = collect({"<a>": [result(1.0)], "b": [result(2.0)]})
+    page = write_html(report, "R & D", draw_report(report, "R & D"))
+    (picture,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert Image.open(io.BytesIO(base64.b64decode(picture))).width > 1000
     assert "<a>" not in page and "&lt;a&gt;" in page and "R &amp; D" in page
-    assert page.count("<svg") == 2 and "http" not in page and "&quot;window&quot;: 16" in page
+    assert "http" not in page.replace(picture, "") and "&quot;window&quot;: 16" in page
+    assert html.escape(report_text(report)) in page
 
 
-def test_the_command_writes_both_kinds_of_page(tmp_path: Path):
+def test_the_text_has_aligned_columns_and_warnings():
+    assert report_text(collect({"a": [result(1.5, warning="few videos")], "other": [result(20.0)]})).splitlines() == [
+        "measure  of     value       real reference  real / generated",
+        "gap      a      1.5 \u00b1 0.25  0.5             7 / 9",
+        "         other  20 \u00b1 0.25   0.5             7 / 9",
+        "period   a      8                           7 / 9",
+        "         other  8                           7 / 9",
+        "a: few videos.",
+    ]
+
+
+def test_the_command_prints_the_table_and_writes_both_kinds_of_page(tmp_path: Path):
     source = write(tmp_path / "mine.jsonl", result(1.0))
     for name in ("page.html", "folder/page.png"):
         outcome = CliRunner().invoke(main, [str(source), "--out", str(tmp_path / name)])
         assert outcome.exit_code == 0, outcome.output
-        assert "2 values and 1 charts" in outcome.output and (tmp_path / name).stat().st_size > 5000
+        assert "1 \u00b1 0.25" in outcome.output and f"The report is in {tmp_path / name}" in outcome.output
+        assert (tmp_path / name).stat().st_size > 5000
+    alone = CliRunner().invoke(main, [str(source)])
+    assert alone.exit_code == 0 and alone.output == report_text(collect({"mine": [result(1.0)]})) + "\n"
     refused = CliRunner().invoke(main, [str(source), "--out", str(tmp_path / "page.pdf")])
     assert refused.exit_code == 1 and ".html or .png" in refused.output
     empty = CliRunner().invoke(main, [str(write(tmp_path / "none.jsonl")), "--out", str(tmp_path / "x.png")])
     assert empty.exit_code == 1 and "does not hold results" in empty.output and not (tmp_path / "x.png").exists()
+
+
+def test_without_matplotlib_there_are_still_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    source = write(tmp_path / "mine.jsonl", result(1.0))
+    table = report_text(collect({"mine": [result(1.0)]}))
+    sentence = "charts need matplotlib: pip install 'longtake[plots]'"
+    alone = CliRunner().invoke(main, [str(source)])
+    assert alone.exit_code == 0 and alone.output == f"{table}\n"
+    picture = CliRunner().invoke(main, [str(source), "--out", str(tmp_path / "x.png")])
+    assert picture.exit_code == 1 and picture.output == f"{table}\nError: {sentence}\n"
+    path = tmp_path / "x.html"
+    page = CliRunner().invoke(main, [str(source), "--out", str(path)])
+    assert page.exit_code == 0 and page.stderr == f"Warning: {path} has no charts, since {sentence}\n"
+    assert table in path.read_text() and "<img" not in path.read_text() and not (tmp_path / "x.png").exists()
+    with pytest.raises(MissingMatplotlib):
+        draw_report(collect({"mine": [result(1.0)]}), "")
 
 
 def test_labels_are_as_short_as_they_can_be():

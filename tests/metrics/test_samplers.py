@@ -1,4 +1,4 @@
-"""Which clips are looked at: uniform over videos, the same for any batch size and number of ranks."""
+"""Which clips are compared: uniform over videos, the same for any batch size and number of ranks."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from metrics import samplers
-from metrics.samplers import ClipShape
+from metrics.families import ClipShape
 from training.data.dataset import ClipDataset
+from training.data.prompts import ClipPrompt
+from training.sampling import Needs, Request, Sampler
 
 SIZE, LRES_SIZE = (16, 24), (8, 12)
 
@@ -20,29 +22,30 @@ def dataset(dataset_path: Path) -> ClipDataset:
     return ClipDataset(dataset_path, [SIZE, LRES_SIZE])
 
 
-class Counter:
-    """Video whose red is the number of the frame and whose other colours tell the seed, in uneven chunks."""
+class Counter(Sampler):
+    """Video whose red is the number of the frame and whose other colours are the seed, in uneven chunks."""
 
-    temporal_scale, context = 8, 0
+    period, outputs = 8, {"video": (1, 1)}
 
-    def sample(self, seeds: Sequence[int], start, num_frames: int, condition=None) -> Iterator[Tensor]:
-        frame = torch.as_tensor(start).expand(len(seeds))[:, None] + torch.arange(num_frames)
-        seed = torch.as_tensor(seeds)[:, None].expand_as(frame)
+    def video(self, request: Request) -> Iterator[Tensor]:
+        num_frames = request.num_frames
+        assert num_frames is not None
+        frame = torch.as_tensor(request.starts)[:, None] + torch.arange(num_frames)
+        seed = torch.as_tensor(request.seeds)[:, None].expand_as(frame)
         video = torch.stack([frame, seed % 256, seed // 256 % 256], dim=-1).to(torch.uint8)[:, :, None, None]
         yield from video.split([1, 2, 3, num_frames - 6] if num_frames > 6 else [num_frames], dim=1)
 
 
-class Enlarger:
-    """Doubles each pixel of the condition; frame t sees condition frames t - 2 to t + 2 and shows the one at t + 2."""
+class Enlarger(Sampler):
+    """Doubles each pixel of the prompt; frame t is made of frames t - 2 to t + 2 and shows the one at t + 2."""
 
-    temporal_scale, context = 1, 2
+    outputs, needs = {"video": SIZE}, Needs(2, 2, LRES_SIZE, follows=True)
 
-    def sample(self, seeds: Sequence[int], start, num_frames: int, condition=None) -> Iterator[Tensor]:
-        assert condition is not None
-        starts = torch.as_tensor(start).expand(len(seeds)).tolist()
-        for done in range(0, num_frames, 4):
-            count = min(4, num_frames - done)
-            lres = condition([first + done - 2 for first in starts], count + 4)
+    def video(self, request: Request) -> Iterator[Tensor]:
+        assert request.num_frames is not None
+        for done in range(0, request.num_frames, 4):
+            count = min(4, request.num_frames - done)
+            lres = request.prompt.frames([first + done - 2 for first in request.starts], count + 4, LRES_SIZE)
             video = lres[:, :, 4:].repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
             yield (video * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
 
@@ -51,9 +54,11 @@ def by_item(batches: Iterator[tuple[list[int], Tensor]]) -> dict[int, Tensor]:
     return {item: clip for items, clips in batches for item, clip in zip(items, clips, strict=True)}
 
 
-def generated(source, shape: ClipShape, items: Sequence[int], seed: int, batch: int, **options) -> dict[int, Tensor]:
-    needs = {shape: max(items) + 1}
-    batches = samplers.generated_batches(source, needs, items, seed, batch, **options)
+def generated(
+    sampler: Sampler, shape: ClipShape, items: Sequence[int], seed: int, batch: int, **options
+) -> dict[int, Tensor]:
+    counts = {shape: max(items) + 1}
+    batches = samplers.generated_batches(sampler, counts, items, seed, batch, **options)
     return by_item((made.items, made.clips[shape]) for made in batches)
 
 
@@ -121,14 +126,14 @@ def test_items_do_not_depend_on_batch_or_ranks(dataset: ClipDataset):
 
 
 def test_clips_of_several_lengths_are_cut_from_one_video():
-    """Each shape's clips are those that it would have alone, and nobody generates what nobody wants."""
+    """Each shape's clips are those that it would have alone, and no frames are generated in vain."""
     needs = {ClipShape(9): 7, ClipShape(4, 8): 5, ClipShape(1): 11}
     asked = []
 
     class Asked(Counter):
-        def sample(self, seeds: Sequence[int], start, num_frames: int, condition=None) -> Iterator[Tensor]:
-            asked.append((len(seeds), num_frames))
-            return super().sample(seeds, start, num_frames, condition)
+        def video(self, request: Request) -> Iterator[Tensor]:
+            asked.append((len(request.seeds), request.num_frames))
+            return super().video(request)
 
     found: dict[ClipShape, dict[int, Tensor]] = {shape: {} for shape in needs}
     for made in samplers.generated_batches(Asked(), needs, range(11), seed=0, batch=4):
@@ -142,7 +147,7 @@ def test_clips_of_several_lengths_are_cut_from_one_video():
 
 
 @pytest.mark.parametrize("spacing", [1, 4])
-def test_generated_clips_start_anywhere_in_a_temporal_scale(spacing: int):
+def test_generated_clips_start_anywhere_in_a_period(spacing: int):
     shape = ClipShape(10, spacing)
     clips = generated(Counter(), shape, range(64), seed=2, batch=4)
     frames = torch.stack([clip[0, :, 0, 0].int() for clip in clips.values()])
@@ -156,16 +161,16 @@ def test_generated_clips_start_anywhere_in_a_temporal_scale(spacing: int):
 
 @pytest.mark.parametrize("num_frames", [5, 40])
 def test_long_videos_and_clips_are_cut_from_one_video(num_frames: int):
-    """Clips are those that they would be without long videos; of these nothing beyond their length is shown."""
+    """Clips are those that they would be without long videos; long videos have no frames beyond their length."""
     needs = {ClipShape(9): 2, ClipShape(4, 5): 6}
     asked = []
 
     class Asked(Counter):
-        def sample(self, seeds: Sequence[int], start, num_frames: int, condition=None) -> Iterator[Tensor]:
-            asked.extend(seeds)
-            return super().sample(seeds, start, num_frames, condition)
+        def video(self, request: Request) -> Iterator[Tensor]:
+            asked.extend(request.seeds)
+            return super().video(request)
 
-    long = samplers.Long(3, num_frames)
+    long = (3, num_frames)
     found: dict[ClipShape, dict[int, Tensor]] = {shape: {} for shape in needs}
     videos: dict[int, list[Tensor]] = {item: [] for item in range(3)}
     ends = []
@@ -190,12 +195,36 @@ def test_long_videos_and_clips_are_cut_from_one_video(num_frames: int):
     assert sum(torch.as_tensor(made.chunk).shape[1] for made in only) == num_frames and only[-1].is_end
 
 
-def test_super_resolution_alone_is_conditioned_on_real_windows(dataset: ClipDataset):
-    """The first frame of the condition is `context` frames before the first generated one."""
+def test_a_sampler_without_random_access_is_asked_from_frame_0_on():
+    """The clips are those that it gives with random access, and nothing is asked beyond their last frame."""
+    asked = []
+
+    class Forward(Counter):
+        random_access = False
+
+        def video(self, request: Request) -> Iterator[Tensor]:
+            asked.append((request.starts, request.num_frames))
+            return super().video(request)
+
+    for has_phase in (True, False):
+        clips = generated(Forward(), ClipShape(4, 3), range(6), 0, 3, has_phase=has_phase)
+        expected = generated(Counter(), ClipShape(4, 3), range(6), 0, 3, has_phase=has_phase)
+        assert all(torch.equal(clips[item], expected[item]) for item in range(6))
+    assert {tuple(starts) for starts, _ in asked} == {(0, 0, 0)}
+    assert [count for _, count in asked[2:]] == [10, 10]
+
+
+def test_an_enlarger_is_prompted_with_real_windows(dataset: ClipDataset):
+    """The first frame of a window is `past` frames before the first generated one."""
     shape = ClipShape(9)
     windows = samplers.shuffled_windows(dataset, "metric-condition", 3, 5, 13)
-    conditions = samplers.Conditions(dataset, LRES_SIZE, windows)
-    clips = generated(Enlarger(), shape, range(5), 3, 2, conditions=conditions)
+    places = samplers.shuffled_windows(dataset, "metric-condition", 3, 5, 13, past=2)
+    assert places == [(clip, start + 2) for clip, start in windows]
+
+    def make_prompt(items: Sequence[int]) -> ClipPrompt:
+        return ClipPrompt(dataset, [places[item] for item in items])
+
+    clips = generated(Enlarger(), shape, range(5), 3, 2, make_prompt=make_prompt)
     assert len(clips) == 5
     for item, clip in clips.items():
         window = windows[item]

@@ -65,8 +65,10 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(registry, "NETWORKS", {f"{name}:Other": "other thing", f"{name}:Small": "small thing"})
     spec.loader.exec_module(module)
+    networks = {f"{name}:Other": "other thing", f"{name}:Small": "small thing"}
+    monkeypatch.setattr(module, "SPEC", registry.Spec("nets", "", "", "", networks, ""), raising=False)
+    monkeypatch.setattr(registry, "SYSTEMS", {"nets": f"{name}:SPEC"})
     return module
 
 
@@ -155,7 +157,8 @@ def test_network_written_on_a_gpu_opens_without_one(nets: Any, tmp_path: Path, t
 
 def test_unknown_network_is_refused_by_name(nets: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     checkpoint.save_network(nets.Small(4), tmp_path / "net.pkl")
-    monkeypatch.setattr(registry, "NETWORKS", dict(list(registry.NETWORKS.items())[:1]))
+    only = dict(list(nets.SPEC.networks.items())[:1])
+    monkeypatch.setattr(nets, "SPEC", registry.Spec("nets", "", "", "", only, ""))
     with pytest.raises(ValueError, match=r"net.pkl holds a Small, .*known here \(Other\)"):
         checkpoint.load_network(tmp_path / "net.pkl")
 
@@ -418,13 +421,15 @@ from pathlib import Path
 from training import checkpoint
 
 path, folder = Path(sys.argv[1]), Path(sys.argv[1]).parent
+network = torch.nn.Linear(300, 300)
+network.options = {"in_features": 300, "out_features": 300}
 checkpoint.save_train_state(path, {"x": torch.zeros(10)})
 before = path.read_bytes()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 for save in (
     lambda: checkpoint.save_train_state(path, {"x": torch.zeros(100_000)}),
-    lambda: checkpoint.save_network(torch.nn.Linear(300, 300), folder / "net.pkl"),
+    lambda: checkpoint.save_network(network, folder / "net.pkl"),
 ):
     try:
         save()

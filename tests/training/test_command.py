@@ -23,39 +23,36 @@ from dataset_tools.archive import ShardWriter
 from dataset_tools.frames import encode_jpeg
 from tests.training.longvideogan import tiny
 from torch_utils import distributed
+from train import make_options as options_of
 from training import checkpoint, loop, registry
 from training.config import TrainOptions, to_dict
-from training.longvideogan import command
 from training.longvideogan.presets import STAGES
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = {"longvideogan-lres": train_lres.main, "longvideogan-sres": train_sres.main}
 SIZES = [(16, 16), (18, 32), (36, 64)]
-SHARED = {"batch": 2, "grad_accum": 1, "seed": 0, "r1_interval": 3, "preview_frames": 8}
+SHARED = {"r1_interval": 3, "preview_frames": 8}
 TINY = {stage: {**options, **SHARED} for stage, options in tiny.TINY.items()}
 TINY["longvideogan-sres"]["ada_interval"] = 3
 
 
 def make_system(stage, stop_at=None, double=False):
-    """A function that builds the real system; it may get SIGTERM within a step, and compute in double precision."""
+    """The real system as a class; it may get SIGTERM within a step, and compute in double precision."""
 
-    def make(options, device):
-        system = registry.resolve(registry.SYSTEMS[stage])(options, device)
-        step = system.step
-
-        def stepping(batches, number):
-            if number == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(batches, number)
-
-        system.step = stepping
-        if double:
-            for module in [*system.modules.values(), *(getattr(system, name, None) for name in ("augment", "corrupt"))]:
+    class Stopped(registry.resolve(registry.spec(stage).system)):
+        def __init__(self, options, run):
+            super().__init__(options, run)
+            parts = [*self.modules.values(), *(getattr(self, name, None) for name in ("augment", "corrupt"))]
+            for module in parts if double else []:
                 if isinstance(module, torch.nn.Module):
                     module.double()
-        return system
 
-    return make
+        def step(self, batches, number):
+            if number == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().step(batches, number)
+
+    return Stopped
 
 
 def make_options(stage, dataset, outdir, **changes):
@@ -165,21 +162,21 @@ def test_published_commands_give_the_published_recipe(stage, arguments, expected
     result = CliRunner().invoke(SCRIPTS[stage], [*arguments.split(), "--dry-run"], catch_exceptions=False)
     options = json.loads(result.output)
     assert {name: options[name] for name in expected} == expected
-    model = {"gamma": 1.0, "r1_interval": 16, "g_lr": 0.003, "batch": options["batch"], "seed": 0}
+    model = {"gamma": 1.0, "r1_interval": 16, "g_lr": 0.003}
     assert {name: options["model"][name] for name in model} == model
     assert options["seed"] == 0 and options["x_flip"] is True and options["model"]["preview_frames"] == 256
 
 
 COMMON = {
     "--steps=7": {"steps": 7},
-    "--seed=3": {"seed": 3, "model.seed": 3},
+    "--seed=3": {"seed": 3},
     "--x-flip=False": {"x_flip": False},
     "--weighting=frame": {"weighting": "frame"},
     "--init-from=https://x.org/net.pkl": {"init_from": "https://x.org/net.pkl"},
     "--precision=fp32": {"precision": "fp32"},
     "--compile": {"compile": True},
-    "--batch=128": {"batch": 128, "model.batch": 128},
-    "--grad-accum=4": {"grad_accum": 4, "model.grad_accum": 4},
+    "--batch=128": {"batch": 128},
+    "--grad-accum=4": {"grad_accum": 4},
     "--gamma=2": {"model.gamma": 2.0},
     "--r1-interval=5": {"model.r1_interval": 5},
     "--g-lr=0.1": {"model.g_lr": 0.1},
@@ -255,8 +252,8 @@ def test_every_preset_is_offered_and_resolves(stage):
     assert isinstance(option, click.Option) and option.help is not None
     for preset in STAGES[stage]:
         assert preset in option.help
-        options = command.make_options(stage, preset, {"outdir": "runs", "dataset": "data"})
-        assert to_dict(options)["model"]["batch"] == options.batch
+        options = options_of(stage, preset, {"outdir": "runs", "dataset": "data"})
+        assert to_dict(options)["steps"] > 0 and not {"batch", "seed"} & to_dict(options)["model"].keys()
 
 
 @pytest.mark.parametrize(

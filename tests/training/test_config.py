@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from train import make_options
 from training import config, registry
 from training.config import FREE_OPTIONS, TrainOptions, differences, find_run, identity, new_run_dir, resolve
-from training.longvideogan.command import make_options
 
 
 def make(outdir, **changes):
@@ -97,14 +97,24 @@ def test_differences_name_each_leaf():
 
 
 def test_run_directories_are_numbered_past_gaps(tmp_path):
-    options = make(tmp_path, batch=32, grad_accum=2, model={"gamma": 1})
-    assert new_run_dir(options).name == "00000-horses-32batch-2accum-1.0gamma"
+    options = make(tmp_path, batch=32, grad_accum=2)
+    assert new_run_dir(options, "1.0gamma").name == "00000-horses-32batch-2accum-1.0gamma"
     for name in ("00007-other", "100000-many", "notes"):
         (tmp_path / name).mkdir()
     (tmp_path / "200000-file").write_text("")
-    assert new_run_dir(options).name == "100001-horses-32batch-2accum-1.0gamma"
+    assert new_run_dir(options, "1.0gamma").name == "100001-horses-32batch-2accum-1.0gamma"
     assert [path.name for path in config.list_runs(tmp_path)] == ["00007-other", "100000-many"]
     assert new_run_dir(make(tmp_path / "none")).name == "00000-horses-64batch-1accum"
+
+
+def test_options_of_the_run_that_older_files_repeat_are_no_part_of_the_system(tmp_path):
+    options = make_options("longvideogan-lres", "toy", {"outdir": str(tmp_path), "dataset": "data/horses"})
+    stored = config.to_dict(options)
+    stored["model"] |= {"batch": 4, "grad_accum": 1, "seed": 0}
+    assert identity(stored) == identity(options)
+    assert resolve(TrainOptions, stored).model["batch"] == 4
+    with pytest.raises(ValueError, match="Option batch is 8 for the run but 4 for the system; give it once"):
+        resolve(TrainOptions, stored | {"batch": 8})
 
 
 def found(options):

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from tests.training import tiny_gan
 from tests.training.tiny_gan import TinyGAN, assert_equal, final_state, stats_lines
-from training import checkpoint
+from training import checkpoint, curves
 from training.loop import train
 
 
@@ -24,6 +25,14 @@ def dataset(tmp_path_factory):
 def options(dataset, tmp_path):
     """A function that makes the options of a short run in a folder of the test's own."""
     return tiny_gan.option_maker(dataset, tmp_path / "runs")
+
+
+def test_training_goes_on_without_matplotlib(options, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(curves, "_warned", False)
+    result = train(TinyGAN, options(sample_steps=1))
+    assert result.finished and not (result.run_dir / "curves.png").exists()
+    assert (result.run_dir / "log.txt").read_text().count("charts need matplotlib: pip install 'longtake[plots]'") == 1
 
 
 def test_a_run_leaves_what_it_promises(options, capsys):
@@ -70,7 +79,7 @@ def test_previews_show_the_videos(options, dataset):
         np.asarray(Image.open(samples / f"{name}.png")).astype(int)
         for name in ("fake-00000001", "real-0008x0016", "real-0016x0032")
     )
-    # Four rows of eight frames. The tiny system only repeats the pixels of its condition, as the larger clips do.
+    # Four rows of eight frames. The tiny system only repeats the pixels of its prompt, as the larger clips do.
     assert large.shape == fake.shape == (4 * 16, 8 * 32, 3) and large.std() > 50
     assert np.array_equal(small.repeat(2, axis=0).repeat(2, axis=1), large)
     assert np.abs(fake - large).max() <= 1
@@ -135,7 +144,7 @@ def test_other_options_are_another_run(options):
         train(TinyGAN, changed)
     with pytest.raises(ValueError, match="seed: 0 in the run, 5 asked for"):
         train(TinyGAN, options(seed=5, resume="latest"))
-    with pytest.raises(ValueError, match="no run directory"):
+    with pytest.raises(ValueError, match="is no run directory"):
         train(TinyGAN, options(resume=str(first / "samples")))
     assert len(list(first.parent.iterdir())) == 3
 

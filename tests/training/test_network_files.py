@@ -29,6 +29,7 @@ from tests.training.longvideogan.tiny import TINY
 from torch_utils import persistence, safe_pickle
 from training import checkpoint, network_file, registry
 from training.config import TrainOptions
+from training.contract import Run
 from training.longvideogan.lres.discriminator import LowResDiscriminator
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.sampling import LowResSource, SuperResSource, open_source
@@ -129,24 +130,25 @@ def test_the_averaged_network_is_taken_out_of_a_training_state(stage: str, tmp_p
         for options in (generator, discriminator)
     ]
     options = {**size, "num_frames": discriminator["num_frames"], "generator": widths[0], "discriminator": widths[1]}
-    options |= {"batch": 4, "grad_accum": 1}
-    model = registry.resolve(registry.SYSTEMS[system])(options, torch.device("cpu"))
+    cls = registry.resolve(registry.spec(system).system)
+    model = cls(cls.Options(**options), Run(batch=4))
+    options |= {"batch": 4, "grad_accum": 1}  # as earlier versions wrote them
     for parameter in model.G_ema.parameters():
         parameter.add_(1)
     state = {name: {} for name in checkpoint.STATE_ENTRIES}
     state["modules"] = {name: module.state_dict() for name, module in model.modules.items()}
-    state["options"] = json.loads(json.dumps({"system": system, "model": options}))
+    state["options"] = json.loads(json.dumps({"system": system, "batch": 4, "grad_accum": 1, "model": options}))
     source, target = checkpoint.train_state_path(tmp_path, 7), tmp_path / "net.pkl"
     source.parent.mkdir()
     checkpoint.save_train_state(source, state)
     assert run("convert", source, target).exit_code == 0
-    assert_same(checkpoint.load_network(target), model.export())
+    assert_same(checkpoint.load_network(target), model.G_ema)
 
     with pytest.raises(
         ValueError, match=r"whole training state.*pass the file beside it.*checkpoint convert .*train.pt"
     ):
         checkpoint.load_network(source)
-    checkpoint.save_network(model.export(), checkpoint.network_path(tmp_path, 7))
+    checkpoint.save_network(model.G_ema, checkpoint.network_path(tmp_path, 7))
     with pytest.raises(ValueError, match="pass .*ckpt-00000007-G-ema.pkl, or take"):
         checkpoint.load_network(source)
     state["options"]["model"]["height"] = 72

@@ -2,21 +2,20 @@
 
 import io
 import json
-import math
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 from dnnlib.video import iter_video_frames, probe
 from training.data.dataset import ClipDataset
-from training.logger import append_line
-from training.preview import RealClips, curves_of, draw_curves, main, write_preview
+from training.preview import RealClips, write_preview
+from training.sampling import Needs
 
 SIZE = (16, 32)
+NEEDS = Needs(past=2, future=2, size=SIZE, follows=True)
 
 
 @pytest.fixture
@@ -66,104 +65,26 @@ def test_small_frames_are_enlarged_and_short_videos_have_fewer_columns(tmp_path)
 
 
 def test_real_clips_start_after_their_context(dataset):
-    clips = RealClips(dataset, num_videos=4, num_frames=8, context=2, seed=0)
+    clips = RealClips(dataset, [SIZE], num_videos=4, num_frames=8, needs=NEEDS, seed=0)
     assert clips.num_frames == 8 and set(clips.clips) == {1, 2}  # the clip of 6 frames is too short
     frames = np.concatenate(list(clips.chunks(SIZE)), axis=1)
     assert frames.shape == (4, 8, *SIZE, 3)
     assert frames[0, :, 0, 0, 1].tolist() == [20, 30, 40, 50, 60, 70, 80, 90]
     assert frames[:, 0, 0, 0, 0].tolist() == [20 * clip for clip in clips.clips]
 
-    condition = clips.condition(SIZE, torch.device("cpu"))
-    low = condition(-2, 3)
-    assert low.shape == (4, 3, 3, *SIZE) and low.dtype == torch.float32 and low.is_contiguous()
+    prompt = clips.prompt()
+    low = prompt.frames(-2, 3, SIZE)
+    assert low.shape == (4, 3, 3, *SIZE) and low.dtype == torch.float32
     assert ((low[:, 1, :, 0, 0] + 1) * 127.5).round().tolist() == [[0, 10, 20]] * 4
-    low = condition([-2, -1, 0, 9], 1)
+    low = prompt.frames([-2, -1, 0, 9], 1, SIZE)
     assert ((low[:, 1, 0, 0, 0] + 1) * 127.5).round().tolist() == [0, 10, 20, 110]
 
 
 def test_previews_are_no_longer_than_the_clips(dataset):
-    assert RealClips(dataset, num_videos=1, num_frames=100, context=2, seed=0).num_frames == 8
+    assert RealClips(dataset, [SIZE], num_videos=1, num_frames=100, needs=NEEDS, seed=0).num_frames == 8
 
 
 def test_the_same_clips_are_shown_again(dataset):
-    first, again, other = (RealClips(dataset, 16, 2, 0, seed).clips for seed in (0, 0, 1))
+    first, again, other = (RealClips(dataset, [SIZE], 16, 2, Needs(), seed).clips for seed in (0, 0, 1))
     assert first == again != other
     assert sorted(first[:3]) == [0, 1, 2]  # none twice before all were shown
-
-
-def write_run(run_dir, lines, metrics=(), **options):
-    """A run directory with these lines of statistics, each name -> mean, and of a metric."""
-    run_dir.mkdir(parents=True)
-    for line in lines:
-        step = line.pop("step")
-        entries = {name: {"num": 1, "mean": mean, "std": 0.0} for name, mean in line.items()}
-        append_line(run_dir / "stats.jsonl", {"step": step, **entries, "timestamp": 1.79e9})
-    for step, value in metrics:
-        append_line(run_dir / "metric-fvd.jsonl", {"step": step, "results": {"fvd": value}, "timestamp": 1.79e9})
-    if options:
-        (run_dir / "options.json").write_text(json.dumps(options))
-    return run_dir
-
-
-def points(chart):
-    return {line.label: dict(zip(line.x, line.y, strict=True)) for line in chart.lines}
-
-
-def test_curves_are_what_was_logged(tmp_path):
-    lines = [
-        {"step": 0, "timing/sec_per_step": 0.0, "loss/r1_loss": math.nan},
-        {"step": 20, "loss/G_loss": 1.5, "loss/D_loss": math.nan, "loss/other": 3.0, "timing/sec_per_step": 2.0},
-        {"step": 10, "loss/G_loss": 1.25, "loss/D_loss": 1.0, "timing/sec_per_step": 2.5, "timing/data_wait_sec": 5.0},
-        {"step": 20, "loss/G_loss": 1.75, "loss/D_loss": math.nan, "progress/unknown": 1.0},
-    ]
-    run_dir = write_run(tmp_path / "run", lines, metrics=[(10, 500.0), (20, 300.0)])
-    nan = pytest.approx(math.nan, nan_ok=True)
-    charts = curves_of(run_dir)
-    assert points(charts["Loss"]) == {"G": {0: nan, 10: 1.25, 20: 1.75}, "D": {0: nan, 10: 1.0, 20: nan}}
-    assert points(charts["Seconds a step"]) == {
-        "all": {0: nan, 10: 2.5, 20: nan},
-        "waiting for data": {0: nan, 10: 0.5, 20: nan},
-    }
-    assert points(charts["metric-fvd"]) == {"fvd": {10: 500.0, 20: 300.0}}
-    assert points(charts["Not finite"]) == {"values a tick": {0: 0, 10: 0, 20: 0}}
-    assert "R1" not in charts and "Norm of gradients" not in charts
-
-
-def test_losses_that_nobody_foresaw_are_drawn(tmp_path):
-    run_dir = write_run(tmp_path / "run", [{"step": 0, "loss/codebook": 0.5}])
-    assert points(curves_of(run_dir)["codebook"]) == {"mean": {0: 0.5}}
-
-
-def test_values_that_were_left_out_are_counted(tmp_path):
-    run_dir = write_run(tmp_path / "run", [{"step": 0}])
-    entry = {"num": 3, "mean": 1.0, "std": 0.0, "nonfinite": 2}
-    append_line(run_dir / "stats.jsonl", {"step": 1, "loss/G_loss": entry, "loss/D_loss": entry, "timestamp": 1.79e9})
-    assert points(curves_of(run_dir)["Not finite"])["values a tick"] == {0: 0, 1: 4}
-
-
-def test_curves_are_one_picture_in_the_run(tmp_path):
-    lines = [{"step": step, "loss/G_loss": 1.0 + step} for step in range(3)]
-    run_dir = write_run(tmp_path / "00007-maze-4batch", lines, steps=3, system="longvideogan-lres")
-    result = CliRunner().invoke(main, [str(run_dir)])
-    assert result.exit_code == 0 and result.output.strip() == str(run_dir / "curves.png")
-    first = Image.open(run_dir / "curves.png")
-    first.load()
-    append_line(run_dir / "stats.jsonl", {"step": 3, "loss/G_loss": {"mean": 9.0}, "timestamp": 1.79e9})
-    assert draw_curves(run_dir) == run_dir / "curves.png"
-    assert np.asarray(Image.open(run_dir / "curves.png")).tolist() != np.asarray(first).tolist()
-    assert sorted(path.name for path in run_dir.iterdir()) == ["curves.png", "options.json", "stats.jsonl"]
-
-
-def test_runs_are_drawn_over_each_other(tmp_path):
-    one = write_run(tmp_path / "lres" / "00000-maze", [{"step": 0, "loss/G_loss": 1.0}], metrics=[(0, 5.0)])
-    two = write_run(tmp_path / "lres" / "00001-maze", [{"step": 0, "loss/G_loss": 2.0, "loss/D_loss": 3.0}])
-    assert draw_curves([one, two]) == tmp_path / "lres" / "curves.png"
-    three = write_run(tmp_path / "sres" / "00000-maze", [{"step": 0, "loss/G_loss": 2.0}])
-    assert draw_curves([one, three], tmp_path / "both.png") == tmp_path / "both.png"
-    heights = [Image.open(path).height for path in (tmp_path / "lres" / "curves.png", tmp_path / "both.png")]
-    assert heights[0] > heights[1]  # G, D, not finite and FVD; G, not finite and FVD
-
-
-def test_a_folder_without_statistics_is_no_run(tmp_path):
-    result = CliRunner().invoke(main, [str(tmp_path)])
-    assert result.exit_code == 1 and "holds no statistics" in result.output and "Traceback" not in result.output

@@ -4,6 +4,7 @@ The file is a script as well, `python tiny_gan.py OPTIONS_JSON`, for the tests t
 """
 
 import copy
+import dataclasses
 import io
 import json
 import math
@@ -20,9 +21,10 @@ from PIL import Image
 from torch_utils import distributed, persistence, training_stats
 from training import checkpoint
 from training.config import TrainOptions, resolve
-from training.contract import BatchSpec, FrameClip
+from training.contract import BatchSpec, Bundle, FrameClip, Info, Inputs, System
 from training.loop import train
 from training.random import random_state
+from training.sampling import Needs, Sampler, pieces
 
 NUM_FRAMES, SMALL, LARGE = 4, (8, 16), (16, 32)
 
@@ -44,41 +46,81 @@ class TinyGenerator(torch.nn.Module):
         return frames.tanh().unflatten(2, (3, 8, 16)).movedim(1, 2)
 
 
-class TinyGAN:
+@dataclasses.dataclass
+class TinyOptions:
+    gamma: float = 1.0
+    lr: float = 0.01
+    nan_from: int = 10**9
+    enlarges: bool = False  # whether its sampler repeats the pixels of a prompt
+    fails_on_rank: int = -1
+    signal_step: int = -1
+    sleep_sec: float = 0.0
+
+
+class TinySampler(Sampler):
+    """Frames of the generator; or those of its prompt, each pixel repeated, where it enlarges."""
+
+    block = 8
+
+    def __init__(self, network, enlarges):
+        self.network, self.networks, self.enlarges = network, [network], enlarges
+        self.outputs = {"video": LARGE if enlarges else SMALL}
+        if enlarges:
+            self.needs = Needs(1, 1, SMALL, follows=True)
+            self.outputs = {"small": SMALL, "video": LARGE}
+
+    def frames(self, request):
+        z = torch.stack([torch.full((4,), seed / 4) for seed in request.seeds]).to(self.network.weight.device)
+        assert len(set(request.starts)) == 1
+        first = request.starts[0]
+        for count in pieces(request.num_frames, self.block):
+            if self.enlarges:
+                low = request.prompt.frames(first - 1, count + 2, SMALL)[:, :, 1:-1]
+                video = torch.nn.functional.interpolate(low, scale_factor=(1.0, 2.0, 2.0))
+                yield {"small": low, "video": video}
+            else:
+                yield {"video": self.network(z, torch.arange(first, first + count)).detach()}
+            first += count
+
+
+class TinyGAN(System):
     """Honours the contract of a system, with a second batch every other step and a state of its own."""
 
-    def __init__(self, options, device):
-        self.options, self.device = {"batch": 4, "seed": 0, "nan_from": 10**9, "enlarges": False} | options, device
-        if self.options.get("fails_on_rank") == distributed.get_rank():
+    Options = TinyOptions
+    flips = True
+
+    def __init__(self, options, run):
+        super().__init__(options, run)
+        if options.fails_on_rank == distributed.get_rank():
             raise ValueError("this machine has no such file")
-        torch.manual_seed(self.options["seed"])
-        self.G = TinyGenerator().to(device)
-        self.D = torch.nn.Linear(3 * NUM_FRAMES * 8 * 16, 1).to(device)
+        torch.manual_seed(run.seed)
+        self.G = TinyGenerator().to(run.device)
+        self.D = torch.nn.Linear(3 * NUM_FRAMES * 8 * 16, 1).to(run.device)
         self.G_ema = copy.deepcopy(self.G).eval()
         self.modules = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
         self.optimizers = {
-            "G": torch.optim.Adam(self.G.parameters(), lr=self.options.get("lr", 0.01)),
+            "G": torch.optim.Adam(self.G.parameters(), lr=options.lr),
             "D": torch.optim.Adam(self.D.parameters(), lr=0.01),
         }
         self.strength = 0.0
         self.collector = training_stats.Collector("loss/D_score_real")
-        self.needs_condition = self.options["enlarges"]
-        self.context = 1
-        self.dataset_sizes = [LARGE, SMALL] if self.needs_condition else [SMALL]
+
+    def inputs(self):
+        return Inputs(sizes=(LARGE, SMALL) if self.options.enlarges else (SMALL,))
 
     def batch_spec(self, step):
         return [BatchSpec(NUM_FRAMES, (FrameClip("video", *SMALL, 0, NUM_FRAMES),))] * (1 if step % 2 else 2)
 
     def step(self, batches, step):
-        if step == self.options.get("signal_step"):
+        if step == self.options.signal_step:
             os.kill(os.getpid(), signal.SIGUSR1)
-        if "sleep_sec" in self.options:
+        if self.options.sleep_sec:
             print("sleeping", flush=True)
-            time.sleep(self.options["sleep_sec"])
+            time.sleep(self.options.sleep_sec)
         real = next(batches)["video"]
         assert real.dtype == torch.float32 and real.shape[1:] == (3, NUM_FRAMES, *SMALL) and real.abs().max() <= 1
         first = len(real) * distributed.get_rank()
-        draws = [random_state("tiny", self.options["seed"], f"{step}:{first + i}") for i in range(len(real))]
+        draws = [random_state("tiny", self.run.seed, f"{step}:{first + i}") for i in range(len(real))]
         z = torch.from_numpy(np.stack([draw.standard_normal(4) for draw in draws])).to(real)
         fake = self.G(z, torch.arange(NUM_FRAMES))
         logits = self.D(fake.flatten(1))
@@ -96,7 +138,7 @@ class TinyGAN:
         if step % 3 == 2:  # as ADA does: the values of three steps decide about the next ones
             self.collector.update()
             self.strength += 0.1 * self.collector["loss/D_score_real"]
-        nan = math.nan if step >= self.options["nan_from"] else 0.0
+        nan = math.nan if step >= self.options.nan_from else 0.0
         return {
             "loss/G_loss": g_loss.detach(),
             "loss/D_loss": d_loss.detach() + nan,
@@ -120,21 +162,14 @@ class TinyGAN:
         self.G.load_state_dict(source["G"])
         self.G_ema.load_state_dict(source["G_ema"])
 
-    def preview_spec(self):
-        return {"num_frames": 20, "num_videos": 4}
+    def info(self):
+        return Info(f"{float(self.options.gamma)}gamma", preview_frames=20, preview_videos=4)
 
-    def sample(self, seeds, start, num_frames, condition=None):
-        z = torch.stack([torch.full((4,), seed / 4) for seed in seeds]).to(self.device)
-        for first in range(start, start + num_frames, 8):
-            count = min(8, start + num_frames - first)
-            video = self.G_ema(z, torch.arange(first, first + count)).detach()
-            if condition is not None:
-                low = condition([first - self.context] * len(seeds), count + 2 * self.context)
-                video = torch.nn.functional.interpolate(low[:, :, 1:-1], scale_factor=(1.0, 2.0, 2.0))
-            yield (video * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
+    def sampler(self):
+        return TinySampler(self.G_ema, self.options.enlarges)
 
     def export(self):
-        return self.G_ema
+        return Bundle({"network": self.G_ema}, "tiny")
 
 
 def write_dataset(root):

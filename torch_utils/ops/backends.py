@@ -1,14 +1,14 @@
-"""Chooses the implementation of an operator from what the caller asked for and from where the tensor lives.
+"""Select the implementation of an operator from the caller's request and the device of the tensor.
 
 | name | meaning |
 |---|---|
 | ref | the literal composition of plain PyTorch operations: the specification |
 | matmul | banded matrices: fast without a compiler |
 | cpu, cuda | the compiled operators of that device, or an error; "auto" for tensors on other devices |
-| auto | the compiled operators of the tensor's device; if they cannot be had, one warning says why and what to do |
+| auto | the compiled operators of the tensor's device; if they are unavailable, one warning gives cause and remedy |
 
-`impl=` of a call says which; where it is "auto", the environment variable TORCH_UTILS_OPS does, or `using`. The
-variable may also be "strict": like "auto", but an error where that would warn.
+The argument `impl` of a call selects one; if it is "auto", the environment variable TORCH_UTILS_OPS or `using` does.
+These may also be "strict": like "auto", but with an error instead of the warning.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from collections.abc import Iterator
 
 import torch
 
-from torch_utils.custom_ops import Unavailable
-from torch_utils.ops import cpu_kernels, cuda_kernels
+from torch_utils.ops.binaries import Unavailable
+from torch_utils.ops.cpu import kernels as cpu_kernels
+from torch_utils.ops.cuda import kernels as cuda_kernels
 
 VARIABLE = "TORCH_UTILS_OPS"
 CHOICES = ("auto", "ref", "matmul", "cpu", "cuda")
 
 KERNELS = {"cpu": cpu_kernels, "cuda": cuda_kernels}
 
-# What serves in place of compiled operators; devices that are not named use the reference.
+# Replacements of compiled operators; devices that are not listed use the reference.
 SUBSTITUTES = {"cpu": "matmul"}
 
 _default = os.environ.get(VARIABLE) or "auto"
@@ -37,7 +38,7 @@ _default = os.environ.get(VARIABLE) or "auto"
 
 @contextlib.contextmanager
 def using(impl: str) -> Iterator[None]:
-    """Makes `impl` (one of CHOICES or "strict") the meaning of "auto" while the block runs, in every thread."""
+    """Use `impl` (one of CHOICES or "strict") for "auto" while the block runs, in every thread."""
     global _default
     _check(impl, (*CHOICES, "strict"), "impl")
     previous, _default = _default, impl
@@ -48,11 +49,11 @@ def using(impl: str) -> Iterator[None]:
 
 
 def select_impl(impl: str, x: torch.Tensor) -> str:
-    """Returns "ref", "matmul" or "compiled" for a requested `impl` and the tensor that the operator is to work on.
+    """Return "ref", "matmul" or "compiled" for a requested `impl` and the input tensor of the operator.
 
-    Under the transforms of `torch.func` "auto" is the reference, since compiled operators would silently give wrong
-    derivatives there; in `torch.export` it is the reference too, so that programs run without this package.
-    Raises ValueError for an unknown name, and Unavailable (a RuntimeError) if compiled operators were demanded.
+    Under the transforms of `torch.func` "auto" is the reference, since compiled operators would give wrong derivatives
+    there without an error; in `torch.export` it is the reference too, so that programs run without this package.
+    Raises ValueError for an unknown name, and Unavailable (a RuntimeError) if compiled operators were required.
     """
     _check(impl, CHOICES, "impl")
     device = x.device.type
@@ -84,21 +85,21 @@ def _is_ready(device: str, demanded: bool) -> bool:
     return problem is None
 
 
-# torch.compile calls this rather than looking into it. The decorator torch.compiler.assume_constant_result does nothing
-# else, but imports the compiler, which takes longer than all of this package.
+# torch.compile calls this instead of tracing it. The decorator torch.compiler.assume_constant_result sets the same
+# attribute, but imports the compiler, which takes longer than importing all of this package.
 _is_ready._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @functools.cache
 def _load(device: str) -> Unavailable | None:
-    """Loads the compiled operators of a device, once; returns why it cannot be done, having said so."""
+    """Load the compiled operators of a device, once; on failure warn and return the error."""
     try:
         KERNELS[device].load()
     except Unavailable as problem:
         substitute = SUBSTITUTES.get(device, "ref")
         warnings.warn(
             f"the operators run without compiled code on this {device} (impl={substitute!r}, slower, same numbers): "
-            f"{problem.cause}; to mend it, {problem.remedy}. `python -m torch_utils.custom_ops` tells more.",
+            f"{problem.cause}; to fix it, {problem.remedy}. `python -m torch_utils.custom_ops` prints details.",
             stacklevel=2,
         )
         return problem

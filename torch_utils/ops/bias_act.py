@@ -14,7 +14,7 @@ from torch_utils.ops import backends, registered
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation: `func(x, alpha, inplace)` and the defaults of `alpha` and `gain`."""
+    """An activation function: `func(x, alpha, inplace)` and the defaults of `alpha` and `gain`."""
 
     func: Callable[[torch.Tensor, float, bool], torch.Tensor]
     def_alpha: float
@@ -45,11 +45,11 @@ def bias_act(
     clamp: float | None = None,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """Returns clamp(gain * act(x + b), -clamp, clamp) in the shape and layout of x, differentiable in x and b.
+    """Return clamp(gain * act(x + b), -clamp, clamp) in the shape and layout of x, differentiable in x and b.
 
     b has x.shape[dim] elements. alpha is the slope of "lrelu"; alpha and gain default to those of `activation_funcs`;
-    no clamp means no clamping. NaN stays NaN. `impl` is one of `backends`; compiled operators have two derivatives
-    (all of them for "linear", "relu" and "lrelu"), the others have every one.
+    clamp None is no clamp. NaN stays NaN. `impl` is one of `backends`; compiled operators have two derivatives
+    ("linear", "relu" and "lrelu": all), the others have all.
     Raises ValueError for an unknown activation, impl or a negative clamp.
     """
     chosen = backends.select_impl(impl, x)
@@ -72,7 +72,7 @@ def bias_act(
         shape[dim] = -1
         y = y + b.to(x.dtype).reshape(shape)
 
-    # Without gradients every step after the first may overwrite its own input: fewer fresh pages, same numbers.
+    # Without gradients every step after the first can work in place: less new memory, same numbers.
     overwrite = not (torch.is_grad_enabled() and y.requires_grad)
     y = spec.func(y, alpha, overwrite and y is not x)
     if gain != 1:

@@ -1,4 +1,4 @@
-"""Convolutions under the names that published network pickles import; PyTorch's own are differentiable twice."""
+"""Convolutions under the names that published network pickles import; those of PyTorch are twice differentiable."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def conv2d(
     dilation: IntPair = 1,
     groups: int = 1,
 ) -> torch.Tensor:
-    """Correlates input (N, C, H, W) with weight (out, C / groups, kh, kw); see torch.nn.functional.conv2d."""
+    """Correlate input (N, C, H, W) with weight (out, C / groups, kh, kw); see torch.nn.functional.conv2d."""
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -31,5 +31,8 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: IntPair = 1,
 ) -> torch.Tensor:
-    """Transposed convolution with weight (C, out / groups, kh, kw); see torch.nn.functional.conv_transpose2d."""
+    """Return the transposed convolution of input (N, C, H, W) with weight (C, out / groups, kh, kw).
+
+    See torch.nn.functional.conv_transpose2d.
+    """
     return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)

@@ -21,11 +21,11 @@ def conv2d_resample(
     flip_weight: bool = True,
     flip_filter: bool = False,
 ) -> torch.Tensor:
-    """Up-samples x (N, C, H, W) with f, convolves with w (out, C / groups, kh, kw), decimates with f.
+    """Up-sample x (N, C, H, W) with f, convolve with w (out, C / groups, kh, kw), decimate with f.
 
-    The definition is upfirdn2d(up), convolution, upfirdn2d(down), with `padding` (with respect to the up-sampled
-    image) plus what keeps the filters centred, all applied in front. flip_weight: True correlates, False convolves.
-    Cheaper orders with the same result are used where the operations commute. Differentiable in x and w.
+    The definition is upfirdn2d(up), convolution, upfirdn2d(down), with `padding` (in samples of the
+    up-sampled image) plus the padding that centres the filters, all applied first. flip_weight: True correlates, False
+    convolves. Cheaper orders with the same result are used where the operations commute. Differentiable in x and w.
     """
     assert x.ndim == w.ndim == 4 and x.shape[1] == w.shape[1] * groups, f"x {tuple(x.shape)}, w {tuple(w.shape)}"
     assert up >= 1 and down >= 1
@@ -44,7 +44,7 @@ def conv2d_resample(
 
     if up > 1:
         # Zero insertion and convolution are one transposed convolution. It pads by kernel - 1 in front and by
-        # kernel - up behind (zero insertion adds up - 1 samples at the end); the filter's padding makes up for it.
+        # kernel - up behind (zero insertion adds up - 1 samples at the end): subtract both from the filter's padding.
         pads[0] -= kernel_width - 1
         pads[1] -= kernel_width - up
         pads[2] -= kernel_height - 1
@@ -81,5 +81,5 @@ def _conv_transpose(x: torch.Tensor, w: torch.Tensor, stride: int, groups: int, 
     out_channels, in_channels, kernel_height, kernel_width = w.shape
     w = w.reshape(groups, out_channels // groups, in_channels, kernel_height, kernel_width).transpose(1, 2)
     w = w.reshape(groups * in_channels, out_channels // groups, kernel_height, kernel_width)
-    # A transposed convolution spreads every sample by the weight as it stands, which is a true convolution.
+    # A transposed convolution with the unflipped weight is a true convolution.
     return conv_transpose2d(x, w.flip([2, 3]) if flip_weight else w, stride=stride, groups=groups)

@@ -1,4 +1,4 @@
-"""Tells which implementation each operator takes on this machine and why, and checks its numbers."""
+"""Report which implementation each operator uses on this machine and why, and check its numbers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 import dnnlib
 from torch_utils import host_memory
-from torch_utils.custom_ops import Unavailable
 from torch_utils.ops import backends
 from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.binaries import Unavailable
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 
@@ -24,7 +24,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 def probes() -> dict[str, Callable[..., Tensor]]:
-    """Each operator, as a function of x (N, C, H, W), a bias (C,), a filter and `impl`."""
+    """Return each operator by name, as a function of x (N, C, H, W), a bias (C,), a filter and `impl`."""
     return {
         "bias_act": lambda x, b, f, impl: bias_act(x, b, act="lrelu", clamp=2.0, impl=impl),
         "upfirdn2d": lambda x, b, f, impl: upfirdn2d(x, f, up=2, down=(1, 2), padding=(6, 5, 7, -2), gain=4, impl=impl),
@@ -33,7 +33,7 @@ def probes() -> dict[str, Callable[..., Tensor]]:
 
 
 def self_test(device: str, dtype: torch.dtype) -> dict[str, tuple[float, float]]:
-    """The largest errors of values and of derivatives of each operator on a device, against the reference."""
+    """Return the largest relative errors (values, derivatives) of each operator on a device, against the reference."""
     rng = torch.Generator().manual_seed(0)
     x, b = torch.randn(2, 5, 37, 29, generator=rng), torch.randn(5, generator=rng)
     f = setup_filter(torch.hann_window(14, periodic=False)[1:-1])
@@ -41,7 +41,7 @@ def self_test(device: str, dtype: torch.dtype) -> dict[str, tuple[float, float]]
     for name, probe in probes().items():
         results = []
         for place, kind, impl in (("cpu", torch.float64, "ref"), (device, dtype, "auto")):
-            # Both start from the same rounded numbers.
+            # Both use the same rounded inputs.
             inputs = [t.to(dtype).to(device=place, dtype=kind).detach().requires_grad_() for t in (x, b)]
             y = probe(*inputs, f.to(place), impl)
             dx, db = torch.autograd.grad(y, inputs, y.detach().sign(), materialize_grads=True)
@@ -58,7 +58,7 @@ def _relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def examine(device: str) -> Iterator[tuple[str, bool]]:
-    """Lines about the operators on a device, each with whether all is well."""
+    """Yield lines about the operators on a device, each with False if it reports wrong numbers."""
     try:
         backends.KERNELS[device].load()
         facts = backends.KERNELS[device].describe()
@@ -66,7 +66,7 @@ def examine(device: str) -> Iterator[tuple[str, bool]]:
     except Unavailable as problem:
         substitute = backends.SUBSTITUTES.get(device, "ref")
         yield f"{device}: {substitute}, since {problem.cause}", True
-        yield f"    to have them compiled, {problem.remedy}", True
+        yield f"    to compile them, {problem.remedy}", True
     for dtype, tolerance in TOLERANCES.items():
         if dtype != torch.float32 and device == "cpu":
             continue
@@ -82,7 +82,7 @@ def examine(device: str) -> Iterator[tuple[str, bool]]:
 
 
 def report() -> bool:
-    """Prints all there is to know; returns whether every operator computes the right numbers."""
+    """Print the report; return whether every operator computes correct numbers."""
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} threads")
     folder = Path(dnnlib.make_cache_dir_path("kernels"))
     files = [path for path in folder.glob("*") if path.is_file()] if folder.is_dir() else []
@@ -93,7 +93,7 @@ def report() -> bool:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     all_good = True
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the operators would say once is said below
+        warnings.simplefilter("ignore")  # the report contains the operators' warnings
         for device in devices:
             for line, good in examine(device):
                 print(line, flush=True)

@@ -26,7 +26,7 @@ def filtered_lrelu(
     flip_filter: bool = False,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """Applies a leaky ReLU to x (N, C, H, W) at a higher sampling rate; differentiable in x and b to any order.
+    """Apply a leaky ReLU to x (N, C, H, W) at a higher sampling rate; differentiable in x and b to any order.
 
     Adds b (C) to x, up-samples with fu (mean kept), applies gain * lrelu(., slope), clamps to +-clamp, and decimates
     with fd: an axis of n samples becomes (n * up + pad0 + pad1 - (taps_u - 1) - (taps_d - 1) + down - 1) // down long.
@@ -54,7 +54,7 @@ def filtered_lrelu(
         return registered.filtered_lrelu(x, fu, fd, b, up_axes, down_axes, up_gain, gain, slope, clamp, flip)
     if chosen == "matmul":
         in_size = (x.shape[2], x.shape[3])
-        # A positive gain passes through the leaky ReLU, so it costs nothing inside the up-sampling filter.
+        # A positive gain commutes with the leaky ReLU, so it can be included in the up-sampling filter at no cost.
         folded = float(gain) if gain > 0 else 1.0
         flip = bool(flip_filter)
         up_plan = matmul.make_plan(fu, in_size, up_xy, (1, 1), pads, flip, up_gain * folded, x.dtype)

@@ -6,5 +6,5 @@ import torch
 
 
 def fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """Returns a * b + c; the three broadcast against each other."""
+    """Return a * b + c; the three tensors are broadcast."""
     return torch.addcmul(c, a, b)

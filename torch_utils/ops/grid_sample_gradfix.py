@@ -1,4 +1,4 @@
-"""Grid sampling under the name that published network pickles import; PyTorch's own is differentiable twice."""
+"""Grid sampling under the name that published network pickles import; that of PyTorch is twice differentiable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 def grid_sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """Samples input (N, C, H, W) bilinearly at grid (N, h, w, 2) in [-1, 1] with zeros outside; returns (N, C, h, w).
+    """Sample input (N, C, H, W) bilinearly at grid (N, h, w, 2) in [-1, 1] with zeros outside; return (N, C, h, w).
 
     -1 and 1 are the outer edges of the image, not the centres of its outer pixels.
     """

@@ -1,11 +1,11 @@
-"""FIR resampling as small banded matrices, one per axis: the fast path of a CPU that needs no compiler.
+"""FIR resampling by small banded matrices, one per axis: a fast implementation for CPUs without a compiler.
 
 Zero insertion, padding, filtering and decimation of one axis form a banded matrix (its rows are shifted copies of one
-phase of the filter). It is cut into blocks of rows, each dense and multiplied with the slice of the input that it
-touches, so the cost stays linear in the length of the axis. Images are worked on in chunks that fit a cache.
+phase of the filter). It is divided into dense blocks of rows, each multiplied with the slice of the input that it
+uses, so the cost is linear in the length of the axis. Images are processed in chunks that fit into a cache.
 
-A matrix block multiplies its zeros too, so NaN and infinity would reach pixels that no tap connects them with; a
-result that is not finite is therefore computed again by the literal composition.
+A matrix block also multiplies zeros, which would spread NaN and infinity to pixels outside the support of the filter; a
+result that is not finite is therefore computed again by the reference implementation.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from torch.nn import functional as F
 
 from torch_utils.ops import reference, spec
 
-# Rows of a block. Longer blocks multiply mostly zeros; on long axes the calls cost more than the zeros.
+# Rows of a block. Larger blocks multiply mostly zeros; on long axes the overhead of calls is larger than that.
 BLOCK_SIZE = 32
 LONG_AXIS = 2048
 LONG_AXIS_BLOCK_SIZE = 128
 
-# Bytes of the widest tensor of a chunk of images: stays in a cache, and is reused by malloc, so that no
-# intermediate is made of freshly mapped pages.
+# Bytes of the largest tensor of a chunk of images: it fits into a cache, and malloc reuses its memory, so that no
+# intermediate needs newly mapped pages.
 CHUNK_BYTES = 1 << 21
 
 
 @dataclass(frozen=True)
 class Block:
-    """A dense block (rows, columns) of a banded matrix, and the outputs and inputs that it joins."""
+    """A dense block (rows, columns) of a banded matrix, and the slices of outputs and inputs that it connects."""
 
     outputs: slice
     inputs: slice
@@ -53,9 +53,11 @@ class AxisPlan:
 
     @functools.cached_property
     def transposed(self) -> AxisPlan:
+        """Return the plan of the transposed operator."""
         return AxisPlan(self.axis.transposed(), self.taps[::-1])
 
     def blocks(self, dtype: torch.dtype, device: torch.device) -> list[Block]:
+        """Return the (cached) blocks of the matrix."""
         key = (dtype, device)
         if key not in self._blocks:
             block_size = BLOCK_SIZE if self.axis.out_size <= LONG_AXIS else LONG_AXIS_BLOCK_SIZE
@@ -66,7 +68,7 @@ class AxisPlan:
         return self._blocks[key]
 
     def _make_block(self, start: int, stop: int, dtype: torch.dtype, device: torch.device) -> Block:
-        # Output o sees at its tap t the padded sample o * down + t, which is input i where that equals i * up + pad0.
+        # Tap t of output o multiplies the padded sample o * down + t, which is input i if that equals i * up + pad0.
         axis = self.axis
         first = max(-((axis.pad0 - start * axis.down) // axis.up), 0)
         last = min(((stop - 1) * axis.down + axis.taps - 1 - axis.pad0) // axis.up, axis.size - 1)
@@ -80,7 +82,7 @@ class AxisPlan:
 
 
 class Plan:
-    """A separable resampling of images: one AxisPlan for the rows' axis (y) and one for the columns' (x)."""
+    """A separable resampling of images: an AxisPlan along y and one along x."""
 
     def __init__(self, y: AxisPlan, x: AxisPlan):
         self.y = y
@@ -88,15 +90,17 @@ class Plan:
 
     @functools.cached_property
     def transposed(self) -> Plan:
+        """Return the plan of the transposed operator."""
         return Plan(self.y.transposed, self.x.transposed)
 
     @property
     def out_size(self) -> tuple[int, int]:
+        """Return (H, W) of the result."""
         return self.y.axis.out_size, self.x.axis.out_size
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Plans are found by the values of the filter, so a filter that was changed in place or moved can never be stale.
+# Plans are cached by the values of the filter, so that a filter that was changed in place gets a new one.
 
 
 def make_plan(
@@ -109,11 +113,11 @@ def make_plan(
     gain: float,
     dtype: torch.dtype,
 ) -> Plan | None:
-    """Returns the (cached) plan for a filter, or None if the filter is not separable.
+    """Return the (cached) plan for a filter, or None if the filter is not separable.
 
     in_size is (H, W), up and down are (x, y), padding is (x0, x1, y0, y1). A 2-D filter counts as separable if it is
-    an outer product up to the rounding errors of its own dtype and of `dtype`, that of the images. A filter that lives
-    on another device is copied to the host in every call.
+    an outer product up to the rounding errors of its own dtype and of `dtype`, that of the images. A filter on
+    another device is copied to the host in every call.
     """
     if f is None:
         return _make_plan(b"", (), 0.0, in_size, up, down, padding, flip_filter, gain)
@@ -144,20 +148,20 @@ def _make_plan(
 
 
 def outer_product_tolerance(filter_dtype: torch.dtype, dtype: torch.dtype) -> float:
-    """How far, relative to its largest tap, a 2-D filter for images of `dtype` may be from an outer product."""
+    """Return the allowed deviation of a 2-D filter from an outer product, relative to its largest tap."""
     return 8 * min(torch.finfo(filter_dtype).eps, torch.finfo(dtype).eps)
 
 
 def split_filter(
     f: np.ndarray | None, tolerance: float, flip_filter: bool, gain: float
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the taps (y, x) in correlation order, with the gain; None if a 2-D filter is not an outer product."""
+    """Return the taps (y, x) in correlation order, with the gain; None if a 2-D filter is not an outer product."""
     if f is None:
         taps_y = taps_x = np.ones(1)
     elif f.ndim == 1:
         taps_y = taps_x = f.astype(np.float64)
     else:
-        # The row and the column through the largest tap give the filter back if it is an outer product.
+        # An outer product equals the column times the row through its largest tap, divided by that tap.
         f = f.astype(np.float64)
         row, column = np.unravel_index(np.abs(f).argmax(), f.shape)
         peak = f[row, column]
@@ -165,7 +169,8 @@ def split_filter(
         taps_x = f[row, :] if f.shape[0] == 1 else f[row, :] / (peak or 1)
         if not np.abs(np.outer(taps_y, taps_x) - f).max() <= tolerance * abs(peak):
             return None
-    # The gain goes where the work is, so that the other axis of a column or a row filter stays the identity.
+    # The gain is applied along the axis with more taps, so that the other axis of a column or row filter stays the
+    # identity.
     if len(taps_x) > len(taps_y):
         taps_x = taps_x * gain
     else:
@@ -180,7 +185,7 @@ Resample = Callable[[torch.Tensor, Plan], torch.Tensor]
 
 
 def _resample_fast(x: torch.Tensor, plan: Plan) -> torch.Tensor:
-    # Products along x are the slower ones, so they go where there are fewer rows.
+    # Products along x are slower, so they are done when there are fewer rows.
     x_first = plan.y.axis.size <= plan.y.axis.out_size
     steps = [(2, plan.x), (1, plan.y)] if x_first else [(1, plan.y), (2, plan.x)]
     steps = [(dim, axis_plan) for dim, axis_plan in steps if not axis_plan.is_identity]
@@ -219,9 +224,10 @@ def _resample_literal(x: torch.Tensor, plan: Plan) -> torch.Tensor:
 def _map_chunks(
     chunk_func: Callable[..., torch.Tensor], tensors: list[torch.Tensor], out_size: tuple[int, int], widest: int
 ) -> torch.Tensor:
-    """Applies chunk_func(*chunks, resample) to chunks of images of (N, C, H, W) tensors of one dtype.
+    """Apply chunk_func(*chunks, resample) to chunks of images of (N, C, H, W) tensors of one dtype.
 
-    `widest` counts the elements of the largest intermediate of one channel of one image.
+    `widest` is the number of elements of the largest intermediate of one channel of one image.
+    Return (N, C, *out_size).
     """
     first = tensors[0]
     batch_size, num_channels = first.shape[:2]
@@ -244,11 +250,11 @@ def _map_chunks(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Autograd. Both functions are their own family of derivatives, so every order exists and no filter has a gradient.
+# Autograd. The derivatives are again functions of this section, so every order exists; filters have no gradient.
 
 
 def upfirdn2d(x: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """Resamples x (N, C, H, W) by a plan made for its size; returns (N, C, *plan.out_size)."""
+    """Resample x (N, C, H, W) by a plan for its size; return (N, C, *plan.out_size)."""
     return _Upfirdn2d.apply(x, plan)  # pyright: ignore[reportReturnType]
 
 
@@ -269,14 +275,14 @@ class _Upfirdn2d(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Nonlinearity:
-    """Leaky ReLU of `slope`, times `gain`, clamped to +-`clamp` if there is one."""
+    """Leaky ReLU of `slope`, times `gain`, clamped to +-`clamp` unless that is None."""
 
     gain: float
     slope: float
     clamp: float | None
 
     def apply_(self, u: torch.Tensor) -> torch.Tensor:
-        """Applies it to u in place."""
+        """Apply the nonlinearity to u in place."""
         if self.slope != 1:
             F.leaky_relu_(u, self.slope)
         if self.gain != 1:
@@ -284,7 +290,7 @@ class Nonlinearity:
         return u if self.clamp is None else u.clamp_(-self.clamp, self.clamp)
 
     def scale_(self, v: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        """Multiplies v in place by the derivative at u, and overwrites u."""
+        """Return v times the derivative at u; v and u may be overwritten."""
         if self.slope != 1:
             v = torch.where(u > 0, v, v * self.slope)
             F.leaky_relu_(u, self.slope)
@@ -294,9 +300,9 @@ class Nonlinearity:
 
 
 def filtered_lrelu(x: torch.Tensor, up: Plan, down: Plan, nonlinearity: Nonlinearity) -> torch.Tensor:
-    """Resamples x (N, C, H, W) by `up`, applies the nonlinearity, resamples by `down`.
+    """Resample x (N, C, H, W) by `up`, apply the nonlinearity, resample by `down`.
 
-    Only x is kept for the gradient: the large intermediate is computed again, chunk by chunk.
+    Only x is saved for the gradient: the large intermediate is computed again, chunk by chunk.
     """
     return _FilteredLrelu.apply(x, up, down, nonlinearity)  # pyright: ignore[reportReturnType]
 

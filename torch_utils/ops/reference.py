@@ -15,7 +15,7 @@ def resample(
     down: tuple[int, int],
     padding: tuple[int, int, int, int],
 ) -> torch.Tensor:
-    """Up-samples, filters and decimates x (N, C, H, W) step by step, as the definition says.
+    """Up-sample, filter and decimate x (N, C, H, W) step by step, as defined.
 
     `kernels` are applied one after another, each [kh, kw] in correlation order with its gain included; up and down
     are (x, y), padding is (x0, x1, y0, y1), counted after zero insertion.

@@ -1,11 +1,12 @@
-"""The operators as PyTorch knows them when they are compiled: schemas, shapes, derivatives (namespace `longtake`).
+"""Registration of the compiled operators in PyTorch: schemas, shapes, derivatives (namespace `longtake`).
 
-The kernels are functions of `cpu_kernels` and `cuda_kernels`, with one meaning on both devices. The operators are
-closed under differentiation: the transpose of a FIR is a FIR, that of the filtered leaky ReLU is the same pass through
-the filters in the other order, steered by two recorded bits for each element between them.
+The kernels are functions of `cpu.kernels` and `cuda.kernels` with the same interface. The derivatives are operators of
+this module again: the transpose of a FIR is a FIR, that of the filtered leaky ReLU applies the filters in the other
+order, with two recorded bits for each element between them.
 
-Layout of the bits (`signs`): uint8 (N, C, H, (W + 3) // 4) for a grid of H x W between the filters; element w is in the
-bits 2 (w % 4) of byte w // 4: the lower one where it is not positive, the upper one where it was clamped.
+Layout of the bits (`signs`): uint8 (N, C, H, (W + 3) // 4) for a grid of H x W between the filters; element w has
+bits 2 (w % 4) and 2 (w % 4) + 1 of byte w // 4; the lower one is set if it is not positive, the upper one if it was
+clamped.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_utils.ops import cpu_kernels, cuda_kernels
+from torch_utils.ops.cpu import kernels as cpu_kernels
+from torch_utils.ops.cuda import kernels as cuda_kernels
 from torch_utils.ops.spec import Axes
 
-# Activations whose derivative is told by their output; it is constant in pieces, so there is no second one.
+# Activations whose derivative is a function of their output; it is piecewise constant, so the second one is zero.
 PIECEWISE_LINEAR = ("linear", "relu", "lrelu")
 
 _library = torch.library.Library("longtake", "DEF")
@@ -44,7 +46,7 @@ def _differentiate(name: str, backward: Callable[..., Any], setup_context: Calla
 
 
 def _dense(x: Tensor) -> Tensor:
-    """x, copied if its memory has gaps or is shared between elements."""
+    """Return x, copied if its memory has gaps or is shared between elements."""
     if x.is_contiguous():
         return x
     expected = 1
@@ -56,18 +58,18 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _like(x: Tensor, model: Tensor) -> Tensor:
-    """x with the strides of `model`."""
+    """Return x with the strides of `model`."""
     return x if x.stride() == model.stride() else torch.empty_like(model, dtype=x.dtype).copy_(x)
 
 
 def _image(x: Tensor) -> Tensor:
-    """x (N, C, H, W), copied unless it is contiguous or channels-last."""
+    """Return x (N, C, H, W), copied unless it is contiguous or channels-last."""
     dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
     return x if dense else x.contiguous()
 
 
 def _new_image(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """An empty image of another size in the layout of x, as kernels return it."""
+    """Return an empty image of `size` (H, W) in the layout of x, as kernels return it."""
     channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty([*x.shape[:2], *size], dtype=x.dtype, device=x.device, memory_format=layout)
@@ -84,7 +86,7 @@ _ACT = "int dim, str act, float alpha, float gain, float clamp"
 
 
 def bias_act(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None) -> Tensor:
-    """`ops.bias_act.bias_act` by the compiled operator; twice differentiable."""
+    """Compute `ops.bias_act.bias_act` by the compiled operator; twice differentiable."""
     return _ops.bias_act(x, b, dim % max(x.ndim, 1), act, alpha, gain, -1.0 if clamp is None else clamp)
 
 
@@ -164,7 +166,7 @@ _differentiate("bias_act_grad2", _backward_bias_act_grad2, lambda ctx, inputs, o
 
 
 def upfirdn2d(x: Tensor, f: Tensor | None, axes: Axes, flip_filter: bool, gain: float) -> Tensor:
-    """`ops.upfirdn2d.upfirdn2d` by the compiled operator; differentiable in x to any order."""
+    """Compute `ops.upfirdn2d.upfirdn2d` by the compiled operator; differentiable in x to any order."""
     return _ops.upfirdn2d(x, f, axes.as_ints(), flip_filter, gain)
 
 
@@ -212,9 +214,9 @@ def filtered_lrelu(
     clamp: float | None,
     flip_filter: bool,
 ) -> Tensor:
-    """`ops.filtered_lrelu.filtered_lrelu` by the compiled operator; differentiable in x and b to any order.
+    """Compute `ops.filtered_lrelu.filtered_lrelu` by the compiled operator; differentiable in x and b to any order.
 
-    `up` leads from x to the grid of the leaky ReLU, `down` from there to the result.
+    `up` are the axes from x to the grid of the leaky ReLU, `down` those from there to the result.
     """
     write_signs = torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad))
     options = (up_gain, gain, slope, -1.0 if clamp is None else clamp, flip_filter, write_signs)
@@ -261,7 +263,7 @@ def _setup_filtered_lrelu(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]
 
 
 def _backward_filtered_lrelu(ctx: Any, dy: Tensor, _: Tensor) -> tuple:
-    assert ctx.wrote_signs, "the bits that the derivative needs were not recorded"
+    assert ctx.wrote_signs, "the bits for the derivative were not recorded"
     signs, f1, f2 = ctx.saved_tensors
     axes = (ctx.first.as_ints(), ctx.second.as_ints())
     dx = _ops.filtered_lrelu_signed(dy, signs, f1, f2, *axes, ctx.gain, ctx.slope, not ctx.flip)

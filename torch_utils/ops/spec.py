@@ -1,6 +1,6 @@
-"""Integer algebra of the FIR operators: scaling factors, paddings, output lengths and the transposed operator.
+"""Integer arithmetic of the FIR operators: scaling factors, paddings, output lengths and the transposed operator.
 
-Everything here is pure Python on integers and shared by every implementation, by the tests and by the benchmarks.
+The functions work on Python integers; all implementations, the tests and the benchmarks share them.
 """
 
 from __future__ import annotations
@@ -31,19 +31,21 @@ class Axis:
 
     @property
     def padded_size(self) -> int:
+        """Return the number of samples after zero insertion and padding."""
         return self.size * self.up + self.pad0 + self.pad1
 
     @property
     def out_size(self) -> int:
+        """Return the number of output samples."""
         return (self.padded_size - self.taps) // self.down + 1
 
     @property
     def is_identity(self) -> bool:
-        """True if a single tap of value one would return the input."""
+        """Return whether a single tap of value one would return the input."""
         return self == Axis(self.size, 1)
 
     def transposed(self) -> Axis:
-        """Returns the axis of the transposed operator, which takes the flipped filter."""
+        """Return the axis of the transposed operator, which takes the flipped filter."""
         return Axis(
             size=self.out_size,
             taps=self.taps,
@@ -54,11 +56,11 @@ class Axis:
         )
 
     def as_ints(self) -> tuple[int, ...]:
-        """The fields in order, without the copies that `dataclasses.astuple` makes."""
+        """Return the fields in order, without the copies that `dataclasses.astuple` makes."""
         return self.size, self.taps, self.up, self.down, self.pad0, self.pad1
 
     def check(self, name: str) -> None:
-        """Raises ValueError if the padded axis holds fewer samples than the filter has taps."""
+        """Raise ValueError if the padded axis has fewer samples than the filter has taps."""
         if self.padded_size < self.taps:
             raise ValueError(
                 f"the {name} of the padded input is {self.padded_size} samples "
@@ -68,31 +70,32 @@ class Axis:
 
 
 class Axes(NamedTuple):
-    """Both axes of an image, columns first as everywhere in these operators."""
+    """Both axes of an image in the order (x, y)."""
 
     x: Axis
     y: Axis
 
     @property
     def out_size(self) -> tuple[int, int]:
-        """(H, W) of the result."""
+        """Return (H, W) of the result."""
         return self.y.out_size, self.x.out_size
 
     def transposed(self) -> Axes:
-        """Returns the axes of the transposed operator, which takes the flipped filter."""
+        """Return the axes of the transposed operator, which takes the flipped filter."""
         return Axes(self.x.transposed(), self.y.transposed())
 
     def check(self) -> None:
-        """Raises ValueError if an axis is too short for its filter."""
+        """Raise ValueError if an axis is too short for its filter."""
         self.y.check("height")
         self.x.check("width")
 
     def as_ints(self) -> list[int]:
-        """The twelve numbers that `from_ints` takes: what an operator's schema can carry."""
+        """Return the twelve numbers that `from_ints` takes, as an operator's schema can contain no other type."""
         return [*self.x.as_ints(), *self.y.as_ints()]
 
     @staticmethod
     def from_ints(values: Sequence[int]) -> Axes:
+        """Return the axes of the twelve numbers of `as_ints`."""
         return Axes(Axis(*values[:6]), Axis(*values[6:]))
 
 
@@ -103,14 +106,14 @@ def make_axes(
     down: tuple[int, int] = (1, 1),
     padding: Sequence[int] = (0, 0, 0, 0),
 ) -> Axes:
-    """Returns the axes of an image of `size` (H, W); taps and factors are (x, y), padding is (x0, x1, y0, y1)."""
+    """Return the axes of an image of `size` (H, W); taps and factors are (x, y), padding is (x0, x1, y0, y1)."""
     height, width = size
     x = Axis(width, taps[0], up[0], down[0], padding[0], padding[1])
     return Axes(x, Axis(height, taps[1], up[1], down[1], padding[2], padding[3]))
 
 
 def parse_scaling(scaling: Scaling) -> tuple[int, int]:
-    """Returns the factors (x, y) of an int or of a pair [x, y]; ValueError if they are not positive whole numbers."""
+    """Return the factors (x, y) of an int or of a pair [x, y]; ValueError if they are not positive integers."""
     values = _as_ints(scaling)
     if values is not None and len(values) == 1:
         values *= 2
@@ -120,7 +123,7 @@ def parse_scaling(scaling: Scaling) -> tuple[int, int]:
 
 
 def parse_padding(padding: Padding) -> tuple[int, int, int, int]:
-    """Returns (x0, x1, y0, y1) of an int, of [x, y] or of [x0, x1, y0, y1]; ValueError for anything else."""
+    """Return (x0, x1, y0, y1) of an int, of [x, y] or of [x0, x1, y0, y1]; ValueError for anything else."""
     values = _as_ints(padding)
     if values is not None and len(values) == 1:
         values *= 4
@@ -141,15 +144,15 @@ def _as_ints(value: int | Sequence[int]) -> list[int] | None:
 
 
 def upsample_padding(taps: int, up: int) -> tuple[int, int]:
-    """Returns the padding (before, after) that keeps an up-sampled axis at `up` times its length."""
+    """Return the padding (before, after) with which an up-sampled axis has `up` times its length."""
     return (taps + up - 1) // 2, (taps - up) // 2
 
 
 def downsample_padding(taps: int, down: int) -> tuple[int, int]:
-    """Returns the padding (before, after) that makes a decimated axis its length divided by `down`."""
+    """Return the padding (before, after) with which a decimated axis has its length divided by `down`."""
     return (taps - down + 1) // 2, (taps - down) // 2
 
 
 def same_padding(taps: int) -> tuple[int, int]:
-    """Returns the padding (before, after) with which filtering keeps the length of an axis."""
+    """Return the padding (before, after) with which filtering keeps the length of an axis."""
     return taps // 2, (taps - 1) // 2

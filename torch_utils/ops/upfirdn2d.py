@@ -11,12 +11,9 @@ import torch
 from torch_utils.ops import backends, matmul, reference, registered, spec
 from torch_utils.ops.spec import Padding, Scaling
 
-_parse_scaling = spec.parse_scaling
-_parse_padding = spec.parse_padding
-
 
 def _get_filter_size(f: torch.Tensor | None) -> tuple[int, int]:
-    """Returns the taps (x, y) of None, of a separable [taps] or of a [height, width] filter."""
+    """Return the numbers of taps (x, y) of None, of a separable [taps] or of a [height, width] filter."""
     if f is None:
         return 1, 1
     assert f.ndim in (1, 2) and f.numel() > 0, f"a filter is [taps] or [height, width], got {tuple(f.shape)}"
@@ -31,12 +28,12 @@ def setup_filter(
     gain: float = 1,
     separable: bool | None = None,
 ) -> torch.Tensor:
-    """Prepares a float32 filter for the functions of this module.
+    """Return a float32 filter for the functions of this module.
 
     f is a number, [taps], [height, width] or None (the identity). 1-D filters of 8 or more taps stay 1-D and are
     applied to both axes (`separable` overrides the rule), shorter ones become their outer product. `normalize`
     divides by the sum; `gain` is that of both axes together.
-    Raises ValueError for another rank, an empty filter, or a 2-D filter that is asked to be separable.
+    Raises ValueError for another rank, an empty filter, or a 2-D filter with separable=True.
     """
     f = torch.as_tensor(1 if f is None else f, dtype=torch.float32)
     if f.ndim > 2 or f.numel() == 0:
@@ -65,9 +62,9 @@ def upfirdn2d(
     gain: float = 1,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """Up-samples, filters and decimates x (N, C, H, W); differentiable in x to any order, the filter is a constant.
+    """Up-sample, filter and decimate x (N, C, H, W); differentiable in x to any order, the filter is a constant.
 
-    Inserts up - 1 zeros after every sample, pads with zeros or crops, filters every channel ("valid"), and keeps every
+    Insert up - 1 zeros after every sample, pad with zeros or crop, filter every channel ("valid"), and keep every
     down-th sample from the first: an axis of n samples becomes (n * up + pad0 + pad1 - taps) // down + 1 long.
 
     f: [taps] for both axes, [height, width], or None for the identity. up, down: int or (x, y). padding: int, (x, y)
@@ -94,7 +91,7 @@ def upfirdn2d(
 
 
 def _kernels(f: torch.Tensor | None, x: torch.Tensor, flip_filter: bool, gain: float) -> list[torch.Tensor]:
-    """Returns the 2-D kernels of the literal composition, in correlation order."""
+    """Return the 2-D kernels of the reference, [kh, kw] in correlation order with the gain included."""
     if f is None:
         f = torch.ones([1, 1], dtype=torch.float32, device=x.device)
     # In double precision the gain must not be rounded to the filter's float32.
@@ -115,7 +112,7 @@ def filter2d(
     gain: float = 1,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """Filters x (N, C, H, W) and keeps its size; `padding` is added to what that takes. See `upfirdn2d`."""
+    """Filter x (N, C, H, W) and keep its size; `padding` is additional. See `upfirdn2d`."""
     taps_x, taps_y = _get_filter_size(f)
     pads = _add_padding(padding, spec.same_padding(taps_x), spec.same_padding(taps_y))
     return upfirdn2d(x, f, padding=pads, flip_filter=flip_filter, gain=gain, impl=impl)
@@ -130,7 +127,7 @@ def upsample2d(
     gain: float = 1,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """Up-samples x (N, C, H, W) to (N, C, H * up, W * up) and keeps its mean; `padding` is in output samples."""
+    """Up-sample x (N, C, H, W) to (N, C, H * up, W * up) and keep its mean; `padding` is in output samples."""
     up_x, up_y = spec.parse_scaling(up)
     taps_x, taps_y = _get_filter_size(f)
     pads = _add_padding(padding, spec.upsample_padding(taps_x, up_x), spec.upsample_padding(taps_y, up_y))
@@ -147,7 +144,7 @@ def downsample2d(
     gain: float = 1,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """Decimates x (N, C, H, W) to (N, C, H // down, W // down); `padding` is in input samples. See `upfirdn2d`."""
+    """Decimate x (N, C, H, W) to (N, C, H // down, W // down); `padding` is in input samples. See `upfirdn2d`."""
     down_x, down_y = spec.parse_scaling(down)
     taps_x, taps_y = _get_filter_size(f)
     pads = _add_padding(padding, spec.downsample_padding(taps_x, down_x), spec.downsample_padding(taps_y, down_y))

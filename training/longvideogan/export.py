@@ -32,9 +32,9 @@ def export_generator(
     """The program that makes `num_frames` frames of `batch_size` videos, on the device of the network.
 
     Of a low-resolution generator it takes noise (N, noise_channels, num_noise_frames(num_frames)), which
-    `training.random.noise_blocks` draws for a seed. Of a super-resolution generator it takes low-resolution frames
-    (N, 3, num_frames + 2 temporal_context, h, w) and z (N, z_channels). It returns (N, 3, num_frames, H, W), nominally
-    in [-1, 1]. Weights are part of it, in the precision that they have.
+    `training.longvideogan.latents.noise_blocks` draws for a seed. Of a super-resolution generator it takes
+    low-resolution frames (N, 3, num_frames + 2 temporal_context, h, w) and z (N, z_channels). It returns
+    (N, 3, num_frames, H, W), nominally in [-1, 1]. Weights are part of it, in the precision that they have.
     """
     if num_frames < 1 or batch_size < 1:
         raise ValueError(f"{num_frames} frames of {batch_size} videos cannot be exported: give at least one of each")

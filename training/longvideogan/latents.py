@@ -5,17 +5,20 @@ pieces. What is done acts on the embedding, which is linear in the noise: it can
 mixed between seeds, or made periodic, and with the right weights keeps unit variance, which the network was trained on.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from training import random
 from training.longvideogan.lres.generator import TEMPORAL_PADDING, LowResGenerator
-from training.random import noise_blocks, random_state
+from training.random import random_state
 
 AVERAGE_SAMPLES = 1024  # embeddings whose mean w truncation pulls towards; leaves 3 % of w's deviation
 AVERAGE_BATCH = 64
+noise_blocks = functools.partial(random.noise_blocks, "lres-noise")  # (seed, channels, start, samples)
 LEGACY_SEGMENT = 16  # frames; the published command rounds the length of a video up to a multiple
 
 

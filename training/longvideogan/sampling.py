@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from training.contract import Bundle
+from training.data.prompts import followed_frames
 from training.longvideogan.latents import LEGACY_SEGMENT, Latents, LegacyLatents, average_w, legacy_draws
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.sres.generator import SuperResGenerator
@@ -97,10 +98,14 @@ class LowResSampler(Sampler):
     """Videos of a low-resolution generator."""
 
     Options = Sampling
-    labels = {"video": "lres"}
+    file_labels = {"video": "lres"}
 
-    def __init__(self, network: LowResGenerator, options: Sampling = Sampling(), block: int = LRES_CHUNK) -> None:
+    def __init__(
+        self, network: LowResGenerator, options: Sampling = Sampling(), block: int = LRES_CHUNK,
+        average: Callable[[], Tensor] | None = None,
+    ) -> None:  # fmt: skip
         self.network, self.options, self.block = network, options, block
+        self.average_w = average or functools.cache(lambda: average_w(network))  # what truncation pulls w towards
         self.networks, self.outputs = [network], {"video": (network.height, network.width)}
         self.period = network.temporal_scale
         self.depends_on_length, self.default_frames = options.rng == "legacy", options.loop
@@ -158,7 +163,7 @@ class LowResSampler(Sampler):
 
         def tracks(start: int, stop: int) -> Tensor:
             w = latents(start, stop)
-            return w if truncation == 1 else self.average_w.lerp(w, truncation)
+            return w if truncation == 1 else self.average_w().lerp(w, truncation)
 
         stream, held, done = LowResStream(self.network, tracks, low, style_shifts), History(low), 0
         for count in pieces(num_frames, self.block):
@@ -168,10 +173,9 @@ class LowResSampler(Sampler):
             done += count
             held.forget(low + done)
 
-    @functools.cached_property
-    def average_w(self) -> Tensor:
-        """What truncation pulls w towards: (w channels, 1)."""
-        return average_w(self.network)
+    def with_options(self, options: Any) -> "LowResSampler":
+        """See `Sampler.with_options`. The average of w, which takes a while to compute, is shared."""
+        return LowResSampler(self.network, options, self.block, self.average_w)
 
 
 def legacy_length(starts: Sequence[int], num_frames: int | None) -> int:
@@ -193,7 +197,7 @@ class SuperResSampler(Sampler):
     """Super-resolved videos of the low-resolution frames that the prompt gives, beside those."""
 
     Options = Sampling
-    labels = {"lres": "lres", "video": "sres"}
+    file_labels = {"lres": "lres", "video": "sres"}
 
     def __init__(self, network: SuperResGenerator, options: Sampling = Sampling(), block: int = SRES_CHUNK) -> None:
         self.network, self.options, self.block = network, options, block
@@ -207,29 +211,8 @@ class SuperResSampler(Sampler):
     def frames(self, request: Request) -> Iterator[dict[str, Tensor]]:
         """See `Sampler.frames`. The prompt is asked for frames from `start - context` on, in order."""
         z = torch.from_numpy(latent_z(request.seeds, self.network.z_channels))
-        return both_outputs(self.matched(self.prompt_frames(request), z))
-
-    def prompt_frames(self, request: Request) -> Iterator[Tensor]:
-        """Yield what a request needs of its prompt, in pieces (N, 3, T, h, w).
-
-        Where the prompt ends, its last frame stands in for the frames after it that are context.
-        """
-        context, starts = self.context, request.starts
-        total = None if request.num_frames is None else request.num_frames + 2 * context
-        last, done = None, 0
-        for count in pieces(total, self.block):
-            piece = request.prompt.frames([first + done - context for first in starts], count, self.low_size)
-            found = piece.shape[2]
-            if found:
-                last = piece[:, :, -1:]
-                yield piece.expand(len(starts), -1, -1, -1, -1)
-            done += found
-            if found < count:
-                if last is None or done <= context:
-                    raise ValueError(f"the context ends before frame {min(starts)}: use a smaller --start")
-                num_missing = context if total is None else min(context, total - done)
-                yield last.expand(len(starts), -1, num_missing, -1, -1)
-                return
+        low = followed_frames(request.prompt, request.starts, request.num_frames, self.needs, self.low_size, self.block)
+        return both_outputs(self.matched((piece.expand(len(z), -1, -1, -1, -1) for piece in low), z))
 
     def enlarge(self, z: Tensor, lres_frames: Iterator[Tensor]) -> Iterator[Tensor]:
         """Successive pieces (N, 3, T, h, w) of low-resolution videos -> pieces of them without the outer context.
@@ -275,16 +258,20 @@ class PairSampler(Sampler):
     """Videos of a low-resolution generator, made sharp by a super-resolution one; frame t is frame t, enlarged."""
 
     Options = Sampling
-    labels = {"lres": "lres", "video": "sres"}
+    file_labels = {"lres": "lres", "video": "sres"}
 
-    def __init__(self, lres: LowResGenerator, sres: SuperResGenerator, options: Sampling = Sampling()) -> None:
+    def __init__(
+        self, lres: LowResGenerator, sres: SuperResGenerator, options: Sampling = Sampling(),
+        average: Callable[[], Tensor] | None = None,
+    ) -> None:  # fmt: skip
         found, wanted = (lres.height, lres.width), (sres.lres_height, sres.lres_width)
         if found != wanted:
             raise ValueError(
                 f"the low-resolution network makes frames of {found[0]}x{found[1]}, the super-resolution network "
                 f"enlarges frames of {wanted[0]}x{wanted[1]}: use two networks of the same run"
             )
-        self.lres, self.sres, self.options = LowResSampler(lres, options), SuperResSampler(sres, options), options
+        self.lres, self.sres = LowResSampler(lres, options, average=average), SuperResSampler(sres, options)
+        self.options = options
         self.networks = [lres, sres]
         self.outputs = {"lres": self.lres.size, "video": self.sres.size}
         self.period, self.block = self.lres.period, self.sres.block
@@ -294,6 +281,10 @@ class PairSampler(Sampler):
     def stages(self) -> Sequence[Sampler]:
         """Return both samplers."""
         return self.lres, self.sres
+
+    def with_options(self, options: Any) -> "PairSampler":
+        """See `Sampler.with_options`."""
+        return PairSampler(self.lres.network, self.sres.network, options, self.lres.average_w)
 
     def frames(self, request: Request) -> Iterator[dict[str, Tensor]]:
         """See `Sampler.frames`; takes no prompt."""

@@ -6,9 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "cpu_bias_act.cpp"
-#include "cpu_resample.cpp"
-#include "cpu_threads.cpp"
+#include "bias_act.cpp"
+#include "resample.cpp"
+#include "threads.cpp"
 
 struct Block {
     char* data = nullptr;

@@ -16,9 +16,9 @@ from unittest import mock
 
 import torch
 
-from torch_utils.ops import cuda_driver
-from torch_utils.ops.cuda_driver import Kernel
-from torch_utils.ops.fir_plan import Gpu
+from torch_utils.ops.cuda import driver as cuda_driver
+from torch_utils.ops.cuda.driver import Kernel
+from torch_utils.ops.cuda.fir_plan import Gpu
 
 HERE = Path(__file__).parent
 SOURCES = Path(cuda_driver.__file__).parent

@@ -10,9 +10,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_utils.ops import backends, cuda_driver, cuda_kernels, spec
-from torch_utils.ops.cuda_driver import Kernel
-from torch_utils.ops.fir_plan import Gpu
+from torch_utils.ops import backends, spec
+from torch_utils.ops.cuda import driver as cuda_driver
+from torch_utils.ops.cuda import kernels as cuda_kernels
+from torch_utils.ops.cuda.driver import Kernel
+from torch_utils.ops.cuda.fir_plan import Gpu
 from training.longvideogan.lres.discriminator import LowResDiscriminator
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.sres.discriminator import SuperResDiscriminator

@@ -9,8 +9,8 @@ import warnings
 import pytest
 import torch
 
-from torch_utils.custom_ops import Unavailable
 from torch_utils.ops import backends
+from torch_utils.ops.binaries import Unavailable
 
 X = torch.zeros(1)
 
@@ -43,7 +43,7 @@ def test_compiled_operators_are_taken_where_there_are_any(kernels):
 
 
 def test_what_cannot_be_compiled_is_said_once(no_kernels):
-    with pytest.warns(UserWarning, match=r"no compiler was found; to mend it, install g\+\+") as caught:
+    with pytest.warns(UserWarning, match=r"no compiler was found; to fix it, install g\+\+") as caught:
         assert backends.select_impl("auto", X) == "matmul"
     assert len(caught) == 1
     with warnings.catch_warnings():

@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from torch_utils.custom_ops import Unavailable
-from torch_utils.ops import cpu_kernels
+from torch_utils.ops.binaries import Unavailable
+from torch_utils.ops.cpu import kernels as cpu_kernels
 
 USE = """
 import torch
-from torch_utils.ops import cpu_kernels
+from torch_utils.ops.cpu import kernels as cpu_kernels
 from torch_utils.ops.upfirdn2d import upfirdn2d
 x, f = torch.linspace(0, 1, 640).reshape(2, 5, 8, 8), torch.linspace(-1, 2, 12)
 y = upfirdn2d(x, f, up=2, padding=6, impl="cpu")
@@ -55,6 +55,11 @@ def finish(process):
 
 def compiled(tmp_path):
     return sum("-c" in line.split() for line in (tmp_path / "calls").read_text().splitlines())
+
+
+def test_every_source_is_part_of_the_key_of_the_library():
+    files = {path.name for path in cpu_kernels.FOLDER.iterdir() if path.suffix in (".cpp", ".h")}
+    assert files == {*cpu_kernels.SOURCES, *cpu_kernels.HEADERS}
 
 
 def test_four_processes_may_be_first_at_once(tmp_path, quick_compiler):

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from tests.torch_utils.ops import literal
 from tests.torch_utils.ops.test_registered import operator_calls
-from torch_utils.ops import cpu_kernels, spec
+from torch_utils.ops import spec
 from torch_utils.ops.bias_act import activation_funcs
+from torch_utils.ops.cpu import kernels as cpu_kernels
 from torch_utils.ops.spec import Axes
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}

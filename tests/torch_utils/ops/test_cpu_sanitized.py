@@ -26,9 +26,10 @@ from tests.torch_utils.ops.test_cpu_kernels import (
     run_everything,
     size_of,
 )
-from torch_utils.ops import cpu_kernels, spec
+from torch_utils.ops import spec
 from torch_utils.ops.bias_act import activation_funcs
-from torch_utils.ops.cpu_kernels import Library, _BiasAct, _Resample
+from torch_utils.ops.cpu import kernels as cpu_kernels
+from torch_utils.ops.cpu.kernels import Library, _BiasAct, _Resample
 
 SANITISERS = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 ITEMS = [np.float32, np.float64, np.float16, np.uint16]

@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from tests.torch_utils.ops import published
-from torch_utils.custom_ops import Unavailable
-from torch_utils.ops import backends, cuda_bias_act, cuda_driver, cuda_kernels, fir_plan, nvrtc, spec
+from torch_utils.ops import backends, spec
+from torch_utils.ops.binaries import Unavailable
+from torch_utils.ops.cuda import bias_act as cuda_bias_act
+from torch_utils.ops.cuda import driver as cuda_driver
+from torch_utils.ops.cuda import fir_plan, nvrtc
+from torch_utils.ops.cuda import kernels as cuda_kernels
 
 TARGETS = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 

@@ -16,10 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.torch_utils.ops import cuda_host, literal
-from torch_utils.ops import backends, cpu_kernels, cuda_driver, cuda_kernels, fir_plan, spec
+from torch_utils.ops import backends, spec
 from torch_utils.ops.bias_act import activation_funcs, bias_act
+from torch_utils.ops.cpu import kernels as cpu_kernels
+from torch_utils.ops.cuda import driver as cuda_driver
+from torch_utils.ops.cuda import fir_plan
+from torch_utils.ops.cuda import kernels as cuda_kernels
+from torch_utils.ops.cuda.bias_act import make_divisor
+from torch_utils.ops.cuda.fir_plan import Gpu
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
-from torch_utils.ops.fir_plan import Gpu
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 pytestmark = pytest.mark.skipif(cuda_host.COMPILER is None, reason="needs g++")
@@ -281,7 +286,7 @@ def test_division_by_multiplication_is_exact():
     for large, limit in ((False, 2**31), (True, 2**48)):
         values = {2, 3, 7, 641, limit // 2 + 1, limit - 1, *(int(limit ** rng.random()) + 2 for _ in range(2000))}
         for value in values:
-            divisor = cuda_kernels.cuda_bias_act.make_divisor(value, large)
+            divisor = make_divisor(value, large)
             word = 64 if large else 32
             assert divisor.multiplier < 2**word
             multiples = [value * int(q) + d for q in (1, (limit - 1) // value) for d in (-1, 0)]

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.torch_utils.ops import literal
-from torch_utils.ops import backends, cpu_kernels, spec
+from torch_utils.ops import backends, spec
 from torch_utils.ops.bias_act import activation_funcs, bias_act
+from torch_utils.ops.cpu import kernels as cpu_kernels
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
 

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.longvideogan import tiny
+from tests.training.longvideogan.tiny import video
 from torch_utils import compilation
 from training.checkpoint import load_network, save_network
 from training.config import TrainOptions, check_changes, to_dict
 from training.longvideogan.gan import r1_penalty
 from training.longvideogan.lres.generator import GeneratorBlock
-from training.longvideogan.sampling import LowResSource, SuperResSource
+from training.longvideogan.sampling import LowResSampler, SuperResSampler
 
 TOLERANCE = 1e-5  # of the norm of a gradient or a frame; sums are taken in another order
 
@@ -189,14 +190,17 @@ def test_the_second_derivative_of_a_program_is_refused(programs, seeded):
 )
 def test_pieces_of_a_video_share_their_programs(kind, lengths, tiny_lres, tiny_sres, seeded, programs):
     counting, clip = programs(kind), seeded(0, 1, 3, 60, 18, 32)
-    sources = (LowResSource(tiny_lres, 8), None), (SuperResSource(tiny_sres, 4), lambda start, n: clip[:, :, :n])
+    sources = (
+        (LowResSampler(tiny_lres, block=8), None),
+        (SuperResSampler(tiny_sres, block=4), lambda s, n: clip[:, :, :n]),
+    )
     for source, condition in sources:
         made = []
         for num_frames in lengths:
             with compilation.compiled(False):
-                expected = torch.cat(list(source.frames([0], 0, num_frames, condition)), dim=2)
+                expected = video(source, [0], 0, num_frames, condition)
             with compilation.compiled():
-                found = torch.cat(list(source.frames([0], 0, num_frames, condition)), dim=2)
+                found = video(source, [0], 0, num_frames, condition)
             assert (found - expected).norm() <= TOLERANCE * expected.norm()
             made.append(counting.made)
         assert made[0] > 0 and len(set(made)) == 1
@@ -281,8 +285,8 @@ def test_causes_have_remedies():
         (exc.InvalidCxxCompiler("no-such-compiler"), "no working C..? compiler", r"install g\+\+"),
         (exc.CppCompileError(["g++"], "fatal error: Python.h: No such file"), "headers of this Python", "python3-dev"),
         (exc.TritonMissing(None), "Triton, which compiles for GPUs, is missing", "install triton"),
-        (exc.CppCompileError(["g++"], "main.cpp:3: error: no room"), "error: no room", "tells more"),
-        (NotImplementedError("this moon\nlong"), "NotImplementedError: this moon", "tells more"),
+        (exc.CppCompileError(["g++"], "main.cpp:3: error: no room"), "error: no room", "for details"),
+        (NotImplementedError("this moon\nlong"), "NotImplementedError: this moon", "for details"),
     ]:
         sentence = compilation.explain(exc.InductorError(error, None))
         assert re.fullmatch(rf"[^;\n]*{cause}[^;\n]*; [^;\n]*{remedy}[^;\n]*", sentence), sentence
@@ -322,6 +326,6 @@ def test_here_something_can_be_compiled():
     for stage in tiny.STAGES:
         system = tiny.make(stage, torch.float32)
         system.set_compile(True)
-        assert system.compiles
+        assert system.compiling
         system.set_compile(False)
-        assert not system.compiles
+        assert not system.compiling

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.longvideogan.export import export_generator
-from training.random import noise_blocks
+from training.longvideogan.latents import noise_blocks
 
 
 def reload(program):

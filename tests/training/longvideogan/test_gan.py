@@ -10,16 +10,18 @@ import torch
 
 from tests.training.longvideogan.tiny import (
     STAGES,
-    TINY,
     batches,
     largest_difference,
     make,
     record_gradients,
     train,
+    video,
     weights,
 )
 from training import loop, registry
-from training.longvideogan.gan import Notes, gan_loss, r1_penalty
+from training.longvideogan.gan import gan_loss, r1_penalty
+from training.optim import Report, ema_decay
+from training.sampling import quantize
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -37,16 +39,15 @@ def test_every_registered_system_keeps_the_contract(stage):
     assert all(value.isfinite().all() for value in stats.values())
     json.dumps(system.state_dict())
 
-    size = min(system.dataset_sizes)
+    sizes = system.inputs().sizes
 
     def condition(starts, num_frames):
-        return torch.zeros(2, 3, num_frames, *size)
+        return torch.zeros(2, 3, num_frames, *min(sizes))
 
-    pieces = list(system.sample([3, 4], 0, 5, condition=condition if system.needs_condition else None))
-    frames = torch.cat(pieces, dim=1)
-    assert frames.shape == (2, 5, *max(system.dataset_sizes), 3) and frames.dtype == torch.uint8
-    assert system.export() is system.modules["G_ema"]
-    assert set(system.preview_spec()) == {"num_frames", "num_videos"}
+    frames = quantize(video(system.sampler(), [3, 4], 0, 5, condition))
+    assert frames.shape == (2, 5, *max(sizes), 3) and frames.dtype == torch.uint8
+    assert list(system.export().networks.values()) == [system.modules["G_ema"]] and system.export().system == stage
+    assert (system.info().preview_frames, system.info().suffix) == (system.options.preview_frames, "1.0gamma")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -96,29 +97,29 @@ def test_a_training_state_of_the_unfused_optimiser_goes_on(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_seeds_and_steps_draw_differently(stage):
     system = make(stage)
-    draws = [rng.standard_normal() for step in range(3) for phase in ("G", "R1") for rng in system.rngs(phase, step)]
+    draws = [
+        rng.standard_normal() for step in range(3) for phase in ("G", "R1") for rng in system.run.rngs(phase, step)
+    ]
     assert len(set(draws)) == len(draws)
-    assert make(stage, seed=1).rngs("G", 0)[0].standard_normal() not in draws
+    assert make(stage, seed=1).run.rngs("G", 0)[0].standard_normal() not in draws
 
 
 def test_moving_average_has_the_published_half_life():
     system = make("longvideogan-lres")
-    half_life = np.log(0.5) / np.log(system.ema_beta_at(10**6))
+    half_life = np.log(0.5) / np.log(ema_decay(0.99985, 25000, 10**6))
     assert half_life == pytest.approx(4620.6, abs=0.1)
-    early = np.log(0.5) / np.log(system.ema_beta_at(999))
+    early = np.log(0.5) / np.log(ema_decay(0.99985, 25000, 999))
     assert early == pytest.approx(4620.6 * 1000 / 25001, abs=0.1)
     with torch.no_grad():
         for parameter in system.G.parameters():
             parameter.add_(1)
-        beta = system.update_ema(999)
+        beta = system.update_average(999)
     moved = system.G_ema.to_rgb.bias - (system.G.to_rgb.bias - 1)
     assert torch.allclose(moved, torch.full_like(moved, 1 - beta))
 
 
 def test_optimisers_are_the_published_ones():
-    system = registry.resolve(registry.SYSTEMS["longvideogan-lres"])(
-        {**TINY["longvideogan-lres"], "r1_interval": 16}, "cpu"
-    )
+    system = make("longvideogan-lres", r1_interval=16)
     group = system.D_opt.param_groups[0]
     assert group["lr"] == pytest.approx(0.00188235, rel=1e-5)
     assert group["betas"] == pytest.approx((0, 0.990585), rel=1e-6)
@@ -153,7 +154,7 @@ def test_r1_gradient_is_the_slope_of_the_penalty(stage):
         with torch.no_grad():
             for name, parameter in system.D.named_parameters():
                 parameter.copy_(before[name] + offset * direction[name])
-        notes = Notes()
+        notes = Report()
         system.penalize_discriminator(batch, 0, notes)
         return notes.values()["loss/r1_loss"].item()
 
@@ -183,9 +184,9 @@ def test_only_the_fakes_of_the_discriminator_update_move_magnitudes(stage):
 def test_low_resolution_fakes_start_at_any_phase():
     system = make("longvideogan-lres", batch=8)
     whole = system.G.synthesize(
-        system.normal(system.rngs("G", 0), system.G.noise_channels, system.G.num_noise_frames(24)), 24
+        system.normal(system.run.rngs("G", 0), system.G.noise_channels, system.G.num_noise_frames(24)), 24
     )
-    fakes = system.fakes({}, system.rngs("G", 0))["video"]
+    fakes = system.fakes({}, system.run.rngs("G", 0))["video"]
     phases = [
         next(phase for phase in range(8) if torch.equal(clip, video[:, phase : phase + 16]))
         for clip, video in zip(fakes, whole, strict=True)
@@ -200,7 +201,7 @@ def test_super_resolution_discriminator_is_rarely_shown_its_condition():
     system.D.register_forward_pre_hook(lambda _module, args: seen.append(bool(args[0].any())))
     for step in range(300):
         with torch.no_grad():
-            system.logits({"lres": lres, "video": sres}, system.rngs("G", step))
+            system.logits({"lres": lres, "video": sres}, system.run.rngs("G", step))
     assert 15 <= sum(seen) <= 47  # 300 throws of probability 0.1: mean 30, standard deviation 5.2
 
 

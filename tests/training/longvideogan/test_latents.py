@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.longvideogan.latents import Latents, average_w, legacy_draws, periodic_gains
-from training.random import noise_blocks
+from training.longvideogan.latents import Latents, average_w, legacy_draws, noise_blocks, periodic_gains
 
 LEAD = 8 * 8  # noise samples before frame 0 of the tiny network
 

@@ -14,8 +14,8 @@ from training.checkpoint import load_network, save_network
 from training.longvideogan.layers import MixedPrecision
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.presets import LRES
-from training.longvideogan.sampling import make_source, quantize
 from training.longvideogan.sres.generator import SuperResGenerator
+from training.sampling import Request, quantize
 
 
 def halves(network):
@@ -68,8 +68,8 @@ def test_half_precision_of_cuda_never_lands_on_a_cpu(seeded):
     for module in [*system.D.modules(), *system.G.modules()]:
         module.register_forward_hook(lambda _module, _args, output: dtypes.add(output.dtype))
     clips = {"video": seeded(0, 2, 3, 2, 36, 64), "lres": seeded(1, 2, 3, 4, 18, 32)}
-    logits = system.logits(clips, system.rngs("G", 0)[:2])
-    system.fakes(clips, system.rngs("G", 0)[:2])
+    logits = system.logits(clips, system.run.rngs("G", 0)[:2])
+    system.fakes(clips, system.run.rngs("G", 0)[:2])
     assert logits.dtype == torch.float32 and dtypes == {torch.float32}
 
 
@@ -98,7 +98,7 @@ def test_low_resolution_frames_in_bf16_are_close(lres):
     frames = []
     for name in ("fp32", "bf16"):
         precision.set_precision([lres], name)
-        frames.append(torch.cat(list(make_source(lres).frames([1], 0, 20)), dim=2))
+        frames.append(tiny.video(tiny.make_sampler(lres), [1], 0, 20))
     noise = torch.randn(1, lres.noise_channels, lres.num_noise_frames(16), generator=torch.Generator().manual_seed(0))
     halved = lres.synthesize(noise, 16)
     precision.set_precision([lres], "fp32")
@@ -177,7 +177,7 @@ def test_bf16_does_not_move_fvd(lres):
     net = i3d.load()
     for name, seeds in (("fp32", range(num_clips)), ("bf16", range(num_clips)), ("others", range(100, 112))):
         precision.set_precision([lres], "bf16" if name == "bf16" else "fp32")
-        clips = torch.cat(list(make_source(lres).sample(list(seeds), 0, 16)), dim=1)
+        clips = torch.cat(list(tiny.make_sampler(lres).video(Request(list(seeds), 0, 16))), dim=1)
         features[name] = net.features(clips.permute(0, 4, 1, 2, 3))
     distance = {name: frechet_distance_from_features(features["others"], features[name]) for name in ("fp32", "bf16")}
     rest = [

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from training import registry
+from training.contract import Run
 from training.longvideogan import presets
 from training.longvideogan.lres.discriminator import LowResDiscriminator
 from training.longvideogan.lres.generator import LowResGenerator
@@ -28,7 +29,8 @@ SMALL = [(stage, name) for stage in presets.STAGES for name in ("labdoom-small",
 
 def make(stage, name, **changes):
     row = presets.STAGES[stage][name]
-    return registry.resolve(registry.SYSTEMS[stage])({**copy.deepcopy(row["model"]), "grad_accum": 1, **changes}, "cpu")
+    cls = registry.resolve(registry.spec(stage).system)
+    return cls(cls.Options(**copy.deepcopy(row["model"])), Run(**{"batch": row["batch"], **changes}))
 
 
 def num_parameters(*modules):
@@ -43,7 +45,7 @@ def test_rows_are_the_published_recipes():
     for stage, rows in presets.STAGES.items():
         for name in list(rows)[:3]:
             row = rows[name]
-            options = registry.resolve(registry.SYSTEMS[stage]).Options(**row["model"])
+            options = registry.resolve(registry.spec(stage).system).Options(**row["model"])
             assert (row["batch"], row["grad_accum"], options.gamma, row["steps"]) == expected[stage]
             assert (options.g_lr, options.d_lr, options.beta2) == rates[stage]
             assert (options.r1_interval, options.ema_beta, options.ema_rampup_steps) == (16, 0.99985, 25_000)
@@ -66,7 +68,7 @@ def test_stated_sizes_are_those_of_the_networks():
 
 
 def test_small_recipe_has_long_clips_at_the_published_sizes():
-    lres, sres = (registry.resolve(registry.SYSTEMS[stage]) for stage in presets.STAGES)
+    lres, sres = (registry.resolve(registry.spec(stage).system) for stage in presets.STAGES)
     lres = lres.Options(**presets.LRES["labdoom-small"]["model"])
     sres = sres.Options(**presets.SRES["labdoom-small"]["model"])
     assert lres.num_frames >= 64
@@ -80,7 +82,7 @@ def test_small_rows_take_a_step(stage, name):
     system = make(stage, name, batch=1)
     before = [parameter.clone() for module in (system.G, system.D) for parameter in module.parameters()]
     batches = [
-        {part.name: torch.rand(1, 3, part.num_frames, part.height, part.width) * 2 - 1 for part in spec.parts}
+        {part.name: torch.rand(1, 3, part.count, part.height, part.width) * 2 - 1 for part in spec.parts}
         for spec in system.batch_spec(0)
     ]
     stats = system.step(iter(batches), 0)

@@ -92,7 +92,7 @@ def test_rounds_do_not_change_gradients_or_averages(stage):
 def test_collected_averages_are_means_of_all_that_was_seen(stage):
     system = tiny.make(stage)
     batch = next(tiny.batches(system, 0)) if system.needs_condition else {}
-    rngs = system.rngs("D-fake", 0)
+    rngs = system.run.rngs("D-fake", 0)
     seen: dict[str, list[torch.Tensor]] = {}
 
     def watch(name, module):  # what each tracker averages, told from outside
@@ -117,7 +117,7 @@ def test_collected_averages_are_means_of_all_that_was_seen(stage):
         with collect_magnitudes(system.G):
             for piece in (slice(0, 3), slice(3, 4)):  # the mean of the rounds' means would be another
                 part = {name: value[piece] for name, value in batch.items()}
-                video = system.fakes(part, system.rngs("D-fake", 0)[piece], update_emas=True)["video"]
+                video = system.fakes(part, system.run.rngs("D-fake", 0)[piece], update_emas=True)["video"]
                 # Styles of super-resolution are scaled by their mean over the batch, which cancels but for an epsilon.
                 assert torch.allclose(video, whole[piece], rtol=0, atol=1e-8)
             assert all(torch.equal(buffer, before[name]) for name, buffer in system.G.named_buffers())
@@ -131,11 +131,11 @@ def test_collected_averages_stay_when_a_round_fails():
     system = tiny.make("longvideogan-lres")
     before = tiny.weights(system)
     with pytest.raises(RuntimeError, match="stop"), torch.no_grad(), collect_magnitudes(system.G):
-        system.fakes({}, system.rngs("D-fake", 0), update_emas=True)
+        system.fakes({}, system.run.rngs("D-fake", 0), update_emas=True)
         raise RuntimeError("stop")
     assert tiny.largest_difference(tiny.weights(system), before) == 0
     with torch.no_grad():
-        system.fakes({}, system.rngs("D-fake", 0), update_emas=True)
+        system.fakes({}, system.run.rngs("D-fake", 0), update_emas=True)
     assert tiny.largest_difference(tiny.weights(system), before) > 0
 
 
@@ -182,13 +182,14 @@ def test_no_clip_is_made_before_its_round(stage):
 PEAK_SCRIPT = """
 import re, sys, torch
 from training import registry
+from training.contract import Run
 from training.longvideogan.presets import STAGES
 stage, grad_accum = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)
-model = {**STAGES[stage]["toy"]["model"], "batch": 8, "grad_accum": grad_accum}
-system = registry.resolve(registry.SYSTEMS[stage])(model, "cpu")
+cls = registry.resolve(registry.spec(stage).system)
+system = cls(cls.Options(**STAGES[stage]["toy"]["model"]), Run(batch=8, grad_accum=grad_accum))
 batches = [
-    {part.name: torch.zeros(8, 3, part.num_frames, part.height, part.width) for part in spec.parts}
+    {part.name: torch.zeros(8, 3, part.count, part.height, part.width) for part in spec.parts}
     for spec in system.batch_spec(1)
 ]
 def peak():  # of this program alone, which getrusage does not tell from that of the one that started it

@@ -8,6 +8,11 @@ import numpy as np
 import torch
 
 from training import registry
+from training.config import resolve
+from training.contract import Bundle, Run
+from training.longvideogan import sampling
+from training.network_file import ONLY
+from training.sampling import Prompt, Request
 
 TINY: dict[str, dict[str, Any]] = {
     "longvideogan-lres": {
@@ -15,8 +20,6 @@ TINY: dict[str, dict[str, Any]] = {
         "width": 16,
         "num_frames": 16,
         "preview_frames": 8,
-        "batch": 4,
-        "grad_accum": 1,
         "r1_interval": 2,
         "generator": {
             "embedding_channels": 16,
@@ -37,8 +40,6 @@ TINY: dict[str, dict[str, Any]] = {
         "lres_width": 32,
         "num_frames": 2,
         "preview_frames": 4,
-        "batch": 4,
-        "grad_accum": 1,
         "r1_interval": 2,
         "ada_interval": 1,
         "generator": {
@@ -56,8 +57,11 @@ STAGES = list(TINY)
 
 
 def make(stage: str, dtype: torch.dtype = torch.float64, device: str = "cpu", **changes: Any) -> Any:
-    """The stage in `dtype`."""
-    system = registry.resolve(registry.SYSTEMS[stage])({**copy.deepcopy(TINY[stage]), **changes}, device)
+    """The stage in `dtype`; changes of its options, or of the batch, the rounds and the seed of the run."""
+    shared = {"batch": 4, "grad_accum": 1, "seed": 0}
+    run = Run(torch.device(device), **{name: changes.pop(name, value) for name, value in shared.items()})
+    cls = registry.resolve(registry.spec(stage).system)
+    system = cls(resolve(cls.Options, {**copy.deepcopy(TINY[stage]), **changes}), run)
     for module in [*system.modules.values(), *(getattr(system, name, None) for name in ("augment", "corrupt"))]:
         if isinstance(module, torch.nn.Module):
             module.to(dtype)
@@ -71,9 +75,9 @@ def batches(
     for index, spec in enumerate(system.batch_spec(step)):
         rng = np.random.RandomState(1000 * step + index)
         yield {
-            part.name: torch.from_numpy(
-                rng.uniform(-1, 1, (system.options.batch, 3, part.num_frames, part.height, part.width))
-            )[first:last]
+            part.name: torch.from_numpy(rng.uniform(-1, 1, (system.run.batch, 3, part.count, part.height, part.width)))[
+                first:last
+            ]
             for part in spec.parts
         }
 
@@ -132,3 +136,34 @@ def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch
     """Of any two entries."""
     assert found.keys() == expected.keys()
     return max((found[key] - expected[key]).abs().max().item() for key in found)
+
+
+# Sampling.
+
+
+class FunctionPrompt(Prompt):
+    """Frames that a function of their starts and their number gives: float32 (N, 3, T, h, w)."""
+
+    def __init__(self, function: Any):
+        self.function = function
+
+    def frames(self, start: Any, count: int, size: tuple[int, int]) -> torch.Tensor:
+        return self.function(start, count)
+
+
+def make_sampler(*networks: Any, **options: Any) -> Any:
+    """The sampler of one network or of both."""
+    bundles = [Bundle({ONLY: network}, "") for network in networks]
+    return sampling.open_sampler(bundles, options)
+
+
+def outputs(sampler: Any, seeds: Any, start: Any, num_frames: Any, condition: Any = None) -> dict[str, torch.Tensor]:
+    """All frames of each output of a sampler; `condition(starts, count)` gives its prompt."""
+    prompt = FunctionPrompt(condition) if condition else Prompt()
+    chunks = list(sampler.frames(Request(seeds, start, num_frames, prompt)))
+    return {name: torch.cat([chunk[name] for chunk in chunks], dim=2) for name in chunks[0]}
+
+
+def video(*arguments: Any) -> torch.Tensor:
+    """The frames that are measured; see `outputs`."""
+    return outputs(*arguments)["video"]

@@ -31,7 +31,7 @@ KEEP_CONDITION = 0.1  # how often the discriminator is shown the low-resolution 
 class SuperResOptions(GANOptions):
     """Options of a super-resolution run; the defaults are the published ones."""
 
-    d_lr: float = option(0.003, "Learning rate of the discriminator", low=0)
+    d_lr: float = option(0.003, "Learning rate of the discriminator", above=0)
     height: int = option(
         144, "Frame size put out, such as 144x256", name="--size", kind="size", sets=("height", "width")
     )
