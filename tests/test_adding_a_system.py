@@ -135,7 +135,7 @@ def training(case, data, folder, outdir, steps):
 def run_dir(case, overlay, data, folder):
     """A run that was killed after two steps or more, then resumed on two ranks to six."""
     outdir = folder / "runs"
-    overlay.kill_when(outdir / "*/checkpoints/ckpt-00000002-train.pt", *training(case, data, folder, outdir, 10**6))
+    overlay.kill_when(outdir / "*/checkpoints/ckpt-00000002-train.pt", *training(case, data, folder, outdir, 6))
     (run,) = outdir.iterdir()
     for path in run.glob("checkpoints/ckpt-*"):  # as if it had been killed right then
         if int(re.findall(r"\d+", path.name)[0]) > 2:

@@ -97,7 +97,7 @@ def train(system: str | type[System], options: TrainOptions, metric_fn: MetricFu
             bool(options.x_flip),
             options.weighting,
         )
-        held_out = open_held_out(model, options)
+        held_out = open_held_out(model, dataset, options)
 
     # ---- State to continue from -------------------------------------------------------------------------------------
     path = state = None
@@ -211,15 +211,16 @@ def open_dataset(model: System, options: TrainOptions) -> ClipDataset:
     return dataset
 
 
-def open_held_out(model: System, options: TrainOptions) -> BatchStream | None:
-    """Return the batches of the validation split, never mirrored; None if there is none."""
+def open_held_out(model: System, dataset: ClipDataset, options: TrainOptions) -> BatchStream | None:
+    """Return the batches of the validation split, never mirrored, with the numbers that the dataset gives to names."""
     if options.val_dataset is None:
         return None
     inputs, ranks = model.inputs(), (distributed.get_rank(), distributed.get_world_size())
-    dataset = ClipDataset(options.val_dataset, list(inputs.sizes), "none", inputs.codes, inputs.streams)
+    names = {name: store.vocabulary for name, store in dataset.streams.items() if store.vocabulary}
+    held_out = ClipDataset(options.val_dataset, list(inputs.sizes), "none", inputs.codes, inputs.streams, names)
     for spec in model.batch_spec(0):
-        dataset.eligible(spec.num_frames)
-    return BatchStream(dataset, options.seed, options.batch, *ranks, options.workers, x_flip=False)
+        held_out.eligible(spec.num_frames)
+    return BatchStream(held_out, options.seed, options.batch, *ranks, options.workers, x_flip=False)
 
 
 def find_state(options: TrainOptions, beginning: Beginning) -> tuple[Path | None, dict[str, Any] | None]:
