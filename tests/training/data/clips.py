@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from dataset_tools import archive
 from dataset_tools.frames import encode_at_sizes
+from dnnlib.frames_out import open_writer
 from training.random import random_state
 
 NUM_FRAMES = {"a/long": 40, "a/short": 12, "b/middle": 25}
@@ -37,3 +39,18 @@ def write_pictures(folder: Path, video: np.ndarray) -> Path:
     for frame, image in enumerate(video):
         Image.fromarray(image).save(folder / f"frame{frame}.png")
     return folder
+
+
+VIDEO = drifting("prompt", 20)
+
+
+def write(path: Path, frames: np.ndarray = VIDEO, fps: float = 12) -> Path:
+    """Write frames as the kind of file that the suffix of `path` names, a folder of PNG without one."""
+    with open_writer(path, *frames.shape[1:3], fps=fps) as writer:
+        writer.write(frames)
+    return path
+
+
+def to_float(video: np.ndarray) -> torch.Tensor:
+    """Return uint8 (..., T, H, W, 3) as float32 (..., 3, T, H, W) in [-1, 1]."""
+    return torch.from_numpy(video.copy()).movedim(-1, -4).float() / 127.5 - 1

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dnnlib.frames_out import open_writer
 from dnnlib.video import VideoWriter, iter_video_frames
 from metrics import samplers
 from metrics.samplers import ClipShape
 from tests.training.data import clips
+from tests.training.data.clips import write
 from training.data import footage
 from training.data.frames import frame_rate, iter_frames
 
@@ -44,12 +44,6 @@ def films(videos: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def dataset_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clips.write_dataset(tmp_path_factory.mktemp("tiny"), [(16, 24), (8, 12)])
-
-
-def write(path: Path, frames: np.ndarray, fps: float = 12) -> Path:
-    with open_writer(path, *frames.shape[1:3], fps=fps) as writer:
-        writer.write(frames)
-    return path
 
 
 def clips_of(side: footage.Videos, shape: ClipShape, num_items: int = 6) -> np.ndarray:
