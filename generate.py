@@ -305,7 +305,7 @@ def _plan(sampler: Sampler, prompt: Prompt, given: Given, **arguments: Any) -> V
     unknown = [name for name in given.saves if name not in sampler.outputs and name not in sampler.labels.values()]
     if unknown:
         raise ValueError(f"the model has no output {unknown[0]!r}: it makes {', '.join(sampler.outputs)}")
-    context = Path(arguments["context"] or (given.contexts or [""])[0].split(":")[0])
+    context = arguments["context"] or (given.contexts or [""])[0]
     return VideoPlan(
         arguments["outdir"],
         start=start,
@@ -317,9 +317,17 @@ def _plan(sampler: Sampler, prompt: Prompt, given: Given, **arguments: Any) -> V
         crf=DEFAULT_CRF if arguments["crf"] is None else arguments["crf"],
         grid=arguments["grid"],
         batch=arguments["batch"],
-        prefix=f"{context.stem}_" if context.name else "",
+        prefix=f"{_stem(context)}_" if context else "",
         depends_on_length=sampler.depends_on_length,
     )
+
+
+def _stem(context: str) -> str:
+    """Return what a context is called in names of files: its name, and that of the clip of a dataset."""
+    if os.path.exists(context):
+        return Path(context).stem
+    root, _, clip = context.partition(":")
+    return f"{Path(root).name}-{clip.replace('/', '-')}"
 
 
 def _write(sampler: Sampler, seeds: Sequence[int], plan: VideoPlan, prompt: Prompt) -> Stopper:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from training import registry
-from training.contract import Bundle, Run
+from training.contract import Bundle, FrameClip, Run
 from training.longvideogan.gan import GAN, r1_penalty
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.presets import STAGES
@@ -81,6 +81,7 @@ def make_batches(system: GAN, step: int) -> list[dict[str, Tensor]]:
                 system.device
             )
             for part in spec.parts
+            if isinstance(part, FrameClip)
         }
         for spec in system.batch_spec(step)
     ]

@@ -76,7 +76,7 @@ def write_dataset(root: Path, sizes: list[tuple[int, int]], seed: int, num_clips
                     frame = background.copy()
                     frame[1:3, x] = 255
                     image = Image.fromarray(frame)
-                    frames = [np.asarray(image.resize(size[::-1], Image.Resampling.NEAREST)) for size in sizes]
+                    frames = [np.asarray(image.resize((w, h), Image.Resampling.NEAREST)) for h, w in sizes]
                     add([encode_jpeg(frame) for frame in frames])
     describe_dataset(root, [writer.report({30: num_clips})], 1, (), actions=list(ACTIONS))
     return root
@@ -213,7 +213,7 @@ def test_a_file_and_actions_are_a_prompt(case, overlay, model, folder):
     size = case.low or case.size
     rng = np.random.RandomState(0)
     frames = rng.randint(0, 256, (48, size[0] // 2, size[1] // 2, 3)).astype(np.uint8).repeat(2, 1).repeat(2, 2)
-    with VideoWriter(clip, *size, 30, crf=1) as writer:
+    with VideoWriter(clip, size[0], size[1], 30, crf=1) as writer:
         writer.write(frames)
     options = [f"--context={clip}", "--seed=0", "--len=8"]
     if case.name == "recall":

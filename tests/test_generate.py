@@ -16,14 +16,15 @@ from click.testing import CliRunner
 from PIL import Image
 
 import generate
-from dnnlib.video import VideoWriter, iter_video_frames
+from dnnlib.video import VideoWriter, iter_video_frames, scan
+from tests.training.longvideogan.tiny import make_sampler
 from torch_utils.precision import cpu_has_bf16
 from training import network_file
 from training.checkpoint import save_network
 from training.longvideogan.lres.discriminator import LowResDiscriminator
 from training.longvideogan.lres.generator import LowResGenerator
-from training.longvideogan.sampling import make_source
 from training.longvideogan.sres.generator import SuperResGenerator
+from training.sampling import Request
 from training.video_files import Sheet, format_seeds, tile
 
 
@@ -72,8 +73,8 @@ def test_without_networks_those_that_come_along_are_used(networks, run, tmp_path
     models = tmp_path / "models"
     models.mkdir()
     monkeypatch.setattr(network_file, "MODELS", models)
+    assert "--model is missing" in run("", "--seed=1", "--len=5", exit_code=2)
     for role in ("lres", "sres"):
-        assert "--lres is missing" in run("", "--seed=1", "--len=5", exit_code=2)
         (models / f"{network_file.DEFAULT_MODEL}-{role}.pkl").write_bytes((networks[2] / f"{role}.pkl").read_bytes())
     run("", "--seed=1", "--len=5", "--format=npz")
     (found,) = tmp_path.glob("*.npz")
@@ -96,7 +97,7 @@ def test_pair_writes_exactly_what_was_asked(networks, run, tmp_path):
     assert "21 frames in" in output and output.splitlines()[-1].startswith("Next: python calc_metrics.py")
     assert read(tmp_path / "seed=7_len=21_sres.mp4").shape == (21, 36 * 4, 64 * 4, 3)
     assert read(tmp_path / "seed=7_len=21_lres.mp4").shape == (21, 18 * 8, 32 * 8, 3)
-    frames = torch.cat(list(make_source(lres, sres).sample([7], 0, 21)), dim=1)[0].numpy()
+    frames = torch.cat(list(make_sampler(lres, sres).video(Request([7], 0, 21))), dim=1)[0].numpy()
     for index in (0, 20):
         picture = np.asarray(Image.open(tmp_path / f"seed=7_len=21_frame={index:04d}.png"))
         assert np.array_equal(picture, frames[index])
@@ -189,7 +190,7 @@ def test_a_given_video_is_enlarged_like_a_generated_one(run, tmp_path):
     run("lres sres", "--seed=4", "--len=24", "--format=npz", "--save-lres=1")
     small, large = tmp_path / "seed=4_len=24_lres.npz", frames_of(tmp_path / "seed=4_len=24_sres.npz")
     output = run("sres", "--seed=4", f"--lres-video={small}", "--format=npz", "--save-lres=1", "--len=99")
-    assert "Only 24 frames were there" in output
+    assert "The context ended: only 24 frames were made." in output
     stem = "seed=4_len=24_lres_seed=4"
     assert np.array_equal(frames_of(tmp_path / f"{stem}_len=24_lres.npz"), frames_of(small))
     # Frames were rounded in the file, so the result is close but not equal, and its ends are padded otherwise.
@@ -198,7 +199,7 @@ def test_a_given_video_is_enlarged_like_a_generated_one(run, tmp_path):
         writer.write(np.random.RandomState(0).randint(0, 256, (6, 90, 120, 3)).astype(np.uint8))
     run("sres", "--seed=0", f"--lres-video={tmp_path / 'clip.mp4'}", "--start=2")
     assert read(tmp_path / "clip_seed=0_start=2_len=4_sres.mp4").shape == (4, 144, 256, 3)
-    assert generate.frame_rate(tmp_path / "clip_seed=0_start=2_len=4_sres.mp4") == 12
+    assert scan(tmp_path / "clip_seed=0_start=2_len=4_sres.mp4").fps == 12
 
 
 def start(networks, tmp_path, *arguments, **options):
@@ -285,14 +286,14 @@ MISTAKES = {
     ),
     "early picture": ("lres", ["--seed=0", "--len=inf", "--start=9", "-i", "8"], 2, "the video has frames from 9 on"),
     "crf": ("lres", ["--seed=0", "--format=gif", "--crf=3"], 2, "--format=gif has no such quality"),
-    "half": ("sres", ["--seed=0"], 2, "--lres is missing"),
-    "two sources": ("lres sres", ["--seed=0", "--lres-video=README.md"], 2, "leave out --lres"),
-    "not enlarged": ("", ["--seed=0", "--lres-video=README.md"], 2, "give a super-resolution network"),
+    "half": ("sres", ["--seed=0"], 1, "needs context frames of 18x32"),
+    "two sources": ("lres sres", ["--seed=0", "--lres-video=README.md"], 1, "takes none: leave out --context"),
+    "not enlarged": ("", ["--seed=0", "--lres-video=README.md"], 2, "--model is missing"),
     "no video": ("sres", ["--seed=0", "--lres-video=README.md"], 1, "README.md has no video that ffmpeg can read"),
-    "no effect": ("sres", ["--seed=0", "--lres-video=README.md", "--loop=8"], 1, "leave out --temporal-scale, --blend"),
+    "no effect": ("sres", ["--seed=0", "--lres-video=README.md", "--loop=8"], 1, "temporal scale, blend, loop and rng"),
     "fp16": ("lres sres", ["--seed=0", "--precision=fp16"], 2, "fp16 is for CUDA, and this is cpu; use fp32"),
     "tf32": ("lres", ["--seed=0", "--precision=tf32"], 2, "tf32 is for CUDA, and this is cpu; use fp32"),
-    "blend": ("lres", ["--seed=0", "--blend=3"], 2, "'3' is not a blend: it looks like 7@300"),
+    "blend": ("lres", ["--seed=0", "--blend=3"], 1, "'3' is not a blend: it looks like 7@300"),
     "blends": ("lres", ["--seed=0", "--blend=3@20", "--blend=4@10"], 1, "ascending frames"),
     "loop": ("lres", ["--seed=0", "--loop=13"], 1, "loop"),
     "legacy window": ("lres", ["--seed=0", "--rng=legacy", "--start=5"], 1, "begin at frame 0"),

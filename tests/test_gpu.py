@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from metrics.detectors import i3d
+from tests.training.longvideogan.tiny import make_sampler, video
 from torch_utils import precision, training_stats
 from training import registry
 from training.contract import Run
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.presets import STAGES
-from training.longvideogan.sampling import make_source
 from training.longvideogan.sres.generator import SuperResGenerator
 from training.status import Clock
 
@@ -29,8 +29,8 @@ def toy(stage):
 def test_low_resolution_frames_are_those_of_the_cpu():
     torch.manual_seed(0)
     network = LowResGenerator(18, 32, **toy("longvideogan-lres")).requires_grad_(False)
-    expected = torch.cat(list(make_source(network).frames([1, 2], 3, 70)), dim=2)
-    found = torch.cat(list(make_source(network.cuda()).frames([1, 2], 3, 70)), dim=2).cpu()
+    expected = video(make_sampler(network), [1, 2], 3, 70)
+    found = video(make_sampler(network.cuda()), [1, 2], 3, 70).cpu()
     assert (found - expected).abs().max() <= 1e-4
 
 

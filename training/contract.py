@@ -183,6 +183,7 @@ class Bundle:
     tokenizer: str | None = None
     fps: float | None = None  # frames a second of what the networks were trained on
     vocabularies: dict[str, list[str]] = field(default_factory=dict)  # names of a stream's whole numbers, by stream
+    path: str = ""  # of the file that it was read from, for messages
 
 
 @runtime_checkable

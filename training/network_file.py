@@ -271,7 +271,7 @@ def load_bundle(
         raise
     for network in bundle.networks.values():
         network.to(device).eval().requires_grad_(False)
-    return bundle
+    return dataclasses.replace(bundle, path=str(path_or_url))
 
 
 def load_tokenizer(path_or_url: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[Any, str]:

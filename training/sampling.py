@@ -264,6 +264,16 @@ def _read(value: Any, item: dataclasses.Field[Any], hint: Any, name: str) -> Any
 # Opening.
 
 
+def _wrong_role(model: ModelPath, bundle: Bundle) -> str:
+    """Return the message for a file that is another part of a model than the option says that named it."""
+    kinds = [network_file.describe(type(network)) for network in bundle.networks.values()]
+    wanted = next(next(iter(spec.networks.values())) for spec in registry.specs() if spec.role == model.role)
+    flags = {alias.role: alias.flag for alias in registry.aliases() if alias.target == "model"}
+    flag, other = flags.get(model.role, "--model"), flags.get(registry.spec(bundle.system).role)
+    hint = f"; did you swap {flag} and {other}?" if other else ""
+    return f"{flag}: {model.path} is a {' and a '.join(kinds)}, expected a {wanted}{hint}"
+
+
 def open_sampler(
     models: Sequence[str | ModelPath],
     options: Mapping[str, Any] | None = None,
@@ -286,9 +296,7 @@ def open_sampler(
         if bundle.system not in registry.SYSTEMS:
             raise ValueError(f"{item.path} holds a {bundle.system}, which makes no videos: give a generator")
         if item.role and registry.spec(bundle.system).role != item.role:
-            kinds = [network_file.describe(type(network)) for network in bundle.networks.values()]
-            wanted = next(next(iter(spec.networks.values())) for spec in registry.specs() if spec.role == item.role)
-            raise ValueError(f"{item.path} is a {' and a '.join(kinds)}, expected a {wanted}")
+            raise ValueError(_wrong_role(item, bundle))
         found.append((item.path, bundle))
     openers = {registry.spec(bundle.system).open_sampler: path for path, bundle in found}
     if len(openers) > 1:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,13 +204,14 @@ def test_live_options_are_described_and_checked(serve):
         values = {"palette": "cold", "steps": 2, "inverted": "true", "note": "a & b"}
         checked = ask_json(session, "/api/check", model="colours", **values)["options"]
         assert checked == {"palette": "cold", "contrast": 2.0, "steps": 2, "inverted": True, "note": "a & b"}
-        for values, words in (
+        refused: tuple[tuple[dict[str, Any], str], ...] = (
             ({"palette": "grey"}, "palette is 'grey': use one of warm, cold"),
             ({"steps": 9}, "steps is 9: use a number from 1 to 8"),
             ({"steps": 1.5}, "option steps is '1.5': use a whole number"),
             ({"inverted": "perhaps"}, "use true or false"),
             ({"hidden": 1}, "'hidden' is nothing that can be given here"),
-        ):
+        )
+        for values, words in refused:
             assert words in error_of(session, model="colours", **values)
 
 

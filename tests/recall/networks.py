@@ -48,7 +48,9 @@ class Predictor(nn.Module):
         self.tokens, self.actions = nn.Embedding(vocabulary, channels), nn.Embedding(num_actions, channels)
         self.reader = nn.Linear(cells * channels, channels)
         self.norm = nn.LayerNorm(channels)
-        self.attention = nn.MultiheadAttention(channels, 2, bias=False, batch_first=True)  # the bias of keys has no gradient
+        self.attention = nn.MultiheadAttention(
+            channels, 2, bias=False, batch_first=True
+        )  # the bias of keys has no gradient
         self.head = nn.Linear(channels, cells * vocabulary)
 
     def forward(self, codes: Tensor, actions: Tensor) -> Tensor:

@@ -32,9 +32,9 @@ from training.config import TrainOptions
 from training.contract import Run
 from training.longvideogan.lres.discriminator import LowResDiscriminator
 from training.longvideogan.lres.generator import LowResGenerator
-from training.longvideogan.sampling import LowResSource, SuperResSource, open_source
 from training.longvideogan.sres.discriminator import SuperResDiscriminator
 from training.longvideogan.sres.generator import SuperResGenerator
+from training.sampling import open_sampler
 
 LRES_SIZE = {"height": 16, "width": 16}
 SRES_SIZE = {"height": 36, "width": 64, "lres_height": 18, "lres_width": 32}
@@ -92,10 +92,10 @@ def models(networks: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_models_that_come_along_have_names(models: Path, networks: dict[str, Any], tmp_path: Path, monkeypatch: Any):
     monkeypatch.chdir(tmp_path)
     assert_same(checkpoint.load_network("doom-small-lres"), networks["lres"])
-    for role, given in (("lres", ("doom-small", None)), ("sres", (None, "doom-small"))):
-        source = open_source(*given, "cpu")
-        assert isinstance(source, LowResSource | SuperResSource)
-        assert_same(source.network, networks[role])
+    for role in ("lres", "sres"):
+        (network,) = open_sampler([network_file.ModelPath("doom-small", role)]).networks
+        assert_same(network, networks[role])
+    assert len(network_file.expand("doom-small")) == 2 and network_file.list_models().keys() == {"doom-small"}
     assert str(models / "doom-small-sres.pkl") in run("info", "doom-small-sres").output
     options = TrainOptions("runs", "data", "longvideogan-lres", init_from="doom-small-lres")
     assert options.init_from == str(models / "doom-small-lres.pkl")
