@@ -142,7 +142,7 @@ def run_dir(case, overlay, data, folder):
             path.unlink()
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     output = overlay.run(*launcher, *training(case, data, folder, outdir, 6))
-    assert "continues at step 2 of 6" in output and "Next: " in output, output
+    assert "goes on at step 2 of 6" in output and "Next: " in output, output
     assert [path.name for path in outdir.iterdir()] == [run.name]
     return run
 

@@ -319,7 +319,7 @@ def describe(
         logger.text(f"weights  begin with those of {options.init_from}")
     if options.origin is not None:
         logger.text(f"branch   of {options.origin}")
-    verb = "continues" if step else "begins"
+    verb = "goes on" if step else "begins"
     logger.text(f"run      {run_dir} {verb} at step {step} of {options.steps}")
 
 

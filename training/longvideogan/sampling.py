@@ -307,14 +307,14 @@ def open_sampler(bundles: Sequence[Bundle], options: Mapping[str, Any]) -> Sampl
     Raises `ValueError` for networks that are no generators, or two of one kind, and for options that do not apply.
     """
     found: dict[type, Any] = {}
-    for bundle, network in ((bundle, network) for bundle in bundles for network in bundle.networks.values()):
+    for path, network in ((bundle.path, item) for bundle in bundles for item in bundle.networks.values()):
         # With --trust the class may be made from the source in the file, so it is known by its name.
         kinds = [kind for kind in (LowResGenerator, SuperResGenerator) if kind.__name__ == type(network).__name__]
         if not kinds:
             kind = describe(type(network))
-            raise ValueError(f"{bundle.path} holds a {kind}, which makes no videos: give a generator")
+            raise ValueError(f"{path} holds a {kind}, which makes no videos: give a generator")
         if kinds[0] in found:
-            raise ValueError(f"{bundle.path} holds a second {describe(kinds[0])}: give one")
+            raise ValueError(f"{path} holds a second {describe(kinds[0])}: give one")
         found[kinds[0]] = network
     sampling = cast(Sampling, resolve_options(Sampling, options, "LongVideoGAN"))
     lres, sres = found.get(LowResGenerator), found.get(SuperResGenerator)
