@@ -28,7 +28,7 @@ PIECES = {subjects.LRES: 4, subjects.SRES: 3}  # of a video; the first one of lo
 
 def train_step(system: GAN, batches: list[dict[str, torch.Tensor]], compiles: bool) -> None:
     """A step without R1."""
-    system.compiles = compiles
+    system.compiling = compiles
     system.step(iter(batches), 1)
 
 

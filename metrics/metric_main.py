@@ -175,13 +175,15 @@ def prompted(side: Videos | Sampler, other: Videos | Sampler, model: str) -> Sid
     size = side.size if needs.size is None else needs.size
     if isinstance(other, Videos):
         fits = not needs.frames or side.size == size == other.size
-        if fits and not needs.streams:
+        if fits and set(needs.streams) <= set(getattr(other.footage, "streams", {})):
             return Generated(side, other)
         if isinstance(other.footage, ClipDataset) and (other.footage.path / size_name(size)).is_dir():
             sizes = list(dict.fromkeys([other.size if fits else side.size, size]))  # refused if of different clips
             vocabularies = {name: side.vocabularies[name] for name in needs.streams if name in side.vocabularies}
             dataset = ClipDataset(other.footage.path, sizes, streams=needs.streams, vocabularies=vocabularies)
             return Generated(side, Videos(dataset, size, "dataset"))
+        if fits:
+            return Generated(side, other)  # whose lack of streams is told with the other faults
     name = other.footage.name if isinstance(other, Videos) else "the other model"
     raise ValueError(
         f"{model} needs context frames of {size[0]}x{size[1]} for frames of {side.size[0]}x{side.size[1]}, which "

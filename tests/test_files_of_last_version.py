@@ -76,6 +76,8 @@ def test_frames_of_the_pair_that_comes_along_are_the_same(case, repo, tmp_path, 
 def test_command_lines_stand_for_the_same_options(case, expected):
     """So a run that was begun by one goes on by the same; options that are new are at their defaults."""
     stored, found = expected["options"][case], last_version.read_dry_run(case)
+    repeated = {name: stored["model"].pop(name) for name in ("batch", "grad_accum", "seed")}  # now said once
+    assert {name: found[name] for name in repeated} == repeated
     assert {name: found["model"].get(name) for name in stored["model"]} == stored.pop("model")
     assert {name: found.get(name) for name in stored} == stored
 

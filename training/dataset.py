@@ -1,4 +1,6 @@
-"""The former place of `training.data.dataset`, which others import from here."""
+"""Former names of `training.data.dataset`, for those who import them from here."""
 
-from training.data.dataset import *  # noqa: F403
-from training.data.dataset import ClipDataset as ClipDataset
+from training.contract import FrameClip as ClipPart
+from training.data.dataset import BatchSpec, BatchStream, ClipDataset
+
+__all__ = ["BatchSpec", "BatchStream", "ClipDataset", "ClipPart"]

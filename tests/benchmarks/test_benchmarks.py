@@ -113,7 +113,7 @@ def test_train_steps(tiny_stages, tmp_path):
         assert table.rows[0][-1] == 1
         for _, plain, r1, mean, rate, _ in table.rows:
             assert mean == pytest.approx(plain + r1 / 16) and rate == pytest.approx(1 / mean)
-    assert [row[0] for row in housekeeping.rows] == ["Adam", "moving average", "gradients counted and cured"]
+    assert [row[0] for row in housekeeping.rows] == ["Adam", "moving average", "non-finite gradients replaced"]
 
 
 @pytest.mark.parametrize("stage", list(subjects.NAMES))

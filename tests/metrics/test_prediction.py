@@ -21,6 +21,14 @@ from training.sampling import Needs, Request, Sampler
 SIZE, LENGTHS = (2, 2), (14, 9, 21)
 
 
+class Actions:
+    """Action t of clip n is 100 n + t."""
+
+    def read(self, clip: int, start: int, count: int) -> np.ndarray:
+        assert 0 <= start and start + count <= LENGTHS[clip]
+        return 100 * clip + np.arange(start, start + count)
+
+
 class Colours:
     """Stands in for the feature network: features (N, 3 T) are the colours of the frames."""
 
@@ -38,7 +46,7 @@ class Footage(inputs.Arrays):
         for number, video in enumerate(videos):
             video[..., 0], video[..., 1], video[..., 2] = number, np.arange(len(video))[:, None, None], 200
         super().__init__(videos, "rooms")
-        self.streams = {"actions": [100 * number + np.arange(length) for number, length in enumerate(LENGTHS)]}
+        self.streams = {"actions": Actions()}
 
 
 class Predictor(Sampler):

@@ -137,7 +137,7 @@ def test_inductor_has_the_gradients_of_an_eager_layer(seeded):
 def steps_of(stage: str, compiles: bool, steps, counting: Programs | None = None):
     """Gradients of every update and the weights at the end; programs made and run by each step, if they are counted."""
     system = tiny.make(stage, torch.float32, batch=2, seed=3)
-    system.compiles = compiles
+    system.compiling = compiles
     updates, counts = tiny.record_gradients(system), []
     for step in steps:
         before = (counting.made, counting.ran) if counting else (0, 0)
