@@ -17,7 +17,7 @@ from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.presets import STAGES
 from training.longvideogan.sampling import open_sampler
 from training.longvideogan.sres.generator import SuperResGenerator
-from training.network_file import ONLY
+from training.network_format import ONLY
 from training.sampling import Prompt, Start
 
 DTYPES = ("float32", "float16", "bfloat16")

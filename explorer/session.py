@@ -23,7 +23,8 @@ from explorer.blocks import Cache, Model, Progress
 from explorer.views import About, View, check_sampler, compose, describe
 from explorer.worker import Busy, Cancelled, Result, Steps, Task, Worker
 from torch_utils.precision import set_precision
-from training import network_file, registry
+from training import network_file
+from training.data.given_prompt import make_prompt
 from training.network_file import ModelPath
 from training.sampling import Prompt, Sampler, open_sampler
 
@@ -102,9 +103,7 @@ class PromptFiles:
         if self.context is None and self.actions is None:
             return Prompt()
         streams = {} if self.actions is None else {"actions": Path(self.actions)}
-        return registry.resolve("training.data.given_prompt:make_prompt")(
-            sampler, self.context, streams, None, None, None
-        )
+        return make_prompt(sampler, self.context, streams)
 
 
 # ----------------------------------------------------------------------------

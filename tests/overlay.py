@@ -1,13 +1,17 @@
 """A copy of the repository in which further systems are registered, as docs/adding_a_system.md says, made of links."""
 
+import contextlib
 import glob
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
 TIMEOUT_SEC = 240
@@ -50,6 +54,29 @@ class Overlay:
         assert (done.returncode != 0) == fails, output
         assert "Traceback" not in output or not fails, output
         return output
+
+    @contextlib.contextmanager
+    def serving(self, *words: object) -> Iterator[str]:
+        """Run a command that serves a page until it is told to stop; give the page's URL."""
+        command, environment = self.command(*words)
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(command, cwd=self.root, env={**environment, "PYTHONUNBUFFERED": "1"}, **pipes)
+        assert process.stdout is not None
+        try:
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if found := re.search(r"http://\S+", line):
+                    break
+            else:
+                raise AssertionError("".join(lines))
+            yield found[0]
+            process.send_signal(signal.SIGINT)
+            output = process.stdout.read()
+            assert process.wait(TIMEOUT_SEC) == 0 and "Next: python generate.py" in output, output
+        finally:
+            process.kill()
+            process.wait()
 
     def kill_when(self, path: Path, *words: object) -> None:
         """Start a command and kill it, with all that it has started, as soon as there is something at a path."""

@@ -5,7 +5,9 @@ and actions, needs 36 past frames, and rolls out. Each is trained, killed, resum
 measured and explored; so are the systems of the repository, at their toy size, by `make test-all`.
 """
 
+import base64
 import dataclasses
+import io
 import json
 import re
 from pathlib import Path
@@ -14,11 +16,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from selenium.webdriver import ActionChains
+from selenium.webdriver.common.keys import Keys
 
 from dataset_tools.archive import ShardWriter, describe_dataset
 from dataset_tools.frames import encode_jpeg
 from dnnlib.video import VideoWriter, iter_video_frames
+from tests.explorer.helpers import until
 from tests.overlay import REPO, Overlay
+from tests.test_view_page import browser as browser
+from tests.test_view_page import downloads as downloads
+from tests.test_view_page import needs_chromium
 from training import checkpoint
 from training.random import random_state
 
@@ -235,6 +243,28 @@ def test_it_is_measured(case, overlay, data, model, folder):
     )
     (line,) = [json.loads(line) for line in out.read_text().splitlines()]
     assert line["metric"] == "color_similarity" and all(np.isfinite(value) for value in line["results"].values())
+
+
+@needs_chromium
+def test_it_is_explored(case, overlay, model, folder, browser):
+    options = context_of(case, folder)
+    with overlay.serving("view.py", f"--model={model}", "--port=0", "--device=cpu", *options) as url:
+        browser.get(url)
+
+        def canvas(script):
+            return browser.execute_script(f"const c = document.querySelector('figure canvas'); return {script}")
+
+        until(lambda: canvas("c?.dataset.frame") == "0")
+        first = canvas("c.toDataURL()")
+        ActionChains(browser).send_keys(*[Keys.ARROW_RIGHT] * 3).perform()
+        until(lambda: canvas("c?.dataset.frame") == "3")
+        data = base64.b64decode(canvas("c.toDataURL()").partition(",")[2])
+        shown = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert shown.std() > 0 and canvas("c.toDataURL()") != first
+        expected = generated(case, overlay, model, folder, "explored", "--seed=0", "--len=4", *options)[3]
+        factor = shown.shape[0] // case.size[0]
+        assert np.abs(shown[::factor, ::factor].astype(int) - expected).max() <= 1
+        browser.get("about:blank")
 
 
 def test_its_file_says_what_it_is(case, overlay, model):

@@ -29,10 +29,11 @@ from dnnlib import download, util
 from torch_utils import safe_pickle
 from training.config import TrainOptions, make_system, resolve
 from training.contract import Bundle
-from training.network_file import WrongNetworkError as WrongNetworkError
-from training.network_file import describe, is_torch_archive, load_bundle, locate, reason_of, save_bundle, to_disk
+from training.network_file import load_bundle, locate, save_bundle
 from training.network_file import load_network as load_network
 from training.network_file import save_network as save_network
+from training.network_format import WrongNetworkError as WrongNetworkError
+from training.network_format import describe, is_torch_archive, reason_of, to_disk
 
 NETWORK_NAME = r"ckpt-(\d{8,})-G-ema\.pkl"
 STATE_NAME = r"ckpt-(\d{8,})-train\.pt"

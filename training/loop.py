@@ -153,6 +153,7 @@ def train(system: str | type[System], options: TrainOptions, metric_fn: MetricFu
                 clock.settle(device)
             if held_out is not None and not seen and is_due(step, options.metric_steps, last):
                 validate(model, held_out, device)
+                clock.validated_step = step
             if ticks:
                 tick(logger, collector, clock, options, model.info(), device, step, run_dir)
             if samples:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from training import network_file, registry
+from training import network_file, network_format, registry
 from training.config import check_keys
 from training.contract import Bundle, Size
 from training.network_file import ModelPath
@@ -266,7 +266,7 @@ def _read(value: Any, item: dataclasses.Field[Any], hint: Any, name: str) -> Any
 
 def _wrong_role(model: ModelPath, bundle: Bundle) -> str:
     """Return the message for a file that is another part of a model than the option says that named it."""
-    kinds = [network_file.describe(type(network)) for network in bundle.networks.values()]
+    kinds = [network_format.describe(type(network)) for network in bundle.networks.values()]
     wanted = next(next(iter(spec.networks.values())) for spec in registry.specs() if spec.role == model.role)
     flags = {alias.role: alias.flag for alias in registry.aliases() if alias.target == "model"}
     flag, other = flags.get(model.role, "--model"), flags.get(registry.spec(bundle.system).role)

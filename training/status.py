@@ -30,6 +30,7 @@ class Clock:
     begin: float = dataclasses.field(default_factory=time.monotonic)
     tick: float = dataclasses.field(default_factory=time.monotonic)
     save: float = math.inf  # when a checkpoint is due
+    validated_step: int = -1  # the last one at which held-out losses were measured
 
     @property
     def total_sec(self) -> float:
@@ -69,6 +70,8 @@ def tick(
         training_stats.report0(name, value)
     collector.update()
     stats = {name: entry for name, entry in collector.as_dict().items() if entry.num or "nonfinite" in entry}
+    if clock.validated_step != step:  # the collector keeps the losses of the last time
+        stats = {name: entry for name, entry in stats.items() if not name.startswith("validation/")}
     with disk_may_be_full():
         logger.scalars(step, stats)
     losses = {name: entry for name, entry in stats.items() if name.startswith("loss/")}

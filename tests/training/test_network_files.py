@@ -27,7 +27,7 @@ from torch.storage import _load_from_bytes
 
 from tests.training.longvideogan.tiny import TINY
 from torch_utils import persistence, safe_pickle
-from training import checkpoint, network_file, registry
+from training import checkpoint, network_file, network_format, registry
 from training.config import TrainOptions
 from training.contract import Run
 from training.longvideogan.lres.discriminator import LowResDiscriminator
@@ -434,7 +434,7 @@ def test_options_that_lie_cost_neither_memory_nor_time(name: str, lie: dict[str,
     network = networks[name]
     tensors = network.state_dict()
     with bounded_memory(200 << 20), pytest.raises(ValueError, match="net.pkl"):
-        network_file._build(type(network), network.options | lie, tensors, "net.pkl")
+        network_format.build_network(type(network), network.options | lie, tensors, "net.pkl")
 
 
 def open_damaged(data: bytes, path: Path) -> Any:
@@ -477,7 +477,7 @@ def test_damage_is_noticed(name: str, suffix: str, networks: Any, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["lres", "sres-D"])
 def test_damage_to_a_pickle_without_a_checksum_is_refused_or_fits(name: str, files: Any, networks: Any, tmp_path: Path):
-    data = files[name].read_bytes()[: -network_file.SEAL_BYTES]
+    data = files[name].read_bytes()[: -network_format.SEAL_BYTES]
     assert data.endswith(b"R\x94.")
     wanted = {key: value.shape for key, value in networks[name].state_dict().items()}
     with bounded_memory(300 << 20):

@@ -1,4 +1,4 @@
-"""Prompts of samplers: clips of footage, files of a user, the output of another sampler, and given streams.
+"""Prompts of samplers: clips of footage, files of a user, and given streams.
 
     prompt = open_prompt("clip.mp4", sampler)                  # or "data/mine:a/clip"
     for chunk in sampler.frames(Request(seeds=[0], num_frames=64, prompt=prompt)):
@@ -27,9 +27,7 @@ from training.data.dataset import ClipDataset, to_float
 from training.data.footage import Footage, is_dataset
 from training.data.frames import check_rate, frame_rate, is_same_rate, iter_frames
 from training.data.pictures import center_crop_and_resize
-from training.data.sampler_prompts import SamplerPrompt as SamplerPrompt
 from training.data.stream_prompts import StreamPrompt, stream_tensor
-from training.data.stream_prompts import load_stream as load_stream
 from training.data.stream_prompts import with_streams as with_streams
 from training.sampling import Needs, Prompt, Sampler, Start, starts_of
 

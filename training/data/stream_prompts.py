@@ -1,8 +1,6 @@
 """Values that a user gives for streams such as "actions", in place of those of a prompt."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -78,29 +76,6 @@ def with_streams(
 ) -> Prompt:
     """Return the prompt with streams replaced by given values; see `StreamPrompt`."""
     return StreamPrompt(prompt, streams, past, num_frames, num_values, sources) if streams else prompt
-
-
-def load_stream(path: str | Path) -> np.ndarray:
-    """Return the values of a stream: a list of ints, or of lists of floats, in a .json or .npy file.
-
-    They are int64 (T,) or float32 (T, V). Raises `ValueError` for anything else.
-    """
-    path = Path(path)
-    try:
-        if path.suffix.lower() == ".npy":
-            values = np.load(path, allow_pickle=False)
-        else:
-            values = np.asarray(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as values of frames: {error}; give a .json or .npy file") from error
-    if values.dtype.kind in "iu" and values.ndim == 1:
-        return values.astype(np.int64)
-    if values.dtype.kind in "iuf" and values.ndim == 2:
-        return values.astype(np.float32)
-    raise ValueError(
-        f"{path} holds {values.dtype} of shape {values.shape}: give one whole number for each frame, or one list of "
-        "numbers of equal length"
-    )
 
 
 def _check_values(values: np.ndarray, name: str, source: str, num_values: int | None) -> None:

@@ -27,7 +27,7 @@ from training.config import TrainOptions
 from training.contract import Batch, Bundle, Info, Run, System, option
 from training.longvideogan.charts import CHARTS
 from training.longvideogan.layers import collect_magnitudes
-from training.network_file import ONLY
+from training.network_format import ONLY
 from training.optim import Report, cut
 
 Rngs = list[np.random.RandomState]

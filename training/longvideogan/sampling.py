@@ -23,7 +23,7 @@ from training.longvideogan.latents import LEGACY_SEGMENT, Latents, LegacyLatents
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.sres.generator import SuperResGenerator
 from training.longvideogan.streaming import History, LowResStream, Tracks, legacy_style_shifts
-from training.network_file import describe
+from training.network_format import describe
 from training.random import random_state
 from training.sampling import Needs, Request, Sampler, pieces, resolve_options, sampler_option
 

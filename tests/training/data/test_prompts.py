@@ -1,7 +1,6 @@
 """Prompts give the frames and values that samplers ask for, to the bit, and say what is missing."""
 
 import itertools
-import json
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,11 @@ from training.data.pictures import center_crop_and_resize
 from training.data.prompts import (
     ClipPrompt,
     FilePrompt,
-    SamplerPrompt,
     followed_frames,
-    load_stream,
     open_prompt,
     with_streams,
 )
-from training.sampling import Needs, Prompt, Request, Sampler
+from training.sampling import Needs, Prompt, Sampler
 
 SIZE = (16, 24)
 
@@ -239,68 +236,6 @@ def test_a_start_behind_the_end_is_refused(tmp_path, start):
 
 
 # ----------------------------------------------------------------------------
-# Other samplers.
-
-
-def values(frames: torch.Tensor) -> list[list[int]]:
-    return frames[:, 0, :, 0, 0].int().tolist()
-
-
-@pytest.mark.parametrize("random_access", [True, False])
-def test_overlapping_requests_are_served_from_one_stream(random_access):
-    sampler = Fake()
-    sampler.random_access = random_access
-    prompt = SamplerPrompt(sampler, Request([0, 2]))
-    for start, count in [(0, 4), (2, 6), (6, 5), (11, 20), (29, 2)]:
-        expected = [list(range(first, first + count)) for first in (start, 2000 + start)]
-        assert values(prompt.frames(start, count, SIZE)) == expected
-        held = prompt._held
-        assert held is not None and held.shape[2] < count + 5
-    assert sampler.num_streams == 1 and sampler.num_made <= 35
-
-
-def test_with_random_access_each_video_starts_where_it_is_asked_to():
-    sampler = Fake()
-    prompt = SamplerPrompt(sampler, Request([0, 2]))
-    assert values(prompt.frames([-3, 7], 3, SIZE)) == [[-3, -2, -1], [2007, 2008, 2009]]
-    assert values(prompt.frames([-1, 9], 3, SIZE)) == [[-1, 0, 1], [2009, 2010, 2011]]
-    assert sampler.num_streams == 1
-    assert values(prompt.frames([90, 100], 2, SIZE)) == [[90, 91], [2100, 2101]]
-    assert values(prompt.frames(5, 2, SIZE)) == [[5, 6], [2005, 2006]]
-    assert sampler.num_streams == 3 and sampler.num_made <= 25
-
-
-def test_without_random_access_the_stream_begins_at_its_start_and_repeats_its_first_frame():
-    sampler = Fake()
-    sampler.random_access = False
-    prompt = SamplerPrompt(sampler, Request([0, 2]))
-    assert values(prompt.frames(-2, 4, SIZE)) == [[0, 0, 0, 1], [2000, 2000, 2000, 2001]]
-    assert values(prompt.frames([0, 7], 2, SIZE)) == [[0, 1], [2007, 2008]]
-    assert sampler.num_streams == 1
-    assert values(prompt.frames(12, 1, SIZE)) == [[12], [2012]]
-    assert values(prompt.frames(3, 1, SIZE)) == [[3], [2003]]
-    assert sampler.num_streams == 2
-
-
-@pytest.mark.parametrize("limit", [{"sampler": 12}, {"request": 12}])
-def test_the_prompt_ends_with_the_sampler_or_its_request(limit):
-    prompt = SamplerPrompt(Fake(num_frames=limit.get("sampler")), Request([1], num_frames=limit.get("request")))
-    assert values(prompt.frames(8, 9, SIZE)) == [[1008, 1009, 1010, 1011]]
-    assert prompt.frames(12, 4, SIZE).shape == (1, 3, 0, *SIZE)
-
-
-def test_the_rest_of_the_prompt_of_a_first_stage_is_passed_on():
-    first = Prompt()
-    first.label, first.text = 3, "a maze"
-    prompt = SamplerPrompt(Fake(fps=12), Request([0], prompt=first))
-    assert (prompt.label, prompt.text, prompt.fps) == (3, "a maze", 12)
-    with pytest.raises(ValueError, match="give --actions"):
-        prompt.stream("actions", 0, 1)
-    with pytest.raises(ValueError, match="the first stage makes frames of 16x24, the next takes 8x12: use stages of"):
-        prompt.frames(0, 1, (8, 12))
-
-
-# ----------------------------------------------------------------------------
 # Given streams.
 
 
@@ -339,23 +274,6 @@ def test_wrong_streams_are_refused(values, options: dict[str, Any], request_, me
     with pytest.raises(ValueError, match=message):
         prompt = with_streams(Prompt(), {"actions": values}, 36, sources={"actions": "actions.json"}, **options)
         prompt.stream("actions", *request_)
-
-
-def test_streams_are_read_from_files(tmp_path):
-    (tmp_path / "a.json").write_text("[1, 2, 3]")
-    np.save(tmp_path / "poses.npy", np.ones((4, 2)))
-    actions, poses = load_stream(tmp_path / "a.json"), load_stream(tmp_path / "poses.npy")
-    assert actions.dtype == np.int64 and actions.tolist() == [1, 2, 3]
-    assert poses.dtype == np.float32 and poses.shape == (4, 2)
-    for text, message in (
-        ("{", "b.json cannot be read as values of frames"),
-        ("[[1], [2, 3]]", "b.json cannot be read as values of frames"),
-        ("[1.5, 2]", r"b.json holds float64 of shape \(2,\): give one whole number for each frame"),
-        (json.dumps(["left"]), r"b.json holds <U4 of shape \(1,\): give one whole number for each frame"),
-    ):
-        (tmp_path / "b.json").write_text(text)
-        with pytest.raises(ValueError, match=message):
-            load_stream(tmp_path / "b.json")
 
 
 # ----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from training import registry
 from training.config import resolve
 from training.contract import Bundle, Run
 from training.longvideogan import sampling
-from training.network_file import ONLY
+from training.network_format import ONLY
 from training.sampling import Prompt, Request
 
 TINY: dict[str, dict[str, Any]] = {
