@@ -5,16 +5,20 @@ import importlib
 import importlib.util
 import re
 import shlex
+import sys
+from pathlib import Path
 
 import click
+import pytest
 from click.testing import CliRunner
 
-from training import curves
+import training
+from training import curves, registry
 from training.config import FREE_OPTIONS
 from training.longvideogan import charts, presets
 
-TRAINING = {"train_lres", "train_sres"}
-# Options of programs that are not ours.
+TRAINING = {"train_lres", "train_sres", "train"}
+# Options of other programs.
 FOREIGN = {"--standalone", "--nnodes", "--node-rank", "--master-addr", "--master-port", "--nproc-per-node"} | {
     *(
         "--nproc_per_node",
@@ -34,8 +38,36 @@ FOREIGN = {"--standalone", "--nnodes", "--node-rank", "--master-addr", "--master
         "--help",
     )
 }
-# Pages outside docs/ that the manual sends its readers to.
-ELSEWHERE = ("README.md", "CHANGELOG.md", "training/longvideogan/README.md", "dataset_tools/youtube_configs/README.md")
+REPO = Path(__file__).resolve().parents[1]
+EXAMPLE = "walk"  # the system that docs/adding_a_system.md adds
+# Pages outside docs/ that the manual links to.
+ELSEWHERE = (
+    "README.md",
+    "CHANGELOG.md",
+    "models/labdoom-tiny.md",
+    "training/longvideogan/README.md",
+    "dataset_tools/youtube_configs/README.md",
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def example(tmp_path_factory):
+    """Register the system of docs/adding_a_system.md, so that the commands of that page are tested too."""
+    folder = tmp_path_factory.mktemp("systems")
+    for name, code in files_of((REPO / "docs/adding_a_system.md").read_text()).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "__path__", [*training.__path__, str(folder / "training")])
+        patch.setitem(registry.SYSTEMS, EXAMPLE, f"training.{EXAMPLE}.spec:SPEC")
+        yield
+    for name in [name for name in sys.modules if name.startswith(f"training.{EXAMPLE}")]:
+        del sys.modules[name]
+
+
+def files_of(text):
+    """Name -> content of the files that a page gives in full."""
+    return dict(re.findall(r"^`([\w/.]+)`:\n\n```python\n(.*?)```", text, re.MULTILINE | re.DOTALL))
 
 
 def pages(repo):
@@ -63,12 +95,29 @@ def commands_of(text):
     return found
 
 
+def subcommands(command):
+    """Name -> subcommand; a group may make them when they are asked for."""
+    if not isinstance(command, click.Group):
+        return {}
+    context = click.Context(command)
+    return {name: command.get_command(context, name) for name in command.list_commands(context)}
+
+
+def find_command(module, arguments):
+    """The command of a module, or its subcommand that the first argument names, and the arguments left."""
+    command = importlib.import_module(module).main
+    known = subcommands(command)
+    if known and arguments and not arguments[0].startswith("-"):
+        assert arguments[0] in known, f"{module} has no command {arguments[0]}"
+        return known[arguments[0]], arguments[1:]
+    return command, arguments
+
+
 def options_of(command):
     """All option strings of a command and of its subcommands."""
-    commands = [command, *(command.commands.values() if isinstance(command, click.Group) else [])]
     return {
         name
-        for entry in commands
+        for entry in [command, *subcommands(command).values()]
         for parameter in entry.params
         for name in [*parameter.opts, *parameter.secondary_opts]
     }
@@ -92,7 +141,8 @@ def test_commands_are_found(repo):
 
 def test_every_option_of_every_command_exists(repo):
     for page, module, arguments in all_commands(repo):
-        known = options_of(importlib.import_module(module).main)
+        command, arguments = find_command(module, arguments)
+        known = options_of(command)
         for word in arguments:
             if word.startswith("-") and not re.fullmatch(r"-\d+", word):
                 assert word.split("=")[0] in known | {"--help"}, f"{page}: {module} has no option {word}"
@@ -102,9 +152,7 @@ def test_every_command_is_taken_with_its_values(repo, tmp_path, monkeypatch):
     """Each is parsed as it stands; only files that it names need not be there."""
     monkeypatch.chdir(tmp_path)
     for page, module, arguments in all_commands(repo):
-        command = importlib.import_module(module).main
-        if isinstance(command, click.Group) and arguments and arguments[0] in command.commands:
-            command, arguments = command.commands[arguments[0]], arguments[1:]
+        command, arguments = find_command(module, arguments)
         if arguments and "--help" not in arguments:  # else it is only named
             try:
                 command.make_context(module, list(arguments))
@@ -116,9 +164,9 @@ def test_every_command_is_taken_with_its_values(repo, tmp_path, monkeypatch):
 def test_every_training_command_passes_a_dry_run(repo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runner = CliRunner()
-    training = [command for command in all_commands(repo) if command[1] in TRAINING]
-    assert len(training) >= 10
-    for page, module, arguments in training:
+    found = [command for command in all_commands(repo) if command[1] in TRAINING and command[2] != ["--help"]]
+    assert len(found) >= 10 and {module for _, module, _ in found} == TRAINING
+    for page, module, arguments in found:
         result = runner.invoke(importlib.import_module(module).main, [*arguments, "--dry-run"])
         assert result.exit_code == 0, f"{page}: {module} {shlex.join(arguments)}: {result.output}"
     assert list(tmp_path.iterdir()) == []
@@ -156,13 +204,13 @@ def test_every_link_and_file_exists(repo):
             r"`((?:docs|training|tests|dataset_tools|metrics|runs|torch_utils)/[\w./]+\.(?:py|md|sh|sbatch|yaml|json))`",
             text,
         ):
-            if path != "training/walk/system.py":  # which the page itself brings
+            if path not in files_of(text):
                 assert (repo / path).exists(), f"{where} names {path}"
         for path in re.findall(r"`?\b(runs/\w+\.(?:sh|sbatch|yaml))", text):
             assert (repo / path).exists(), f"{where} names {path}"
 
 
-def test_every_page_is_in_the_index_and_leads_somewhere(repo):
+def test_every_page_is_in_the_index_and_links_to_another(repo):
     index = (repo / "docs/README.md").read_text()
     assert "](docs/README.md)" in (repo / "README.md").read_text()
     for page in (repo / "docs").glob("*.md"):
@@ -174,12 +222,12 @@ def test_every_page_is_in_the_index_and_leads_somewhere(repo):
 
 
 def test_every_place_of_the_map_exists(repo):
-    """`file.py: Class.method` in the paper's map, relative to its folder or to the root."""
-    room = repo / "training/longvideogan"
-    places = re.findall(r"`([\w/]+\.py): ([\w.]+)`", (room / "README.md").read_text())
+    """`file.py: Class.method` in the table of the paper, relative to its folder or to the root."""
+    folder = repo / "training/longvideogan"
+    places = re.findall(r"`([\w/]+\.py): ([\w.]+)`", (folder / "README.md").read_text())
     assert len(places) > 50
     for file, name in places:
-        path = next((root / file for root in (room, repo) if (root / file).is_file()), None)
+        path = next((root / file for root in (folder, repo) if (root / file).is_file()), None)
         assert path is not None, f"{file} is not there"
         body = ast.parse(path.read_text()).body
         for part in name.split("."):
@@ -192,14 +240,14 @@ def test_python_in_the_pages_is_python(repo):
     for page in pages(repo):
         for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
             for node in ast.walk(ast.parse(code)):
-                if isinstance(node, ast.ImportFrom) and node.module and not node.module.startswith("training.walk"):
+                if isinstance(node, ast.ImportFrom) and node.module:
                     module = importlib.import_module(node.module)
                     for alias in node.names:
                         known = hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
                         assert known, f"{page.relative_to(repo)}: {node.module} has no {alias.name}"
 
 
-def test_options_that_may_change_when_a_run_goes_on_are_listed(repo):
+def test_options_that_may_change_when_a_run_is_resumed_are_listed(repo):
     text = (repo / "docs/checkpoints.md").read_text()
     listed = text[text.index("**Which options make a run") : text.index("and the number of ranks")]
     for name in FREE_OPTIONS:
@@ -224,11 +272,11 @@ def test_extras_named_for_installing_exist(repo):
             assert re.search(rf"^{extra} = \[", project, re.MULTILINE), f"{page.relative_to(repo)}: no extra {extra}"
 
 
-def test_what_there_is_to_know_about_training_is_told(repo):
+def test_charts_options_and_presets_of_training_are_documented(repo):
     text = (repo / "docs/training.md").read_text()
     for chart in (*charts.CHARTS, *curves.CHARTS):
         assert f"| {chart.title} |" in text
-    for stage in TRAINING:
+    for stage in TRAINING - {"train"}:
         for name in options_of(importlib.import_module(stage).main) - {"--metric", "--dry-run"}:
             assert f"`{name}`" in text, f"docs/training.md leaves out {name} of {stage}"
     for name in {name for rows in presets.STAGES.values() for name in rows}:

@@ -1,4 +1,4 @@
-"""The rules of the house: what may import what, what lists must agree, what the command line promises."""
+"""Rules of the repository: what may import what, which lists must agree, what the command line promises."""
 
 import ast
 import importlib
@@ -44,7 +44,7 @@ RANKS = {"dnnlib": 0, "torch_utils": 1, "training": 2, "metrics": 3, "dataset_to
 
 
 def part_of(module: str) -> str:
-    """The part a module belongs to; systems are rooms beside the core of training."""
+    """The part a module belongs to; systems are apart from the core of training."""
     names = module.split(".")
     if names[0] == "training":
         return "system" if len(names) > 1 and names[1] == "longvideogan" else "training"
@@ -131,4 +131,4 @@ def test_every_option_has_help(name):
 
 def test_files_are_of_readable_size(repo):
     for path in sources(repo):
-        assert len(path.read_text().splitlines()) <= 600, f"{path} is more than one idea"
+        assert len(path.read_text().splitlines()) <= 600, f"{path} is too long: divide it"

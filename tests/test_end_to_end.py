@@ -1,4 +1,4 @@
-"""The whole road on real camera footage: videos -> dataset -> both stages -> long video -> FVD, by the scripts."""
+"""All steps on real camera footage: videos -> dataset -> both stages -> long video -> FVD, by the scripts."""
 
 import json
 from pathlib import Path
