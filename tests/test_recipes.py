@@ -247,7 +247,7 @@ def test_labdoom_and_the_published_data_are_cooked(repo, tmp_path):
         variables |= {"LRES_PRESET": "toy", "SRES_PRESET": "toy", "NPROC": "2", "OMP_NUM_THREADS": "1"}
         said = cook(repo, "bash runs/horseback_8gpu.sh", tmp_path / "out2", **variables)
         server.shutdown()
-    assert "2 ranks" in said and "assuming 30 frames a second" in said
+    assert "2 ranks" in said and "assuming 30 frames per second" in said
 
 
 @pytest.mark.slow

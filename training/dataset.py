@@ -1,4 +1,4 @@
-"""The former place of `training.data.dataset`, which others import from here."""
+"""Alias of `training.data.dataset`, its previous import path."""
 
 from training.data.dataset import *  # noqa: F403
 from training.data.dataset import ClipDataset as ClipDataset

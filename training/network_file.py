@@ -1,13 +1,13 @@
-"""Networks as files: a persistent pickle as the published ones are, a bundle, or .safetensors; read without running it.
+"""Read and write networks as persistent pickles (the published format), bundles, or .safetensors files.
 
-| file | holds |
+| file | contents |
 |---|---|
 | persistent pickle | one network whose modules are all persistent classes, as LongVideoGAN was published |
 | bundle | a pickle of plain values and tensors: networks by role, with options, tokenizer hash and frame rate |
 | .safetensors | either of the two |
 
-A file of ours ends with its own SHA-256, or has that of its content in its header, so that damage is noticed. In a
-pickle it comes after the last opcode, where no reader of pickles looks.
+Reading runs no code from the file. Files written here hold a SHA-256 of their contents, which detects damage: pickles
+after the last opcode, where unpicklers stop reading, .safetensors files in the header.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from training.contract import Bundle, Tokenizer
 
 Network = TypeVar("Network", bound=nn.Module)
 
-# The entry of a .safetensors header that says which networks the tensors belong to.
+# Entry of the .safetensors header that describes the networks of the tensors.
 SAFETENSORS_KEY = "longtake"
 
-# The models that come with this repository, each NAME.pkl or NAME-ROLE.pkl beside a card that describes it.
+# The included models, each NAME.pkl or NAME-ROLE.pkl beside its model card.
 MODELS = Path(__file__).parents[1] / "models"
-DEFAULT_MODEL = "labdoom-tiny"  # what is shown to those who name no model
+DEFAULT_MODEL = "labdoom-tiny"  # used if no model is given
 
-# The end of a pickle of ours: its last byte is that of any pickle.
+# The end of a pickle written here; its last byte is that of any pickle.
 SEAL = rb"\nsha256:([0-9a-f]{64})\."
 SEAL_BYTES = 73
 
-# What a bundle says besides its networks, and of which types.
+# Metadata of a bundle, and their types.
 FACTS: dict[str, Any] = {
     "system": str,
     "options": dict,
@@ -58,7 +58,7 @@ FACTS: dict[str, Any] = {
     "vocabularies": dict,
 }
 
-ONLY = "network"  # the role of a network that is a file by itself
+ONLY = "network"  # role of a network that is the only one of a file
 
 
 # ----------------------------------------------------------------------------
@@ -66,16 +66,16 @@ ONLY = "network"  # the role of a network that is a file by itself
 
 
 def save_network(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write one network; see `save_bundle`. Its class must be known to the registry to be read again."""
+    """Write one network; see `save_bundle`. Its class must be registered to be read again."""
     known = registry.find_network(type(module).__name__)
     save_bundle(Bundle({ONLY: module}, known[1].name if known else ""), path)
 
 
 def save_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
-    """Write CPU copies of the networks in eval mode without gradients, with all that the bundle says of them.
+    """Write CPU copies of the networks in eval mode without gradients, with the metadata of the bundle.
 
-    The suffix of `path` decides about .safetensors. The file is read back, without running any of it, before it gets
-    its name. Networks that are not of persistent classes need `options`, the arguments that make them.
+    A `path` that ends in .safetensors selects that format. The file is read back, without running code, before it is
+    moved to `path`. Networks of non-persistent classes need an attribute `options`, their constructor arguments.
     """
     networks = {
         role: copy.deepcopy(network).cpu().eval().requires_grad_(False) for role, network in bundle.networks.items()
@@ -101,12 +101,12 @@ def save_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
 
 
 def _is_plain(bundle: Bundle) -> bool:
-    """Return whether a bundle is one network that needs no further words."""
+    """Return whether a bundle is one network without metadata."""
     return len(bundle.networks) == 1 and not bundle.options and bundle.tokenizer is None
 
 
 def _to_pickle(bundle: Bundle) -> Any:
-    """Return what is pickled: the network itself if it can be a file of the published kind, else plain values."""
+    """Return the object to pickle: the network itself if it fits the published format, else plain values."""
     (first, *_) = bundle.networks.values()
     if _is_plain(bundle) and all(_is_picklable(module) for module in first.modules()):
         return first
@@ -127,7 +127,7 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
 
 
 def _describe(network: nn.Module) -> dict[str, Any]:
-    """Return name of the class and arguments of a network."""
+    """Return the class name and the constructor arguments of a network."""
     options = getattr(network, "options", None)
     if not isinstance(options, Mapping):
         raise ValueError(
@@ -155,16 +155,16 @@ def _to_safetensors(bundle: Bundle, path: str | os.PathLike[str]) -> bytes:
 
 
 def content_hash(network: nn.Module) -> str:
-    """Return the SHA-256 of a network's class, arguments and tensors, whatever file it is in: 64 hex digits."""
+    """Return the SHA-256 (64 hex digits) of a network's class, arguments and tensors, whatever the file format."""
     return _digest(_describe(network), {name: tensor.cpu() for name, tensor in network.state_dict().items()})
 
 
 # ----------------------------------------------------------------------------
-# Finding.
+# Locating files.
 
 
 class WrongNetworkError(ValueError):
-    """A file holds a network of another class than was expected; `found` is that class."""
+    """A file holds a network of a class other than expected; `found` is that class."""
 
     def __init__(self, path: str, found: type, expected: type):
         super().__init__(f"{path} is a {describe(found)}, expected a {describe(expected)}")
@@ -173,14 +173,14 @@ class WrongNetworkError(ValueError):
 
 @dataclass(frozen=True)
 class ModelPath:
-    """A model's file: path, address or name in `MODELS`; with a role, only a file of that role is taken."""
+    """The file of a model: path, URL or name in `MODELS`; with a role, only a file of that role is accepted."""
 
     path: str
     role: str = ""
 
 
 def expand(model: str | ModelPath) -> list[ModelPath]:
-    """Return the files of a model, which may be given by the name of one in `MODELS`, with or without a role."""
+    """Return the files of a model, which may be given by its name in `MODELS`, with or without a role."""
     model = ModelPath(model) if isinstance(model, str) else model
     if not re.fullmatch(r"[\w-]+", model.path) or os.path.exists(model.path):
         return [model]
@@ -202,14 +202,14 @@ def list_models() -> dict[str, list[str]]:
 
 
 def model_name(path: str | os.PathLike[str]) -> str:
-    """Return the name of the model that a file is, or is a part of."""
+    """Return the name of the model that a file belongs to."""
     stem = Path(path).stem
     ends = [f"-{role}" for role in _roles() if stem.endswith(f"-{role}")]
     return stem.removesuffix(ends[0]) if ends else stem
 
 
 def locate(path_or_url: str | os.PathLike[str], role: str = "") -> str:
-    """Return the path or address of one file, which may be given by the name of one in `MODELS`."""
+    """Return the path or URL of one file, which may be given by the name of a model in `MODELS`."""
     found = expand(ModelPath(os.fspath(path_or_url), role))
     return found[0].path if len(found) == 1 else os.fspath(path_or_url)
 
@@ -224,7 +224,7 @@ def load_network(
     trust: bool = False,
     expect: type[Network] = nn.Module,
 ) -> Network:
-    """Open a file of one network from a path, an address or a name in `MODELS`; see `load_bundle`.
+    """Load a file of one network from a path, a URL or a name in `MODELS`; see `load_bundle`.
 
     Raises WrongNetworkError if the network is not of class `expect`.
     """
@@ -242,13 +242,13 @@ def load_bundle(
     role: str = "",
     expect: type = nn.Module,
 ) -> Bundle:
-    """Open a file from a path, an address or a name in `MODELS`: our files, published ones, .safetensors.
+    """Load a file from a path, a URL or a name in `MODELS`: bundles, published files, .safetensors.
 
-    Networks come in eval mode, without gradients. No code that came with the file is run: its tensors are matched to
-    the classes that the registry knows. With `trust`, the file's own code is run instead. `role` completes a name.
+    Networks are returned in eval mode, without gradients. No code from the file is run: its tensors are loaded into the
+    registered classes. With `trust`, the file's own code is run instead. `role` completes a name.
 
     Raises WrongNetworkError if its only network is not of class `expect`, and ValueError if the file is missing,
-    damaged, not of networks, or of networks that no class of ours takes.
+    damaged, holds no networks, or networks of no registered class.
     """
     path = util.open_url(locate(path_or_url, role), return_filename=True)
     try:
@@ -275,7 +275,7 @@ def load_bundle(
 
 
 def load_tokenizer(path_or_url: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[Any, str]:
-    """Open a tokenizer: the network, which satisfies `training.contract.Tokenizer`, and its SHA-256."""
+    """Load a tokenizer, which satisfies `training.contract.Tokenizer`, and return it with its SHA-256."""
     bundle = load_bundle(path_or_url, device)
     found = [network for network in bundle.networks.values() if isinstance(network, Tokenizer)]
     if len(found) != 1:
@@ -285,7 +285,7 @@ def load_tokenizer(path_or_url: str | os.PathLike[str], device: str | torch.devi
 
 
 def describe(cls: type) -> str:
-    """Return what the registry calls a class of networks; else its name."""
+    """Return the name of a network class for messages."""
     words = [words for spec, words in registry.networks().items() if spec.endswith(f":{cls.__name__}")]
     return words[0] if words else cls.__name__
 
@@ -297,7 +297,7 @@ def _role_of(cls: type) -> str:
 
 
 def _read_published(path: str) -> Bundle | None:
-    """Return what an adapter of a system makes of a file of its published release; None if it is no such file."""
+    """Read a file of a published release through the adapters of the systems; return None if no adapter accepts it."""
     for spec in registry.specs():
         for adapter in spec.published_adapters:
             bundle = registry.resolve(adapter)(path)
@@ -307,15 +307,15 @@ def _read_published(path: str) -> Bundle | None:
 
 
 def _is_safetensors(path: str) -> bool:
-    """Looks at the beginning of a file, and refuses what is neither a pickle nor .safetensors."""
+    """Return whether a file is .safetensors, by its first bytes; raise ValueError if it is not a pickle either."""
     if os.path.isdir(path):
         networks = sorted([*Path(path).glob("*-G-ema.pkl"), *Path(path, "checkpoints").glob("*-G-ema.pkl")])
         raise ValueError(f"{path} is a folder, expected a network{f': pass {networks[-1]}' if networks else ''}")
     if not os.path.isfile(path):
         names = ", ".join(sorted(model.stem for model in MODELS.glob("*.pkl")))
         raise ValueError(
-            f"there is no file {path}; expected a network (.pkl or .safetensors) or the address of one"
-            + (f", or a model that comes along: {names}" if names else "")
+            f"there is no file {path}; expected a network (.pkl or .safetensors) or the URL of one"
+            + (f", or an included model: {names}" if names else "")
         )
     try:
         with open(path, "rb") as file:
@@ -328,7 +328,7 @@ def _is_safetensors(path: str) -> bool:
         raise ValueError(f"{path} is a web page, expected a network: download the file that the page is about")
     if head.startswith(b"PK"):
         _refuse_archive(path)
-    # The length of a header fits into six of its eight bytes, and the header is JSON.
+    # The header length fits into six of its eight bytes, and the header is JSON.
     return head[6:9] == b"\0\0{" or path.endswith(".safetensors")
 
 
@@ -344,7 +344,7 @@ def _refuse_archive(path: str) -> None:
 
 
 def is_torch_archive(path: str) -> bool:
-    """Tells whether a file is what `torch.save` writes."""
+    """Return whether a file was written by `torch.save`."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/data.pkl") for name in archive.namelist())
@@ -358,7 +358,7 @@ def _check_seal(path: str) -> None:
         num_left = max(file.seek(0, os.SEEK_END) - SEAL_BYTES, 0)
         file.seek(num_left)
         seal = re.fullmatch(SEAL, file.read())
-        if seal is None:  # from elsewhere
+        if seal is None:  # not written by Longtake
             return
         file.seek(0)
         while num_left > 0:
@@ -369,7 +369,7 @@ def _check_seal(path: str) -> None:
         raise ValueError(f"{path} is damaged: its checksum is wrong; copy or download it again")
 
 
-# What a file says of its networks: facts of the bundle, and by role class, arguments and tensors of each network.
+# Contents of a file: metadata, and by role the class, arguments and tensors of each network.
 Contents = tuple[dict[str, Any], dict[str, tuple[Any, dict[str, Any], dict[str, torch.Tensor]]]]
 
 
@@ -387,7 +387,7 @@ def _read_pickle(path: str) -> Contents:
                 if hasattr(cls, "matches") and cls.matches(record):
                     parts = cls, cls.options_from_record(record), record.state_dict()
                     return {"system": spec.name}, {ONLY: parts}
-    except Exception as error:  # what a file says of its network may be anything
+    except Exception as error:  # the description of a network in a file is untrusted
         raise ValueError(f"{path} is damaged: its {name} cannot be made out ({reason_of(error)})") from error
     raise ValueError(
         f"{path} holds a {name}, which is none of the networks known here ({_known()}). If you trust the "
@@ -403,7 +403,7 @@ def _read_record(path: str, record: safe_pickle.Record) -> Contents:
 
 
 def _checked(path: str, facts: Mapping[str, Any], entries: Mapping[str, tuple[Any, Any, Any]]) -> Contents:
-    """Return the contents of a bundle, its classes found, or refuse it."""
+    """Return the contents of a bundle with its classes resolved; raise ValueError if it is invalid."""
     networks = {}
     for role, (name, options, tensors) in entries.items():
         found = registry.find_network(str(name))
@@ -438,7 +438,7 @@ def _load_trusted(path: str, expect: type) -> Bundle:
         raise ValueError(f"the code in {path} needs the package {name}, which is missing: {remedy}") from error
     except (AttributeError, ImportError) as error:
         raise ValueError(f"the code in {path} does not run here ({reason_of(error)})") from error
-    if isinstance(module, dict) and safe_pickle.BUNDLE in module:  # it brings no code
+    if isinstance(module, dict) and safe_pickle.BUNDLE in module:  # holds no code
         facts, networks = _read_record(path, safe_pickle.load(path))
         return Bundle({role: _build(*parts, path) for role, parts in networks.items()}, **facts)
     if isinstance(module, dict):
@@ -452,7 +452,7 @@ def _load_trusted(path: str, expect: type) -> Bundle:
 
 
 class _TrustingUnpickler(pickle.Unpickler):
-    """The ordinary unpickler, except that tensors written on a GPU come to the CPU."""
+    """The standard unpickler, except that tensors written on a GPU are loaded to the CPU."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if (module_name, global_name) == ("torch.storage", "_load_from_bytes"):
@@ -501,7 +501,7 @@ def _read_safetensors(path: str) -> Contents:
 
 
 def _digest(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
-    """Return the SHA-256 of all that makes a network: its description, and its tensors by name."""
+    """Return the SHA-256 of a network: its description, and its tensors by name."""
     digest = hashlib.sha256(json.dumps(description).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -520,7 +520,7 @@ def _build(cls: Any, options: dict[str, Any], tensors: dict[str, torch.Tensor], 
     try:
         with _Budget(sum(tensor.numel() for tensor in tensors.values()), options):
             module = cls(**options)
-    except Exception as error:  # options from a file may be anything
+    except Exception as error:  # options from a file are untrusted
         raise ValueError(f"the options in {path} make no {cls.__name__} ({reason_of(error)})") from error
     own = module.state_dict()
     try:
@@ -543,9 +543,9 @@ def _build(cls: Any, options: dict[str, Any], tensors: dict[str, torch.Tensor], 
 
 
 class _Budget(TorchFunctionMode):
-    """Keeps options that a file gives from making a network far larger than the tensors beside them.
+    """Limit the memory of a network built from untrusted options to a multiple of that of its tensors.
 
-    Constructors may make a few times what they keep. A tensor is measured, without memory, before it is made.
+    Constructors may allocate a few times more than they keep. The size of a tensor is checked before it is allocated.
     """
 
     FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.eye)
@@ -568,12 +568,12 @@ class _Budget(TorchFunctionMode):
 
 
 def reason_of(error: Exception) -> str:
-    """An error that a file has caused, for a message."""
+    """Return a one-line reason for an error caused by a file."""
     return safe_pickle.one_line(f"{type(error).__name__}: {error}")
 
 
 def to_disk(file: IO[bytes]) -> None:
-    """Waits until all that was written to a file is on the disk."""
-    # Before the renaming: a crash of the machine must not leave the new name on a file without its bytes.
+    """Flush a file and fsync it."""
+    # fsync before the rename: after a crash the new name must not refer to missing data.
     file.flush()
     os.fsync(file.fileno())

@@ -46,7 +46,7 @@ def test_sizes_and_rates_must_agree():
     checks.check_same_rate(30, None, "a", "b")
     with pytest.raises(ValueError, match="a has 30 frames a second, b 25, .* give --fps=25"):
         checks.check_same_rate(30, 25, "a", "b")
-    with pytest.raises(ValueError, match="a has 30 frames a second, but --fps asks for 25"):
+    with pytest.raises(ValueError, match="a has 30 frames per second, but --fps asks for 25"):
         checks.check_rate(30, 25, "a")
 
 

@@ -99,7 +99,7 @@ def test_models_that_come_along_have_names(models: Path, networks: dict[str, Any
     assert str(models / "doom-small-sres.pkl") in run("info", "doom-small-sres").output
     options = TrainOptions("runs", "data", "longvideogan-lres", init_from="doom-small-lres")
     assert options.init_from == str(models / "doom-small-lres.pkl")
-    with pytest.raises(ValueError, match="there is no file doom.*comes along: doom-small-lres, doom-small-sres"):
+    with pytest.raises(ValueError, match="there is no file doom.*an included model: doom-small-lres, doom-small-sres"):
         checkpoint.load_network("doom")
     # What lies here goes before a name.
     checkpoint.save_network(networks["lres-D"], tmp_path / "doom-small")

@@ -97,7 +97,7 @@ def test_a_dataset_of_several_sizes_needs_one(dataset_path: Path):
     assert footage.is_dataset(dataset_path)
     with pytest.raises(ValueError, match="has frames of 8x12, 16x24 and it has several: give one of them by --size"):
         footage.open_videos(dataset_path)
-    with pytest.raises(ValueError, match="has 30 frames a second, but --fps asks for 25"):
+    with pytest.raises(ValueError, match="has 30 frames per second, but --fps asks for 25"):
         footage.open_videos(dataset_path, (8, 12), fps=25)
 
 
