@@ -115,7 +115,7 @@ def saved(mode, kind="JPEG", size=LARGE):
 def test_a_sound_dataset_is_described_and_accepted(described):
     result, report, found = inspect(described)
     assert result.exit_code == 0 and not found
-    assert "3 clips, 42 frames, 0.00 hours at 24 frames a second" in result.output
+    assert "3 clips, 42 frames, 0.00 hours at 24 frames per second" in result.output
     assert f"python train_lres.py --dataset={described}" in result.output
     assert report["fps"] == 24 and report["lengths"] == [{"from": 14, "to": 14, "clips": 3}]
     large = report["sizes"]["0036x0064"]
@@ -335,8 +335,8 @@ def test_several_frame_rates_are_remarked(tmp_path):
     write(tmp_path / "d", {0: {"a": footage(0)}}, fps=24)
     _, _, found = inspect(write(tmp_path / "d", {1: {"b": footage(1)}}, fps=30))
     assert {entry["place"] for entry in found["several rates"]["places"]} == {
-        "24 frames a second",
-        "30 frames a second",
+        "24 frames per second",
+        "30 frames per second",
     }
     assert "--fps 30" in found["several rates"]["mend"]
 
