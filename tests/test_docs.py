@@ -1,4 +1,4 @@
-"""The manual agrees with the commands: every command in it parses, every option and file that it names exists."""
+"""The documentation agrees with the commands: every command parses, every option and file that it names exists."""
 
 import ast
 import importlib
@@ -224,7 +224,7 @@ def test_extras_named_for_installing_exist(repo):
             assert re.search(rf"^{extra} = \[", project, re.MULTILINE), f"{page.relative_to(repo)}: no extra {extra}"
 
 
-def test_what_there_is_to_know_about_training_is_told(repo):
+def test_training_page_documents_charts_options_and_presets(repo):
     text = (repo / "docs/training.md").read_text()
     for chart in (*charts.CHARTS, *curves.CHARTS):
         assert f"| {chart.title} |" in text

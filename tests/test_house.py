@@ -1,4 +1,4 @@
-"""The rules of the house: what may import what, what lists must agree, what the command line promises."""
+"""Repository-wide rules: allowed imports, lists that must agree, and properties of the command lines."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""The whole road on real camera footage: videos -> dataset -> both stages -> long video -> FVD, by the scripts."""
+"""The whole workflow on real videos by the scripts: videos -> dataset -> both stages -> long video -> FVD."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tokens are those of each clip's frames, the same however the work is divided, interrupted or repeated."""
+"""Tokens are those of each clip's frames, independent of partitions, interruptions and repetitions."""
 
 import json
 import os

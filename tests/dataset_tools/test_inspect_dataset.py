@@ -1,4 +1,4 @@
-"""Each way in which a dataset can be wrong is found, all at once, and said with the command that mends it."""
+"""Every kind of damage of a dataset is found in one run, and reported with the command that fixes it."""
 
 import io
 import json
@@ -281,7 +281,7 @@ def test_only_sizes_of_one_aspect_are_compared(tmp_path):
     assert report["matching"]["clips_compared"] == 1
 
 
-def test_a_published_set_is_accepted_with_its_ways(published):
+def test_a_published_dataset_is_accepted_with_remarks(published):
     for path in published.rglob("*.zip"):
         rewrite(path, lambda content: None, zipfile.ZIP_DEFLATED)
         with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as twice:
@@ -316,7 +316,7 @@ def test_encrypted_and_strangely_compressed_zips_are_named(published):
     )
 
 
-def test_repeats_are_told_apart(tmp_path):
+def test_kinds_of_repeats_are_distinguished(tmp_path):
     moving = footage(0)
     halting = [*moving[:5], *[moving[5]] * 4, *moving[6:]]
     clips = {"moving": moving, "same": moving, "halting": halting, "still": [moving[0]] * 13}

@@ -1,4 +1,4 @@
-"""Images of any kind become honest RGB frames, in the order of their numbers, at the rate asked for."""
+"""Images of any kind become RGB frames, in the order of their numbers, at the requested rate."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Mistakes of units are named in a sentence that says what to do."""
+"""Wrong units, sizes and rates are reported in one sentence with a remedy."""
 
 import numpy as np
 import pytest

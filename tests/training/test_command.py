@@ -1,4 +1,4 @@
-"""The training scripts: published commands, what each option reaches, and both stages stopped and continued.
+"""The training scripts: published commands, the effect of each option, and both stages stopped and resumed.
 
 The file is a script as well, `torchrun test_command.py DATASET FOLDER`, for the test that needs two ranks.
 """

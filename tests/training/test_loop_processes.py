@@ -1,4 +1,4 @@
-"""The loop in processes of their own: signals, a full disk, several ranks."""
+"""The loop in separate processes: signals, a full disk, several ranks."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Datasets give the right frames, refuse what they cannot read by name, and batches depend on (seed, n) alone."""
+"""Datasets return the right frames, name what they cannot read, and batches depend on (seed, n) alone."""
 
 import collections
 import io

@@ -1,4 +1,4 @@
-"""Every form in which videos lie on a disk gives the same clips, and what is wrong with one is said."""
+"""All forms of videos give the same clips, and errors are reported."""
 
 from pathlib import Path
 
@@ -128,7 +128,7 @@ def test_files_of_several_rates_want_one(videos, tmp_path: Path):
     assert footage.open_videos(tmp_path, fps=10).footage.fps == 10
 
 
-def test_a_picture_of_another_size_is_named(tmp_path: Path):
+def test_an_image_of_another_size_is_named(tmp_path: Path):
     (tmp_path / "v").mkdir()
     Image.new("RGB", (8, 6)).save(tmp_path / "v" / "0.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "v" / "1.png")

@@ -1,4 +1,4 @@
-"""Prompts give the frames and values that samplers ask for, to the bit, and say what is missing."""
+"""Prompts return exactly the frames and values that samplers request, and report missing ones."""
 
 import itertools
 import json
@@ -194,7 +194,9 @@ def test_a_video_that_is_continued_has_the_size_of_the_model(tmp_path, name, siz
 
 def test_a_video_of_another_rate_is_continued_only_at_a_rate_that_was_asked_for(tmp_path):
     path = str(write(tmp_path / "a.mp4"))
-    with pytest.raises(ValueError, match="a.mp4 has 12 frames per second, the model was trained at 6: give --fps=6, at"):
+    with pytest.raises(
+        ValueError, match="a.mp4 has 12 frames per second, the model was trained at 6: give --fps=6, at"
+    ):
         open_prompt(path, Fake(past=4, fps=6))
     slow = open_prompt(path, Fake(past=4, fps=6), fps=6)
     whole = open_prompt(path, Fake(past=4))

@@ -1,4 +1,4 @@
-"""Options that cannot work are refused in one sentence; frozen blocks stay; weights to begin with are taken."""
+"""Invalid options are rejected in one sentence; frozen blocks stay constant; initial weights are loaded."""
 
 import copy
 
