@@ -17,7 +17,7 @@ from metrics import checks
         (np.zeros((2, 4, 3, 5, 6), np.uint8), r"save x.transpose\(0, 1, 3, 4, 2\)"),
         (np.zeros((4, 3, 5, 6), np.uint8), r"save x.transpose\(0, 2, 3, 1\)"),
         (np.zeros((2, 4, 5, 6, 1), np.uint8), "are grey, so save x.repeat"),
-        (np.zeros((2, 4, 5, 6, 4), np.uint8), r"with alpha, so save x\[..., :3\]"),
+        (np.zeros((2, 4, 5, 6, 4), np.uint8), r"an alpha channel, so save x\[..., :3\]"),
         (np.zeros((5, 3), np.uint8), r"shape \(5, 3\): make it uint8"),
         (np.zeros((0, 4, 5, 6, 3), np.uint8), "is empty"),
     ],

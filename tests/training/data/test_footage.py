@@ -133,7 +133,7 @@ def test_an_image_of_another_size_is_named(tmp_path: Path):
     Image.new("RGB", (8, 6)).save(tmp_path / "v" / "0.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "v" / "1.png")
     side = footage.open_videos(tmp_path)
-    with pytest.raises(ValueError, match=r"1.png is 8x8, but the first picture of its folder is 6x8: bring all to"):
+    with pytest.raises(ValueError, match=r"1.png is 8x8, but the first image of its folder is 6x8: bring all to"):
         side.footage.read(0, side.size, range(2))
 
 
