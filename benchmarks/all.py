@@ -1,10 +1,10 @@
-"""Runs the benchmarks of the operators and networks one after another, and puts their tables into the manual.
+"""Run the benchmarks of operators and networks in sequence, and insert their tables into the documentation.
 
-python -m benchmarks.all --json-dir outputs/benchmarks                                measures everything
-python -m benchmarks.all --json-dir outputs/benchmarks --docs docs/performance.md     and brings the page up to date
+python -m benchmarks.all --json-dir outputs/benchmarks                                run all
+python -m benchmarks.all --json-dir outputs/benchmarks --docs docs/performance.md     and update the page
 
-Each runs in a process of its own, as it would by hand. Figures of data, metrics and streaming have pages and
-benchmarks of their own: benchmarks.loader, benchmarks.metrics, benchmarks.generate.
+Each runs in a separate process. Data loading, metrics and streaming have benchmarks of their own: benchmarks.loader,
+benchmarks.metrics, benchmarks.generate.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ NAMES = ("ops", "networks", "train_step", "startup")
 
 
 def run(name: str, path: Path, arguments: list[str]) -> None:
-    """One benchmark in a process of its own; its report goes to `path`, which is removed first."""
+    """Run one benchmark in a separate process; its report goes to `path`, which is removed first."""
     path.unlink(missing_ok=True)
     command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(path.resolve()), *arguments]
     if subprocess.run(command, cwd=harness.ROOT).returncode:
-        raise click.ClickException(f"benchmarks.{name} failed; what was measured before is in {path.parent}")
+        raise click.ClickException(f"benchmarks.{name} failed; earlier results are in {path.parent}")
 
 
 def render(report: harness.Report) -> str:
-    """The tables of a report for the manual."""
+    """Return the tables of a report for the documentation."""
     return "\n\n".join([f"{harness.describe(report.machine)}.", *(table.markdown() for table in report.tables)])
 
 
 def slower(reports: list[harness.Report]) -> harness.Table:
-    """Every ratio below one: where what is used, which columns named "against ..." compare, is the slower one."""
+    """Return a table of all ratios below one in columns "against ...": cases in which the default is the slower one."""
     table = harness.Table("Slower than", ["what", "than", "times as fast"])
     for entry in (entry for report in reports for entry in report.tables):
         title = entry.title.partition(":")[0]
@@ -49,7 +49,7 @@ def slower(reports: list[harness.Report]) -> harness.Table:
 
 
 def fill(page: str, name: str, text: str) -> str:
-    """The page with `text` between the marks of `name`; ValueError if it does not have exactly one pair of them."""
+    """Replace the text between the marks of `name` on a page; raise ValueError unless there is exactly one pair."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     if page.count(begin) != 1 or page.count(end) != 1:
         raise ValueError(f"the page needs one line {begin!r} and one line {end!r} where the results of {name} go")
@@ -59,7 +59,7 @@ def fill(page: str, name: str, text: str) -> str:
 
 
 def fill_page(path: Path, reports: list[harness.Report]) -> None:
-    """Put the tables of each report where the page wants them, and the bars of all."""
+    """Insert the tables of each report at its marks, and the bars of all reports."""
     page = path.read_text()
     for report in reports:
         page = fill(page, f"{report.name} on {report.options['device']}", render(report))
@@ -74,12 +74,12 @@ def fill_page(path: Path, reports: list[harness.Report]) -> None:
 
 @click.command()
 @click.option(
-    "--json-dir", help="Where the reports go", type=click.Path(path_type=Path, file_okay=False), required=True
+    "--json-dir", help="Folder of the reports", type=click.Path(path_type=Path, file_okay=False), required=True
 )
 @click.option("--only", help="One of the benchmarks; repeatable", type=click.Choice(NAMES), multiple=True)
-@click.option("--docs", help="Page to bring up to date", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--render-only", help="Measure nothing: bring the page up to date from reports there are", is_flag=True)
-@click.option("--quick", help="Toy sizes, once: shows that it runs, and says nothing", is_flag=True)
+@click.option("--docs", help="Page to update", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--render-only", help="Run nothing: update the page from existing reports", is_flag=True)
+@click.option("--quick", help="Toy sizes, one round: a smoke test without meaningful results", is_flag=True)
 @click.option("--device", help="Where", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", help="Threads of the CPU", type=click.IntRange(min=1), default=2, show_default=True)
 def main(
@@ -91,7 +91,7 @@ def main(
     device: str,
     threads: int,
 ) -> None:
-    """Measure everything that docs/performance.md tells."""
+    """Run all benchmarks of docs/performance.md."""
     begin = time.monotonic()
     arguments = [f"--device={device}", f"--threads={threads}", *(["--quick"] if quick else [])]
     for name in () if render_only else only or NAMES:

@@ -1,10 +1,10 @@
-"""Compares the speed of two checkouts: CPU time of the same command lines, which take turns on the same machine.
+"""Compare the speed of two checkouts: CPU time of the same commands, alternating on the same machine.
 
-python -m benchmarks.compare --before=v0.1.0                         a commit, checked out for the time it takes
+python -m benchmarks.compare --before=v0.1.0                         a commit, checked out temporarily
 python -m benchmarks.compare --before=../longtake --only=help,startup
 
-User and system time of a process and its children is counted, so that other work on the machine disturbs little. Where
-a command has a start that does not count, it runs twice, with more and with less to do, and the difference counts.
+The user and system time of a process and its children is measured, so that other load on the machine has little
+influence. To exclude the start-up of a command, it runs with a large and a small workload, and the difference counts.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from benchmarks import harness
 from dataset_tools.archive import ShardWriter
 from dataset_tools.frames import encode_at_sizes
 
-AT_LEAST = 0.97  # times as fast as before, of everything but help
+AT_LEAST = 0.97  # minimum speed relative to before, of everything but help
 HELP_AT_LEAST = 1 / 0.8
 CONFIDENCE = 0.9
 SIZES = [(72, 128), (18, 32)]  # of the preset toy
 CLIP_FRAMES, NUM_CLIPS = 96, 4
 
-# Reads batches as training does, or windows of clips where only those are there to be imported in both checkouts.
+# Reads batches as training does, or windows of clips unless both checkouts provide batches.
 LOADER = """
 import sys
 from training.dataset import ClipDataset
@@ -59,10 +59,10 @@ else:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed: `command` with `more` to do, without the same with `less` to do; all of it if `less` is None."""
+    """The subject of a comparison: `command` with `more`, minus that with `less`; the whole of it if `less` is None."""
 
     name: str
-    what: str  # that the seconds are of
+    what: str  # unit of the time
     command: tuple[str, ...]  # arguments of Python
     more: tuple[str, ...] = ()
     less: tuple[str, ...] | None = None
@@ -71,7 +71,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Result:
-    """CPU seconds of each round, and how many times as fast now is as before."""
+    """CPU seconds of each round, and the speed relative to before."""
 
     subject: Subject
     before: list[float]
@@ -82,7 +82,7 @@ class Result:
         return [before / now for before, now in zip(self.before, self.now, strict=True)]
 
     def verdict(self) -> str:
-        """Whether even the upper end of the interval lies below what is wanted."""
+        """Return whether even the upper bound of the interval is below the required speed."""
         interval = median_interval(self.ratios)
         if interval is None:
             return "too few rounds"
@@ -90,7 +90,7 @@ class Result:
 
 
 def make_dataset(root: Path) -> None:
-    """Write clips of smooth colours that move, at the sizes of the preset toy."""
+    """Write clips of moving smooth colours, at the sizes of the preset toy."""
     (height, width), rng = SIZES[0], np.random.RandomState(0)
     with ShardWriter(root, SIZES, 0) as writer:
         for number in range(NUM_CLIPS):
@@ -101,7 +101,7 @@ def make_dataset(root: Path) -> None:
 
 
 def subjects(data: Path, outdir: Path, kind: str, quick: bool) -> list[Subject]:
-    """Everything that can be compared; `kind` is what the loader reads."""
+    """Return all subjects of the comparison; `kind` is the interface of the loader."""
     networks = [f"--{stage}={harness.ROOT}/models/labdoom-tiny-{stage}.pkl" for stage in ("lres", "sres")]
     common = [f"--outdir={outdir}", "--device=cpu"]
     videos = ("generate.py", *common, *networks, "--seed=0", "--format=npz")
@@ -122,7 +122,7 @@ NAMES = ("generation", "train_lres", "train_sres", "loader", "startup", "help")
 
 
 def pair(option: str, values: Sequence[int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the arguments that give an option its larger and its smaller value."""
+    """Return the arguments that set an option to its larger and its smaller value."""
     more, less = values
     return (f"{option}={more}",), (f"{option}={less}",)
 
@@ -132,7 +132,7 @@ def pair(option: str, values: Sequence[int]) -> tuple[tuple[str, ...], tuple[str
 
 
 def run_child(checkout: Path, arguments: Sequence[str], threads: int) -> tuple[float, str]:
-    """Run Python in a checkout; return CPU seconds of it and its children, and what it printed."""
+    """Run Python in a checkout; return the CPU seconds of it and its children, and its output."""
     variables = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryFile("w+") as output:
         child = subprocess.Popen(
@@ -152,14 +152,14 @@ def measure(subject: Subject, checkout: Path, threads: int) -> float:
     seconds, _ = run_child(checkout, [*subject.command, *subject.more], threads)
     if subject.less is not None:
         seconds -= run_child(checkout, [*subject.command, *subject.less], threads)[0]
-    return max(seconds, 1e-3)  # of a toy the difference may be nothing
+    return max(seconds, 1e-3)  # for toys the difference may be zero
 
 
 def contest(subject: Subject, before: Path, now: Path, rounds: int, threads: int, warm_up: bool) -> Result:
     """Measure a subject in both checkouts in each round: before, now, now, before, ..."""
     result = Result(subject, [], [])
     sides = [(before, result.before), (now, result.now)]
-    for checkout, _ in sides if warm_up else []:  # compiles modules and kernels, fills the system's memory of files
+    for checkout, _ in sides if warm_up else []:  # compiles modules and kernels, and fills the file system cache
         run_child(checkout, [*subject.command, *(subject.less if subject.less is not None else subject.more)], threads)
     for number in range(rounds):
         for checkout, seconds in sides if number % 2 == 0 else sides[::-1]:
@@ -169,9 +169,9 @@ def contest(subject: Subject, before: Path, now: Path, rounds: int, threads: int
 
 
 def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:
-    """Return the shortest interval between order statistics that holds the median with this confidence.
+    """Return the shortest interval between order statistics that contains the median with this confidence.
 
-    None if there are too few values for one: fewer than five at 90 %.
+    None if there are too few values: fewer than five at 90 %.
     """
     values, outside = sorted(values), 0.0
     interval = None
@@ -184,7 +184,7 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
 
 
 # ----------------------------------------------------------------------------
-# What is compared.
+# Checkouts, options and tables.
 
 
 @contextlib.contextmanager
@@ -206,14 +206,14 @@ def checkout_of(place: str, repository: Path = harness.ROOT) -> Iterator[Path]:
 
 
 def commit_of(checkout: Path) -> str:
-    """Return the short name of the commit that is checked out there, or the folder's if that cannot be told."""
+    """Return the short name of the checked-out commit, or the folder's name if it is unknown."""
     command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
     found = subprocess.run(command, capture_output=True, text=True)
     return found.stdout.strip() if found.returncode == 0 else str(checkout)
 
 
 def parse_only(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
-    """Read the comma-separated names of subjects."""
+    """Parse the comma-separated names of subjects."""
     names = [name.strip() for name in value.split(",")]
     unknown = [name for name in names if name not in NAMES]
     if unknown:
@@ -222,7 +222,7 @@ def parse_only(context: click.Context, parameter: click.Parameter, value: str) -
 
 
 def tables_of(results: Sequence[Result]) -> list[harness.Table]:
-    """Return what was found, and the ratios of each round."""
+    """Return the table of results, and the table of the ratios of each round."""
     summary = harness.Table(
         "CPU seconds, and how many times as fast now is as before",
         ["subject", "what", "before", "now", "times as fast", "from", "to", "wanted", "verdict"],
@@ -245,7 +245,7 @@ def tables_of(results: Sequence[Result]) -> list[harness.Table]:
               show_default=True)  # fmt: skip
 @harness.options(rounds=7, threads=1, device=False)
 def main(before: str, only: list[str], rounds: int, threads: int, quick: bool, json_path: Path | None) -> None:
-    """Print how many times as fast this checkout is as another one."""
+    """Print the speed of this checkout relative to another one."""
     rounds = 1 if quick else rounds
     report = harness.begin("compare", threads=threads, before=before, rounds=rounds, only=only)
     with checkout_of(before) as old, tempfile.TemporaryDirectory() as folder:

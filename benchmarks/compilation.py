@@ -1,4 +1,4 @@
-"""Times training steps and generation with and without --compile, in turns, and how long compiling takes.
+"""Time training steps and generation with and without --compile, alternating, and the time of compilation.
 
 python -m benchmarks.compilation                                   toy size, on a CPU
 python -m benchmarks.compilation --size default --device cuda      published size
@@ -23,17 +23,17 @@ from training.longvideogan.gan import GAN
 from training.longvideogan.sampling import LRES_CHUNK, SRES_CHUNK
 from training.sampling import Prompt, Request, Sampler
 
-PIECES = {subjects.LRES: 4, subjects.SRES: 3}  # of a video; the first one of low resolution is larger inside
+PIECES = {subjects.LRES: 4, subjects.SRES: 3}  # chunks of a video; the first low-resolution one is larger internally
 
 
 def train_step(system: GAN, batches: list[dict[str, torch.Tensor]], compiles: bool) -> None:
-    """A step without R1."""
+    """Take a step without R1."""
     system.compiling = compiles
     system.step(iter(batches), 1)
 
 
 def generate(source: Sampler, num_frames: int, clip: torch.Tensor | None, compiles: bool) -> None:
-    """A video of `num_frames`; super-resolution enlarges the frames of `clip`."""
+    """Generate a video of `num_frames`; super-resolution enlarges the frames of `clip`."""
     prompt = Prompt() if clip is None else subjects.RepeatedPrompt(clip)
     with compilation.compiled(compiles):
         for chunk in source.frames(Request([0], 0, num_frames, prompt)):
@@ -41,7 +41,7 @@ def generate(source: Sampler, num_frames: int, clip: torch.Tensor | None, compil
 
 
 def work(stage: str, size: str, device: str) -> dict[str, Callable[[bool], None]]:
-    """What is timed of a stage: name -> function of whether it is compiled."""
+    """Return the timed functions of a stage: name -> function of whether it is compiled."""
     usual = CUDA_BATCH if device == "cuda" else CPU_BATCH
     system = subjects.make_system(stage, size, device, batch=usual[stage])
     batches = subjects.make_batches(system, 1)
@@ -62,7 +62,7 @@ def work(stage: str, size: str, device: str) -> dict[str, Callable[[bool], None]
 @click.option("--size", help="Whose networks", type=click.Choice(subjects.SIZES), default="toy", show_default=True)
 @harness.options()
 def main(size: str, device: str, threads: int, rounds: int, quick: bool, json_path: Path | None) -> None:
-    """Print how many times as fast compiled steps and videos are, and after how many of them compiling has paid."""
+    """Print the speed-up of compiled steps and videos, and the number of them after which compilation pays off."""
     size, rounds = ("toy", 1) if quick else (size, rounds)
     report = harness.begin("compilation", device, threads, size=size, rounds=rounds)
     reason = compilation.why_not(device)

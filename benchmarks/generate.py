@@ -1,4 +1,4 @@
-"""Times generation and measures its memory: the cached stream, plain windows, and all frames at once.
+"""Time generation and measure its memory: with streaming, in independent windows, and all frames at once.
 
 python -m benchmarks.generate                                          published low-resolution network, 512 frames
 python -m benchmarks.generate --size toy --pair -n 512 -n 8192 --way stream    memory against length, both stages
@@ -26,7 +26,7 @@ WAYS = ("stream", "windows", "whole")
 
 @dataclass(frozen=True)
 class Task:
-    """One measurement, which has a process to itself."""
+    """One measurement, run in a separate process."""
 
     way: str
     size: str
@@ -46,7 +46,7 @@ class Result:
 
 
 def frames_of(task: Task, sampler: Sampler) -> Iterator[torch.Tensor]:
-    """The frames of seed 0, as the way has it: none of them is kept."""
+    """Yield the frames of seed 0, computed in the given way, without keeping them."""
     windows = [(0, task.num_frames)]
     if task.way == "windows":
         starts = range(0, task.num_frames, LRES_CHUNK)
@@ -61,7 +61,7 @@ def frames_of(task: Task, sampler: Sampler) -> Iterator[torch.Tensor]:
 
 
 def measure(task: Task) -> Result:
-    """Make the networks and then all frames."""
+    """Build the networks, then generate all frames."""
     torch.set_num_threads(task.threads)
     stages = subjects.NAMES if task.pair else [subjects.LRES]
     sampler = subjects.make_sampler(*(subjects.make_generator(stage, task.size, task.device) for stage in stages))
@@ -93,7 +93,7 @@ def main(
     quick: bool,
     json_path: Path | None,
 ) -> None:
-    """Print peak memory, the time to the first frames and the frames a second, each from a fresh process."""
+    """Print peak memory, the time to the first frames and the frames per second, each from a fresh process."""
     size, lengths = ("toy", (2 * LRES_CHUNK,)) if quick else (size, lengths)
     report = harness.begin("generate", device, threads, size=size, pair=pair)
     table = harness.Table(

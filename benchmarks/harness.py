@@ -1,7 +1,7 @@
-"""What benchmarks share: facts about the machine, timing in turns, tables, bars, and one JSON file for each run.
+"""Shared parts of the benchmarks: machine facts, alternating timing, tables, bars, and one JSON file per run.
 
-A ratio is made of times that were measured alternately in one run, so that whatever else the machine does meets all
-contestants alike; it is the median of the ratios of the rounds.
+A ratio is computed from times measured alternately in one run, so that other load on the machine affects all
+contestants equally; it is the median of the ratios of the rounds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch_utils.ops import backends
 
 ROOT = Path(__file__).parent.parent
 WARM_UP_SEC = 2.0  # a first round that takes longer counts as a measurement
-CUDA_WARM_UP = 3  # calls before the first that counts on a GPU: kernels are built, memory is taken
+CUDA_WARM_UP = 3  # calls before the first measurement on a GPU: kernels are built, memory is allocated
 
 Cell = str | float | None  # int is a float
 Times = dict[str, list[float]]
@@ -46,11 +46,11 @@ def interleave(
     budget_sec: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
-    """Seconds of each call, name -> one entry a round: in every round each contestant has one turn.
+    """Return seconds of each call, name -> one entry per round: in every round each contestant is called once.
 
-    A round that is not counted goes first, unless it takes longer than `WARM_UP_SEC`: then it counts. No new round
-    begins once `budget_sec` are over. On CUDA a call takes from its first kernel to its last by the device's clock, or
-    what it takes the host to queue them if that is longer.
+    The first round is a warm-up, unless it takes longer than `WARM_UP_SEC`: then it counts. No new round begins after
+    `budget_sec`. On CUDA the time of a call is that from its first kernel to its last by device events, or the time
+    that the host needs to queue them if that is longer.
     """
     device = torch.device(device)
     begin = time.perf_counter()
@@ -74,7 +74,7 @@ def seconds(
     device: torch.device | str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """How long one call takes; on CUDA with everything that it queues, and nothing that was queued before."""
+    """Return the time of one call; on CUDA including the work that it queues, excluding work queued before."""
     if torch.device(device).type != "cuda":
         begin = clock()
         function()
@@ -93,16 +93,16 @@ def median(times: Sequence[float]) -> float:
 
 
 def ratio(times: Times, slow: str, fast: str) -> float:
-    """How many times as fast `fast` is as `slow`: the median over the rounds."""
+    """Return the speed-up of `fast` over `slow`: the median over the rounds."""
     return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
 
 
 # ----------------------------------------------------------------------------
-# What was measured where.
+# The machine.
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What a figure cannot be understood without."""
+    """Return the facts about the machine that a result depends on."""
     device = torch.device(device)
     facts: dict[str, Any] = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -112,12 +112,12 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load": round(psutil.getloadavg()[0], 2),  # what others did when it began
+        "load": round(psutil.getloadavg()[0], 2),  # load by other processes at the start
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
-        "operators": backends.select_impl("auto", torch.empty([], device=device)),  # what "auto" means here
+        "operators": backends.select_impl("auto", torch.empty([], device=device)),  # selected by "auto"
     }
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
@@ -130,7 +130,7 @@ VARIABLES = ("TORCH_UTILS_OPS", "OMP_NUM_THREADS", "THP_MEM_ALLOC_ENABLE", "PYTO
 
 
 def describe(facts: Mapping[str, Any]) -> str:
-    """The machine in a line: what it is, what else it did, and when."""
+    """Return one line about the machine: hardware, load and date."""
     where = f"{facts['cpu']} ({facts['instructions']}), {facts['threads']} threads on {facts['cores']} cores"
     if "gpu" in facts:
         where = f"{facts['gpu']}, CUDA {facts['cuda']}; {where}"
@@ -140,7 +140,7 @@ def describe(facts: Mapping[str, Any]) -> str:
 
 
 def cpu_name() -> str:
-    """The processor as Linux calls it, else as Python does."""
+    """Return the name of the processor according to Linux, else to Python."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -149,7 +149,7 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """Short name of the commit that is measured, with a plus sign if files differ from it."""
+    """Return the short name of the current commit, with a plus sign if files differ from it."""
     git = ["git", "-C", str(ROOT)]
     try:
         name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
@@ -165,7 +165,7 @@ def commit() -> str:
 
 @dataclass
 class Table:
-    """Rows of words and numbers under a title; None is a figure that there is not."""
+    """Rows of text and numbers under a title; None is a missing value."""
 
     title: str
     columns: Sequence[str]
@@ -179,7 +179,7 @@ class Table:
         return all(not isinstance(row[column], str) for row in self.rows) and bool(self.rows)
 
     def text(self) -> str:
-        """For a terminal: columns of equal width, numbers to the right."""
+        """Format for a terminal: columns of equal width, numbers right-aligned."""
         cells = self.cells()
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = []
@@ -192,7 +192,7 @@ class Table:
         return "\n".join([self.title, *lines, *([self.note] if self.note else [])])
 
     def markdown(self) -> str:
-        """For a page of the manual."""
+        """Format as Markdown, for the documentation."""
         header, *rows = self.cells()
         rule = ["---:" if self.is_number(column) else "---" for column in range(len(header))]
         lines = [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
@@ -200,7 +200,7 @@ class Table:
 
 
 def as_text(cell: Cell) -> str:
-    """Numbers with three significant digits, and never an exponent."""
+    """Format numbers with three significant digits, without exponent."""
     if cell is None:
         return "-"
     if isinstance(cell, str):
@@ -212,7 +212,7 @@ def as_text(cell: Cell) -> str:
 
 @dataclass
 class Bar:
-    """What a figure should reach, and what it reached."""
+    """A required minimum, and the measured value."""
 
     name: str
     at_least: float
@@ -229,7 +229,7 @@ def bars_table(bars: Sequence[Bar]) -> Table:
 
 @dataclass
 class Report:
-    """Everything that one run of a benchmark found; tables are printed as they come."""
+    """All results of one benchmark run; tables are printed when they are added."""
 
     name: str
     machine: dict[str, Any]
@@ -238,12 +238,12 @@ class Report:
     bars: list[Bar] = field(default_factory=list)
 
     def add(self, table: Table) -> None:
-        """Print a table and keep it."""
+        """Print a table and store it."""
         click.echo(f"\n{table.text()}")
         self.tables.append(table)
 
     def finish(self, path: Path | None) -> None:
-        """Print the bars, and write everything to a JSON file if one is wanted."""
+        """Print the bars, and write the report to a JSON file if requested."""
         if self.bars:
             click.echo(f"\n{bars_table(self.bars).text()}")
         if path is not None:
@@ -253,7 +253,7 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """What `finish` wrote."""
+        """Read a report written by `finish`."""
         values = json.loads(path.read_text())
         values["tables"] = [Table(**table) for table in values["tables"]]
         values["bars"] = [Bar(**bar) for bar in values["bars"]]
@@ -267,14 +267,14 @@ class Report:
 def options(
     rounds: int | None = 3, threads: int | None = 2, device: bool = True
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Adds --json and --quick, which every benchmark has, and those of --rounds, --threads and --device it can obey."""
+    """Return a decorator that adds --json and --quick, and --rounds, --threads and --device as supported."""
     path, positive = click.Path(path_type=Path, dir_okay=False), click.IntRange(min=1)
     wanted = [
         click.option("--json", "json_path", help="Write figures, machine and date to this file", type=path),
-        click.option("--quick", help="Toy sizes, once: shows that it runs, and says nothing", is_flag=True),
+        click.option("--quick", help="Toy sizes, one round: a smoke test without meaningful results", is_flag=True),
     ]
     if rounds is not None:
-        say = "Rounds, of which the median counts"
+        say = "Rounds; results are medians over them"
         wanted.append(click.option("--rounds", help=say, type=positive, default=rounds, show_default=True))
     if threads is not None:
         say = "Threads of the CPU"
@@ -292,7 +292,7 @@ def options(
 
 
 def begin(name: str, device: str = "cpu", threads: int = 1, **options: Any) -> Report:
-    """Set the number of threads, and print what is measured where."""
+    """Set the number of threads, and print the benchmark and the machine."""
     torch.set_num_threads(threads)
     report = Report(name, machine(device), {"device": device, "threads": threads, **options})
     click.echo(f"{name}: {describe(report.machine)}")

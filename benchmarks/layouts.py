@@ -1,4 +1,4 @@
-"""Times every convolution of the published networks in both memory layouts, contiguous and channels last.
+"""Time every convolution of the published networks in both memory layouts, contiguous and channels last.
 
 python -m benchmarks.layouts
 """
@@ -23,7 +23,7 @@ Convolution = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int
 
 
 class Convolutions(TorchDispatchMode):
-    """Counts the convolutions of images and clips: shapes of input and weights, stride, padding, groups."""
+    """Count the convolutions of images and clips: shapes of input and weights, stride, padding, groups."""
 
     def __init__(self):
         super().__init__()
@@ -45,7 +45,7 @@ def convolve(
     convert: bool,
     grad: bool,
 ) -> None:
-    """One convolution, with both gradients on demand."""
+    """Compute one convolution, with both gradients on request."""
     function = torch.nn.functional.conv2d if x.ndim == 4 else torch.nn.functional.conv3d
     with torch.set_grad_enabled(grad):
         inner = x.to(memory_format=LAST[x.ndim]) if convert else x
@@ -61,11 +61,11 @@ def convolve(
 def main(
     size: str, dtype: str, budget: float, device: str, threads: int, rounds: int, quick: bool, json_path: Path | None
 ) -> None:
-    """Print what all convolutions of a network take in either layout, one clip at a time."""
+    """Print the total time of a network's convolutions in either layout, one clip at a time."""
     size, rounds = ("toy", 1) if quick else (size, rounds)
     report = harness.begin("layouts", device, threads, size=size, dtype=dtype, rounds=rounds)
     table = harness.Table(
-        f"Convolutions of a pass in {dtype}: seconds in either layout",
+        f"Convolutions of a pass in {dtype}: seconds in each layout",
         ["network", "pass", "convolutions", *LAYOUTS, "contiguous / last", "contiguous / converted"],
     )
     for stage, name in subjects.NAMES.items():

@@ -1,7 +1,7 @@
-"""Times the loader: clips a second against a plain zip reader, against the disk, and against the JPEG decoder alone.
+"""Time the loader: clips per second compared with a plain zip reader, the disk, and the JPEG decoder alone.
 
-python -m benchmarks.loader                       on photographs in motion, from the package iscc-samples (extra dev)
-python -m benchmarks.loader --dataset data/mine   on a dataset of one's own that has both sizes
+python -m benchmarks.loader                       on moving photographs, from the package iscc-samples (extra dev)
+python -m benchmarks.loader --dataset data/mine   on a dataset that has both sizes
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from training.contract import BatchSpec, FrameClip
 from training.data.dataset import BatchStream, ClipDataset, to_device
 from training.data.shards import fast_decoder, size_name
 
-CASES = (((36, 64), 128), ((144, 256), 12))  # size and frames of a window, as the two published networks train on
+CASES = (((36, 64), 128), ((144, 256), 12))  # size and frames of a window, as in training of the two published networks
 BATCH_CLIPS = 4
 BATCHES = 10
 CLIP_FRAMES = 200
@@ -41,7 +41,7 @@ Window = list[tuple[zipfile.ZipFile, str]]  # the members of a clip
 
 
 def make_dataset(root: Path, num_clips: int = NUM_CLIPS) -> None:
-    """Store photographed footage at both sizes as the dataset makers do: JPEG of quality 100, 4:4:4."""
+    """Store moving photographs at both sizes as the dataset makers do: JPEG of quality 100, 4:4:4."""
     video = next(path for path in importlib.import_module("iscc_samples").videos() if Path(path).suffix == ".3gp")
     frames = iter_video_frames(video)
     with ShardWriter(root, [size for size, _ in CASES], 0) as writer:
@@ -52,7 +52,7 @@ def make_dataset(root: Path, num_clips: int = NUM_CLIPS) -> None:
 
 
 class PlainReader:
-    """What one writes who knows the format: zipfile, Pillow, NumPy, and the pixels as floats at once."""
+    """A straightforward reader of the format with zipfile, Pillow and NumPy, which converts to float immediately."""
 
     def __init__(self, root: Path, size: tuple[int, int]) -> None:
         self.members: dict[str, Window] = {}
@@ -62,7 +62,7 @@ class PlainReader:
                 self.members[clip] = [(archive, f"{clip}/{name}") for name in names]
 
     def read(self, window: Window, flip: bool) -> torch.Tensor:
-        """The frames of one window, float32 (3, T, H, W) in [-1, 1]."""
+        """Return the frames of one window, float32 (3, T, H, W) in [-1, 1]."""
         frames = []
         for archive, name in window:
             with archive.open(name) as file:
@@ -77,7 +77,7 @@ class PlainReader:
 
 
 def read_spans(windows: list[tuple[Window, bool]]) -> None:
-    """Fetch the bytes of windows from the disk, past the memory in which the system keeps what was read before."""
+    """Read the bytes of windows from the disk, bypassing the page cache."""
     for window, _ in windows:
         archive, last = window[0][0], window[-1][0].getinfo(window[-1][1])
         first = archive.getinfo(window[0][1]).header_offset
@@ -88,7 +88,7 @@ def read_spans(windows: list[tuple[Window, bool]]) -> None:
 
 
 def decode_all(files: list[bytes], out: np.ndarray) -> None:
-    """Nothing but the decoder that ours uses, into memory that is there."""
+    """Run the loader's JPEG decoder alone, into allocated memory."""
     simplejpeg = fast_decoder()
     for data, frame in zip(files, out, strict=True):
         if simplejpeg is not None:
@@ -98,7 +98,7 @@ def decode_all(files: list[bytes], out: np.ndarray) -> None:
 
 
 def contest(root: Path, size: tuple[int, int], num_frames: int, repeats: int) -> dict[str, float]:
-    """Median seconds of a batch for each contestant, each taking its turn with each batch."""
+    """Return the median seconds per batch of each contestant; all take turns with each batch."""
     dataset = ClipDataset(root, [size])
     stream = BatchStream(dataset, seed=0, batch_size=BATCH_CLIPS)
     spec = BatchSpec(num_frames, (FrameClip("video", *size, 0, num_frames),))
@@ -120,16 +120,16 @@ def contest(root: Path, size: tuple[int, int], num_frames: int, repeats: int) ->
             "uint8": lambda: stream.batch(max(n, 0), spec),  # noqa: B023
         }
         for name, contestant in contestants.items():
-            clock = time.perf_counter if name == "disk" else time.process_time  # others use the cores too
+            clock = time.perf_counter if name == "disk" else time.process_time  # other contestants use several cores
             taken = harness.seconds(contestant, clock=clock)
-            if n >= 0:  # the first round warms up
+            if n >= 0:  # the first round is a warm-up
                 times.setdefault(name, []).append(taken)
         assert torch.equal(*batches), "both loaders give the same clips"
     return {name: harness.median(seconds) for name, seconds in times.items()}
 
 
 def scaling(root: Path, size: tuple[int, int], num_frames: int, counts: tuple[int, ...], rounds: int) -> list[float]:
-    """Clips a second, not converted, from each number of threads: the best of some rounds, since others disturb."""
+    """Return uint8 clips per second for each number of threads: the best round, since other load only slows it down."""
     dataset = ClipDataset(root, [size])
     spec = BatchSpec(num_frames, (FrameClip("video", *size, 0, num_frames),))
     best = dict.fromkeys(counts, 0.0)
@@ -146,7 +146,7 @@ def scaling(root: Path, size: tuple[int, int], num_frames: int, counts: tuple[in
 @click.option("--dataset", help="Root of a dataset of 36x64 and 144x256", type=click.Path(exists=True, path_type=Path))
 @harness.options(rounds=15, threads=None, device=False)
 def main(dataset: Path | None, rounds: int, quick: bool, json_path: Path | None) -> None:
-    """Print clips a second in one thread, and ratios of figures that were measured in turns."""
+    """Print clips per second in one thread, and ratios of times measured alternately."""
     rounds, cases = (1, CASES[:1]) if quick else (rounds, CASES)
     report = harness.begin("loader", rounds=rounds)
     with tempfile.TemporaryDirectory() as folder:

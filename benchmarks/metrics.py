@@ -1,4 +1,4 @@
-"""Times the metrics: the Frechet term against SciPy's, features of real clips against one clip at a time, and overlap.
+"""Time the metrics: the Frechet distance compared with SciPy's, batched features with single clips, and overlap.
 
 python -m benchmarks.metrics
 """
@@ -38,21 +38,21 @@ from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.presets import STAGES
 from training.longvideogan.sampling import LowResSampler
 
-FRECHET_CASES = ((400, 2048), (400, 256), (2048, 512))  # dimensions, vectors a side
+FRECHET_CASES = ((400, 2048), (400, 256), (2048, 512))  # dimensions, vectors per side
 SIZE, SHAPE = (144, 256), ClipShape(16)
 BATCHES, ROUNDS = (1, 4, 8), 3
 DETECTORS = ("i3d-kinetics-400", "efficientnet-lite0-motion")
 
 
 def plain_frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """What one writes who knows the formula: `np.cov` and the square root of the product."""
+    """Compute the Frechet distance directly, by `np.cov` and the square root of the product."""
     cov_a, cov_b = np.cov(a.T, bias=True), np.cov(b.T, bias=True)
     root = np.real(scipy.linalg.sqrtm(cov_a @ cov_b))
     return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b - 2 * root))
 
 
 def seconds(function: Callable[[], Any], repeats: int = 3) -> tuple[float, Any]:
-    """Least processor time of a call, and what it returned."""
+    """Return the minimum processor time of a call, and its result."""
     times, result = [], None
     for _ in range(repeats):
         begin = time.process_time()
@@ -62,14 +62,14 @@ def seconds(function: Callable[[], Any], repeats: int = 3) -> tuple[float, Any]:
 
 
 def time_frechet() -> None:
-    """Both ways on the same features, and what errors cost on top."""
+    """Time both implementations on the same features, and the additional cost of standard errors."""
     for dim, num in FRECHET_CASES:
         rng = np.random.RandomState(0)
         scale = np.arange(1, dim + 1) ** -0.5
         a, b = (rng.standard_normal((num, dim)) * scale + shift for shift in (0, 0.01))
         ours, value = seconds(lambda a=a, b=b: frechet_distance_from_features(a, b))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # SciPy's, of singular matrices
+            warnings.simplefilter("ignore")  # SciPy warns about singular matrices
             plain, expected = seconds(lambda a=a, b=b: plain_frechet(a, b), repeats=1)
         click.echo(
             f"Frechet term, {num} vectors of {dim}: {ours:.3f} s, SciPy {plain:.2f} s, {plain / ours:.0f} times as "
@@ -90,7 +90,7 @@ class Timed:
         self.detector, self.identity, self.total = detector, detector.identity, 0.0
 
     def features(self, video: torch.Tensor) -> torch.Tensor:
-        """As the detector's."""
+        """Return the detector's features."""
         begin = time.process_time()
         found = self.detector.features(video)
         self.total += time.process_time() - begin
@@ -98,7 +98,7 @@ class Timed:
 
 
 def one_at_a_time(root: Path, num_items: int, detector: Timed) -> torch.Tensor:
-    """What one writes who knows the layout: for each clip, zipfile, Pillow, and the detector."""
+    """Compute features directly: for each clip, zipfile, Pillow, and the detector."""
     members = {}
     for path in sorted((root / size_name(SIZE)).glob("*.zip")):
         archive = zipfile.ZipFile(path)
@@ -117,10 +117,10 @@ def one_at_a_time(root: Path, num_items: int, detector: Timed) -> torch.Tensor:
 
 
 def time_features(root: Path, name: str, num_items: int) -> None:
-    """Seconds a clip, one at a time and by the pass that metrics take, at several batch sizes."""
+    """Print seconds per clip, one at a time and by the metrics' own pass, at several batch sizes."""
     detector = Timed(registry.open_detector(name))
     side = open_videos(root, SIZE)
-    detector.features(torch.zeros(1, 3, SHAPE.num_frames, *SIZE, dtype=torch.uint8))  # warms up
+    detector.features(torch.zeros(1, 3, SHAPE.num_frames, *SIZE, dtype=torch.uint8))  # warm-up
     request = FeatureRequest("clips", SHAPE, num_items, name, "features")
 
     def ours(batch: int) -> torch.Tensor | None:
@@ -134,7 +134,7 @@ def time_features(root: Path, name: str, num_items: int) -> None:
     }
     times: dict[str, list[tuple[float, float]]] = {label: [] for label in contestants}
     found = {}
-    for _ in range(ROUNDS):  # in turns, as the machine may be shared
+    for _ in range(ROUNDS):  # alternating, as the machine may be shared
         for label, contestant in contestants.items():
             detector.total = 0.0
             begin = time.process_time()
@@ -149,8 +149,11 @@ def time_features(root: Path, name: str, num_items: int) -> None:
 
 
 def time_overlap(num_items: int = 4) -> None:
-    """By the clock: clips of a small network, 16 frames 8 apart, and what I3D sees in them, one after the other and
-    with the next clip generated meanwhile. On a CPU this needs a second core and one thread each."""
+    """Time generation of clips (16 frames at spacing 8) and their I3D features, sequentially and overlapped.
+
+    Overlapped, the next clip is generated meanwhile; on a CPU this needs a second core and one thread each. Wall-clock
+    time.
+    """
     sampler = LowResSampler(LowResGenerator(18, 32, **STAGES["longvideogan-lres"]["toy"]["model"]["generator"]))
     shape = ClipShape(16, 8)
     detector = registry.open_detector(DETECTORS[0])

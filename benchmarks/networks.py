@@ -1,4 +1,4 @@
-"""Times the networks of both stages: the literal operators against the fast ones, and what kind of work takes the time.
+"""Time the networks of both stages: the literal operators compared with the fast ones, and the time by kind of work.
 
 python -m benchmarks.networks                   published size and toy size, one clip at a time
 python -m benchmarks.networks --size toy --quick
@@ -17,11 +17,11 @@ from benchmarks import harness, profiling, subjects
 from torch_utils import host_memory
 from torch_utils.ops import backends
 
-# What is compared; at sizes other than the toy's only where the last one matters, since the literal path takes minutes.
+# Implementations; beyond the toy size "ref" takes minutes, so fewer are compared.
 IMPLS = ("ref", "matmul", "auto")
-# Least speed-up over the literal operators on a CPU with two threads, of what commands do: auto, and memory kept.
+# Minimum speed-up over the literal operators on a CPU with two threads, as commands run: auto, memory kept.
 BARS = {(subjects.LRES, "G forward"): 1.25, (subjects.SRES, "G forward"): 3.0}
-NOT_SLOWER = 1.0  # than the matrix path, for every network
+NOT_SLOWER = 1.0  # minimum speed relative to the matrix path, for every network
 KEPT = '"Kept" is auto with freed memory kept by the process, as the commands do; the last ratio is what that gains.'
 PROFILED = ("G forward", "G forward + backward", "D R1")
 
@@ -70,7 +70,7 @@ def run(function: Callable[[], object], impl: str) -> None:
 
 
 def run_kept(function: Callable[[], object]) -> None:
-    """Call as the commands do on a CPU, where freed memory stays with the process."""
+    """Call as the commands do on a CPU, where the process keeps freed memory."""
     with host_memory.kept():
         function()
 
@@ -96,7 +96,7 @@ def main(
     quick: bool,
     json_path: Path | None,
 ) -> None:
-    """Print how long the passes of training take with each implementation of the operators, and where the time goes."""
+    """Print the time of the passes of training with each implementation of the operators, and its distribution."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     sizes, rounds, budget = (("toy",), 1, 0.0) if quick else (sizes, rounds, budget)
     report = harness.begin("networks", device, threads, sizes=sizes, rounds=rounds)

@@ -1,5 +1,7 @@
-"""Times the operators at every shape the published networks have: what is chosen against the literal composition,
-against banded matrices, and against a plain copy of the same bytes.
+"""Time the operators at every shape of the published networks, compared with other implementations and a plain copy.
+
+The implementation that "auto" selects is compared with the literal composition, with banded matrices, and with a copy
+of the same number of bytes.
 
 python -m benchmarks.ops
 python -m benchmarks.ops --device=cuda --dtype=float16
@@ -27,24 +29,24 @@ from torch_utils.ops import bias_act, conv2d_resample, filtered_lrelu, upfirdn2d
 OPERATORS: dict[str, ModuleType] = {"filtered_lrelu": filtered_lrelu, "upfirdn2d": upfirdn2d, "bias_act": bias_act}
 CALLED_IN = [*((module, name) for name, module in OPERATORS.items()), (conv2d_resample, "upfirdn2d")]
 IMPLS = ("ref", "matmul", "auto")
-LEAST_VALUES = 2**17  # of an input; smaller ones take as long as a call does
-LEAST_BYTES = 2**25  # of an input on a GPU: smaller ones stay in its cache, and say nothing of its memory
+LEAST_VALUES = 2**17  # of an input; smaller ones take only the call overhead
+LEAST_BYTES = 2**25  # of an input on a GPU: smaller ones fit its cache, and do not measure its memory
 TURN_SEC = 0.02
 BOTH = "ms + backward"
-COPIED_BYTES = 2**27  # whose copy tells the bandwidth
+COPIED_BYTES = 2**27  # size of the copy that measures the bandwidth
 
 Operator = Callable[[torch.Tensor, str], torch.Tensor]
 
-# Least speed-ups on a CPU with two threads: over the literal composition forward, forward and backward, and over
+# Minimum speed-ups on a CPU with two threads: over the literal composition forward, forward and backward, and over
 # banded matrices forward. Nothing may be slower than banded matrices.
 CPU_BARS = {"filtered_lrelu": (12, 8, 3), "upfirdn2d": (5, 5, 1.5)}
-# Least share of the bandwidth of a copy on a GPU, counting what must be read and written.
+# Minimum fraction of the bandwidth of a copy on a GPU, counting the bytes that must be read and written.
 CUDA_BARS = {"bias_act": 0.85, "upfirdn2d": 0.70, "filtered_lrelu": 1 / 2.2}
 
 
 @dataclass(frozen=True)
 class Call:
-    """An operator as a network calls it; tensors among the arguments are told by their shapes."""
+    """A call of an operator by a network; tensors among the arguments are represented by their shapes."""
 
     operator: str
     shape: tuple[int, ...]
@@ -52,13 +54,13 @@ class Call:
     options: tuple[tuple[str, Any], ...]
 
     def is_identity(self) -> bool:
-        """True of an activation that returns what it gets."""
+        """Return whether it is an activation that returns its input."""
         options = dict(self.options)
         plain = options.get("act") == "linear" and options.get("gain", 1) == 1 and "clamp" not in options
         return self.operator == "bias_act" and plain and not self.tensors
 
     def label(self) -> str:
-        """What it does, such as "upfirdn2d 12 taps, up 2"."""
+        """Return a label, such as "upfirdn2d 12 taps, up 2"."""
         options = dict(self.options)
         tensors = dict(self.tensors)
         sizes = ["x".join(map(str, tensors[name])) for name in ("f", "fu", "fd") if name in tensors]
@@ -78,7 +80,7 @@ class Call:
 
 @contextmanager
 def recorded() -> Iterator[list[Call]]:
-    """While open, the list grows by each call of an operator."""
+    """Record each call of an operator in the yielded list."""
     calls: list[Call] = []
 
     def recorder(name: str, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -104,9 +106,9 @@ def recorded() -> Iterator[list[Call]]:
 
 
 def layer_calls(size: str) -> dict[Call, str]:
-    """Each distinct call of the networks of a preset, one clip at a time, with the networks that make it.
+    """Return each distinct call of the networks of a preset, one clip at a time, with the networks that make it.
 
-    The networks run on the meta device, where nothing is computed.
+    The networks run on the meta device, which computes nothing.
     """
     found: dict[Call, list[str]] = {}
     for stage, short in ((subjects.LRES, "lres"), (subjects.SRES, "sres")):
@@ -125,7 +127,9 @@ def layer_calls(size: str) -> dict[Call, str]:
 def prepare(
     call: Call, device: str, dtype: torch.dtype, quick: bool
 ) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
-    """An input of the call's shape, of more clips on a GPU, and the operator as a function of it and of `impl`."""
+    """Return an input of the call's shape, with more clips on a GPU, and the operator as a function of it and of
+    `impl`.
+    """
     rng = torch.Generator().manual_seed(0)
     shape = [min(edge, 32) for edge in call.shape] if quick else list(call.shape)
     if device == "cuda" and not quick:
@@ -136,7 +140,7 @@ def prepare(
     for name, size in call.tensors:
         if name == "b":
             tensors[name] = torch.randn(shape[int(options.get("dim", 1))], generator=rng).to(device, dtype)
-        else:  # all filters of the networks that have two dimensions are products of two that have one
+        else:  # all 2-D filters of the networks are separable
             taps = [torch.rand(length, generator=rng) + 0.1 for length in size]
             f = functools.reduce(torch.outer, [values / values.sum() for values in taps])
             tensors[name] = f.to(device)
@@ -145,7 +149,7 @@ def prepare(
 
 
 def run(operator: Operator, x: torch.Tensor, impl: str, backward: bool) -> None:
-    """The operator's forward pass, and its backward pass on demand."""
+    """Run the operator's forward pass, and its backward pass on request."""
     y = operator(x, impl)
     if backward:
         torch.autograd.grad(y, x, y.detach())
@@ -154,8 +158,10 @@ def run(operator: Operator, x: torch.Tensor, impl: str, backward: bool) -> None:
 def interleave_often(
     contestants: dict[str, Callable[[], object]], rounds: int, device: str, budget_sec: float
 ) -> harness.Times:
-    """`harness.interleave`, but in its turn each contestant is called as often as fits into `TURN_SEC`: the first call
-    after others have had their turn finds caches and threads cold, as in a network it would not."""
+    """Run `harness.interleave` with as many calls per turn as fit into `TURN_SEC`.
+
+    The first call after those of other contestants finds caches and threads cold, unlike in a network.
+    """
     counts = {}
     for name, contestant in contestants.items():
         contestant()
@@ -173,7 +179,7 @@ def interleave_often(
 def measure(
     operator: Operator, x: torch.Tensor, copied: torch.Tensor, device: str, rounds: int, budget_sec: float
 ) -> dict[str, float]:
-    """The figures of one shape, by column; "+ backward" is both passes."""
+    """Return the results of one shape, by column; "+ backward" is both passes."""
     figures: dict[str, float] = {}
     num_bytes = (x.numel() + operator(x, "auto").numel()) * x.element_size()
     for backward, what in ((False, ""), (True, " + backward")):
@@ -184,13 +190,13 @@ def measure(
         for rival in ("ref", "matmul"):
             figures[f"against {rival}{what}"] = harness.ratio(times, rival, "auto")
         if not backward:
-            # What a copy of as many bytes as must be read and written would take, of what was taken.
+            # Time of copying as many bytes as must be read and written, as a fraction of the measured time.
             figures["share of copy"] = harness.ratio(times, "copy", "auto") * num_bytes / (2 * copied.nbytes)
     return figures
 
 
 def bars(device: str, rows: Sequence[tuple[Call, Mapping[str, float]]]) -> list[harness.Bar]:
-    """What each operator should reach: the worst shape, and all shapes together, each as often as any other."""
+    """Return the required speed of each operator: for the worst shape, and for all shapes with equal weight."""
     found = []
 
     def add(what: str, at_least: float, column: str, operators: Sequence[str], unit: str = "ms") -> None:
@@ -221,7 +227,7 @@ def bars(device: str, rows: Sequence[tuple[Call, Mapping[str, float]]]) -> list[
 def main(
     size: str, dtype: str, budget: float, device: str, threads: int, rounds: int, quick: bool, json_path: Path | None
 ) -> None:
-    """Print what each implementation takes, and how many times as fast as the others the one that is chosen is."""
+    """Print the times of each implementation, and the speed-up of the selected one over the others."""
     size, rounds = ("toy", 1) if quick else (size, rounds)
     report = harness.begin("ops", device, threads, size=size, dtype=dtype, rounds=rounds)
     kind = getattr(torch, dtype)

@@ -1,7 +1,8 @@
-"""Where the time of a network goes: convolutions, matrix products, filters, biases with activations, the rest.
+"""Measure the time of a network by kind of work: convolutions, matrix products, filters, biases with activations,
+other.
 
-Operations are told apart by name, and those that an operator of `torch_utils.ops` is composed of by where they were
-called: a mark is set around each operator, and what autograd does on behalf of a marked operation is marked as well.
+Operations are classified by name, and those inside an operator of `torch_utils.ops` by the calling operator: a profiler
+range is recorded around each operator, and the autograd operations of a classified operation get the same kind.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from training.longvideogan.lres.generator import TemporalEmbedding
 KINDS = ("convolutions", "matrix products", "filters", "bias and activation", "other")
 MARK = "kind: "
 BACKWARD = "autograd::engine::evaluate_function"
-NAMES = {  # part of an operation's name -> its kind; the first that fits counts
+NAMES = {  # part of an operation's name -> its kind; the first match counts
     "longtake::bias_act": "bias and activation",
     "longtake::": "filters",
     "fft": "filters",
@@ -33,9 +34,9 @@ NAMES = {  # part of an operation's name -> its kind; the first that fits counts
 
 
 def shares(function: Callable[[], object], device: torch.device | str = "cpu") -> dict[str, float]:
-    """Share of each of KINDS in the time of a call; on CUDA in the time of its kernels."""
+    """Return the fraction of each of KINDS in the time of a call; on CUDA in the time of its kernels."""
     cuda = torch.device(device).type == "cuda"
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports when it starts and stops
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # suppresses messages at start and stop
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
     with marked_operators(), torch.profiler.profile(activities=activities) as profile, record_function("whole"):
         function()
@@ -48,7 +49,7 @@ def shares(function: Callable[[], object], device: torch.device | str = "cpu") -
 
 @contextlib.contextmanager
 def marked_operators() -> Iterator[None]:
-    """While the block runs, calls of the operators show in profiles under their kind."""
+    """Record calls of the operators under their kind in profiles, within the block."""
     targets = [
         (filtered_lrelu, "filtered_lrelu", "filters"),
         (upfirdn2d, "upfirdn2d", "filters"),
@@ -72,13 +73,13 @@ def _marked(function: Callable[..., Any], kind: str) -> Callable[..., Any]:
 
 
 def classify(events: Any) -> Iterator[tuple[Any, str]]:
-    """Each event with its kind, in the order in which they begin.
+    """Yield each event with its kind, in the order of start times.
 
-    An event that says nothing by its name is of its caller's kind. Autograd numbers the operations of a thread, and
-    names the number of the operation whose derivative it is about to evaluate.
+    An event with an unclassified name has the kind of its caller. Autograd numbers the operations of a thread, and
+    records the number of the operation whose derivative it is about to evaluate.
     """
-    found: dict[int, tuple[str, bool]] = {}  # event -> kind, and whether it was marked
-    marked: dict[tuple[int, int], str | None] = {}  # thread and number of an operation -> the kind it was marked with
+    found: dict[int, tuple[str, bool]] = {}  # event -> kind, and whether it was in a range
+    marked: dict[tuple[int, int], str | None] = {}  # thread and number of an operation -> kind of its range
     for event in sorted(events, key=lambda event: (event.time_range.start, -event.time_range.end)):
         kind, is_marked = found.get(id(event.cpu_parent), ("other", False))
         if event.name.startswith(MARK) and not is_marked:

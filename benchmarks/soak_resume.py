@@ -1,9 +1,9 @@
-"""Kills training at random moments, again and again, and compares what comes out with a run that was never disturbed.
+"""Kill training at random moments repeatedly, and compare the result with an uninterrupted run.
 
 python -m benchmarks.soak_resume --kills 50
 
-Every life is a process of its own, ended by kill -9: while it starts, between steps, or in the midst of writing a
-checkpoint. The networks are toys, the loop, the files and the low-resolution system are the real ones.
+Each attempt is a separate process, ended by kill -9: during start-up, between steps, or while writing a checkpoint. The
+networks are toys; the loop, the files and the low-resolution system are the real ones.
 """
 
 import collections
@@ -25,11 +25,11 @@ from dataset_tools.frames import encode_jpeg
 from training import checkpoint
 from training.logger import read_lines
 
-MOMENTS = ("start", "step", "save", "save")  # equally often
-START_SEC = 10.0  # a process killed at its start lives at most so long
-STEP_SEC = 3.0  # one killed between steps is killed at most so long after it has gone on
-SAVE_SEC = 0.003  # one killed while saving, at most so long after the temporary file was seen
-LIFE_SEC = 300.0  # a process that shows no sign of life is a failure
+MOMENTS = ("start", "step", "save", "save")  # equally likely
+START_SEC = 10.0  # maximum delay of a kill during start-up
+STEP_SEC = 3.0  # maximum delay of a kill between steps, after training has resumed
+SAVE_SEC = 0.003  # maximum delay of a kill during saving, after the temporary file appeared
+LIFE_SEC = 300.0  # a process without progress for this long is a failure
 CHILD = """
 import json, sys, torch
 from training import config, loop
@@ -59,7 +59,7 @@ MODEL = {
 
 
 def make_dataset(root: Path) -> None:
-    """Three clips of noise."""
+    """Write three clips of noise."""
     rng = np.random.RandomState(0)
     with ShardWriter(root, [(16, 16)], 0) as writer:
         for name in "abc":
@@ -69,7 +69,7 @@ def make_dataset(root: Path) -> None:
 
 
 def start(folder: Path, name: str, **changes: Any) -> tuple[subprocess.Popen[bytes], Path]:
-    """A training process, and the file that takes what it says."""
+    """Start a training process; return it and its log file."""
     options: dict[str, Any] = {"outdir": str(folder / name), "dataset": str(folder / "data"), "batch": 2}
     options |= {"system": "longvideogan-lres", "model": MODEL, "workers": 1, "sample_steps": 0, "keep": 2}
     options |= {"tick_steps": 5, "checkpoint_steps": 1, **changes}
@@ -81,7 +81,7 @@ def start(folder: Path, name: str, **changes: Any) -> tuple[subprocess.Popen[byt
 
 
 def finish(folder: Path, name: str, **changes: Any) -> Path:
-    """Train to the end; returns the run directory."""
+    """Train to the end; return the run directory."""
     process, log = start(folder, name, **changes)
     if process.wait(LIFE_SEC * 10):
         raise click.ClickException(f"training failed:\n{log.read_text()}")
@@ -90,7 +90,7 @@ def finish(folder: Path, name: str, **changes: Any) -> Path:
 
 
 def wait_for(process: subprocess.Popen[bytes], log: Path, ready: Any) -> None:
-    """Return as soon as `ready()`; a process that ends or hangs before is an error."""
+    """Wait until `ready()`; raise an error if the process exits or hangs before."""
     deadline = time.monotonic() + LIFE_SEC
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -100,12 +100,12 @@ def wait_for(process: subprocess.Popen[bytes], log: Path, ready: Any) -> None:
 
 
 def parts(folder: Path) -> set[Path]:
-    """What killed writers left behind."""
+    """Return temporary files left by killed writers."""
     return set(folder.glob("killed/*/checkpoints/.ckpt-*"))
 
 
 def live(folder: Path, moment: str, rng: np.random.RandomState) -> int | None:
-    """Train until a random moment, then kill; returns the step that training went on from, None if it did not."""
+    """Train until a random moment, then kill; return the step that training resumed from, None if it did not start."""
     before = parts(folder)
     process, log = start(folder, "killed", steps=10**6)
 
@@ -126,7 +126,7 @@ def live(folder: Path, moment: str, rng: np.random.RandomState) -> int | None:
 
 
 def same(first: Any, second: Any) -> bool:
-    """True if two nested states agree bit for bit."""
+    """Return whether two nested states agree bit for bit."""
     if isinstance(first, dict):
         return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
     if isinstance(first, list):
@@ -135,7 +135,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 def newest_step(folder: Path) -> int:
-    """The step of the newest checkpoint, -1 if there is none; all of them must be whole."""
+    """Return the step of the newest checkpoint, -1 if there is none; all of them must be readable."""
     steps = [-1]
     for run_dir in (folder / "killed").glob("*"):
         for step, path in checkpoint.list_checkpoints(run_dir):
@@ -145,7 +145,7 @@ def newest_step(folder: Path) -> int:
 
 
 def soak(folder: Path, kills: int, seed: int) -> bool:
-    """Kill so many times, finish, and compare; prints what happens, and returns whether all is equal."""
+    """Kill training repeatedly, finish, and compare; print the events, and return whether all is equal."""
     rng = np.random.RandomState(seed)
     make_dataset(folder / "data")
     counts = collections.Counter[str]()
@@ -155,13 +155,13 @@ def soak(folder: Path, kills: int, seed: int) -> bool:
         before = parts(folder)
         begun = live(folder, moment, rng)
         if begun is not None and begun != max(expected, 0):
-            raise click.ClickException(f"went on from step {begun}, but step {expected} had been saved")
+            raise click.ClickException(f"resumed from step {begun}, but step {expected} had been saved")
         expected = newest_step(folder)
         left = len(parts(folder) - before)
         counts[f"killed at {moment}"] += 1
-        counts["left a part of a file"] += bool(left)
-        counts["went on from a checkpoint"] += begun is not None and begun > 0
-        print(f"kill {kill:3d} at {moment:5s}: began at {begun}, saved up to {expected}, {left} parts left", flush=True)
+        counts["left a temporary file"] += bool(left)
+        counts["resumed from a checkpoint"] += begun is not None and begun > 0
+        print(f"kill {kill:3d} at {moment:5s}: began at {begun}, saved up to {expected}, {left} left over", flush=True)
     steps = max(expected, 0) + 3
     killed = finish(folder, "killed", steps=steps)
     whole = finish(folder, "whole", steps=steps, checkpoint_steps=0, checkpoint_minutes=0)
@@ -171,24 +171,24 @@ def soak(folder: Path, kills: int, seed: int) -> bool:
     losses = [[line.get("loss/D_loss") for line in read_lines(run_dir / "stats.jsonl")] for run_dir in (killed, whole)]
     equal |= {"ticks": ticks[0] == ticks[1], "losses of every tick": losses[0] == losses[1]}
     print(", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
-    print(f"{steps} steps, {kills} kills; against an undisturbed run, bit for bit:")
+    print(f"{steps} steps, {kills} kills; compared with an uninterrupted run, bit for bit:")
     for name, answer in equal.items():
         print(f"  {name:22s} {'equal' if answer else 'DIFFERENT'}")
     return all(equal.values())
 
 
 @click.command()
-@click.option("--kills", help="How often training is killed", type=click.IntRange(min=0), default=50, show_default=True)
-@click.option("--seed", help="Of the moments of the kills", type=int, default=0, show_default=True)
+@click.option("--kills", help="Number of kills", type=click.IntRange(min=0), default=50, show_default=True)
+@click.option("--seed", help="Random seed of the moments", type=int, default=0, show_default=True)
 def main(kills: int, seed: int) -> None:
-    """Kill training at random moments and compare with a run that was never disturbed.
+    """Kill training at random moments and compare with an uninterrupted run.
 
     \b
     Example: python -m benchmarks.soak_resume --kills 50
     """
     with tempfile.TemporaryDirectory() as folder:
         if not soak(Path(folder), kills, seed):
-            raise click.ClickException("the run that was killed is not the run that was not")
+            raise click.ClickException("the interrupted run differs from the uninterrupted one")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Times the way from the command to the first frame, each time in a fresh process, with and without kept kernels.
+"""Time the start-up from the command to the first frame, in fresh processes, with and without cached kernels.
 
-python -m benchmarks.startup                    a pair of networks of the toy's size and of the published one
+python -m benchmarks.startup                    a pair of networks of the toy size and of the published one
 python -m benchmarks.startup --size toy --quick
 """
 
@@ -20,7 +20,7 @@ import click
 from benchmarks import harness, subjects
 from training.checkpoint import save_network
 
-# What a fresh process does, and the moments that it notes, in seconds since it was started.
+# The program of a fresh process, and the events that it records, in seconds since it was started.
 CHILD = """
 import json, sys, time
 started, device, threads, *paths = sys.argv[1:]
@@ -45,7 +45,7 @@ IMPORTS = ("import dnnlib.util", "import torch", "import generate", "import trai
 
 
 def run_child(program: str, arguments: list[str], environment: Mapping[str, str]) -> str:
-    """What a fresh process prints."""
+    """Return the output of a fresh process."""
     variables = {**os.environ, "PYTHONPATH": str(harness.ROOT), **environment}
     child = subprocess.run(
         [sys.executable, "-c", program, *arguments], cwd=harness.ROOT, env=variables, capture_output=True, text=True
@@ -56,20 +56,20 @@ def run_child(program: str, arguments: list[str], environment: Mapping[str, str]
 
 
 def first_frame(case: str, paths: list[str], device: str, threads: int, cache: Path) -> dict[str, float]:
-    """The moments of one process, in order; `cache` is where it keeps kernels, and is empty if it is to build them."""
+    """Return the times of the events of one process, in order; `cache` is its kernel cache, empty to build them."""
     environment = {"TORCH_UTILS_OPS": case.split(",")[0], "DNNLIB_CACHE_DIR": str(cache)}
     return json.loads(run_child(CHILD, [str(time.time()), device, str(threads), *paths], environment))
 
 
 def time_first_frame(report: harness.Report, size: str, device: str, threads: int, rounds: int, folder: Path) -> None:
-    """Add the table of one size: the moments of each case, and what building kernels adds."""
+    """Add the table of one size: the events of each case, and the time of building kernels."""
     paths = [str(folder / f"{stage}-{size}.pkl") for stage in subjects.NAMES]
     for stage, path in zip(subjects.NAMES, paths, strict=True):
         save_network(subjects.make_generator(stage, size), path)
     found: dict[str, list[dict[str, float]]] = {case: [] for case in CASES}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as cache:
-            for case in CASES:  # kernels that the third one builds are there for the fourth
+            for case in CASES:  # the fourth case uses the kernels that the third one builds
                 found[case].append(first_frame(case, paths, device, threads, Path(cache)))
     table = harness.Table(
         f"Both stages, {size}: seconds from the command until", ["moment", *CASES], note=f"{rounds} rounds."
@@ -80,7 +80,7 @@ def time_first_frame(report: harness.Report, size: str, device: str, threads: in
 
 
 def time_imports(report: harness.Report, rounds: int) -> None:
-    """Add the table of what imports cost."""
+    """Add the table of import times."""
     times: harness.Times = {program: [] for program in ("pass", *IMPORTS)}
     for _ in range(rounds):
         for program in times:
@@ -104,7 +104,7 @@ def time_imports(report: harness.Report, rounds: int) -> None:
 )
 @harness.options(rounds=2)
 def main(sizes: tuple[str, ...], device: str, threads: int, rounds: int, quick: bool, json_path: Path | None) -> None:
-    """Print when fresh processes have imported what they need, opened both networks, and made a frame."""
+    """Print the times at which fresh processes have imported modules, loaded both networks, and generated a frame."""
     sizes, rounds = (("toy",), 1) if quick else (sizes, rounds)
     report = harness.begin("startup", device, threads, sizes=sizes, rounds=rounds)
     time_imports(report, rounds)

@@ -1,4 +1,4 @@
-"""What benchmarks of the networks work on: both stages at the size of a preset, with made-up weights and clips."""
+"""Subjects of the network benchmarks: both stages at the size of a preset, with random weights and clips."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ DTYPES = ("float32", "float16", "bfloat16")
 SIZES = ("toy", "labdoom-small", "default")  # presets that both stages have; `default` is the published size
 NAMES = {"longvideogan-lres": "low resolution", "longvideogan-sres": "super-resolution"}
 LRES, SRES = NAMES
-SRES_FRAMES = 1  # what the generator of super-resolution makes at once here; its training makes four
+SRES_FRAMES = 1  # frames that the super-resolution generator computes at once here; four in training
 
 
 def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --size, --dtype and --budget, of benchmarks that time something at every shape of the networks."""
+    """Add --size, --dtype and --budget of the benchmarks that time every shape of the networks."""
     for option in (
         click.option("--budget", help="Seconds after which no new round of a row begins", type=float, default=4.0),
         click.option("--dtype", help="Of tensors", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True),
@@ -39,7 +39,7 @@ def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def make_system(stage: str, size: str, device: str = "cpu", **changes: Any) -> GAN:
-    """A stage at the size of a preset, its weights not trained, which costs the same; R1 is due at step 0 only."""
+    """Return a stage at the size of a preset, with untrained weights of equal cost; R1 is due at step 0 only."""
     row = STAGES[stage][size]
     shared = {"batch": row["batch"], "precision": None, "grad_accum": 1}
     run = Run(torch.device(device), **{name: changes.pop(name, value) for name, value in shared.items()})
@@ -48,7 +48,7 @@ def make_system(stage: str, size: str, device: str = "cpu", **changes: Any) -> G
 
 
 def make_generator(stage: str, size: str, device: str = "cpu") -> Any:
-    """The generator of a stage alone, its weights not trained."""
+    """Return the generator of a stage, with untrained weights."""
     torch.manual_seed(0)
     model = STAGES[stage][size]["model"]
     edges = {name: model[name] for name in ("height", "width", "lres_height", "lres_width") if name in model}
@@ -57,7 +57,7 @@ def make_generator(stage: str, size: str, device: str = "cpu") -> Any:
 
 
 class RepeatedPrompt(Prompt):
-    """The first frames of one clip (1, 3, T, h, w), whichever are asked for."""
+    """The first frames of one clip (1, 3, T, h, w), for any requested frames."""
 
     def __init__(self, clip: Tensor) -> None:
         self.clip = clip
@@ -73,7 +73,7 @@ def make_sampler(*networks: Any) -> Any:
 
 
 def make_batches(system: GAN, step: int) -> list[dict[str, Tensor]]:
-    """Clips of noise for a step, on the device."""
+    """Return clips of noise for a step, on the device."""
     rng = torch.Generator().manual_seed(step)
     return [
         {
@@ -88,7 +88,7 @@ def make_batches(system: GAN, step: int) -> list[dict[str, Tensor]]:
 
 
 def passes(system: Any) -> dict[str, Callable[[], object]]:
-    """What training does with a network, one clip at a time; gradients are left as they are found: none."""
+    """Return the passes of training, one clip at a time; gradients are reset to None."""
     rng = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -129,5 +129,5 @@ def passes(system: Any) -> dict[str, Callable[[], object]]:
 
 
 def num_frames(system: Any, name: str) -> int:
-    """Frames that a pass of `passes` makes or judges."""
+    """Return the number of frames that a pass of `passes` processes."""
     return SRES_FRAMES if system.needs_condition and name.startswith("G") else system.options.num_frames

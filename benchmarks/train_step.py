@@ -1,4 +1,5 @@
-"""Times whole training steps of both stages: the plain path in float32 against the fast one, and what is not networks.
+"""Time whole training steps of both stages: the reference in float32 compared with the fast path, and work besides
+networks.
 
 python -m benchmarks.train_step                                    toy size, on a CPU
 python -m benchmarks.train_step --size default --device cuda       published size, in every precision
@@ -22,17 +23,17 @@ from torch_utils.precision import PRECISIONS, tf32
 from training.longvideogan.gan import GAN
 from training.optim import Report, make_adam
 
-R1_INTERVAL = 16  # steps of the published recipe to an R1 update
-MIN_ROUNDS = 5  # of what takes milliseconds
-# A GPU's share of the published batches of 64 and 32 on eight of them; on a CPU the toy's own.
+R1_INTERVAL = 16  # published number of steps between R1 updates
+MIN_ROUNDS = 5  # for work of milliseconds
+# One eighth of the published batches of 64 and 32, for one of eight GPUs; on a CPU the toy's own.
 CUDA_BATCH = {subjects.LRES: 8, subjects.SRES: 4}
 CPU_BATCH = {subjects.LRES: 4, subjects.SRES: 2}
-# Least speed-up over the reference on a GPU, by the fastest variant.
+# Minimum speed-up of the fastest variant over the reference on a GPU.
 BARS = {subjects.LRES: 4.0, subjects.SRES: 3.0}
 
 
 class Variant(NamedTuple):
-    """Which operators, in which of `torch_utils.precision`."""
+    """Operators, and one of `torch_utils.precision`."""
 
     impl: str
     precision: str
@@ -45,7 +46,7 @@ REFERENCE = Variant("ref", "fp32")
 
 
 def variants(system: GAN) -> list[Variant]:
-    """The reference, then every precision that suits the stage and its device."""
+    """Return the reference, then every precision that the stage and its device support."""
     found = []
     for precision in PRECISIONS:
         try:
@@ -72,7 +73,7 @@ def time_stage(report: harness.Report, stage: str, size: str, device: str, batch
     table = harness.Table(
         f"{subjects.NAMES[stage].capitalize()}, {size}, batch {batch}: seconds",
         ["operators, precision", "step without R1", "R1 update", "mean step", "clips/s", "against the reference"],
-        note=f"The mean step has a share of 1/{R1_INTERVAL} of an R1 update.",
+        note=f"The mean step includes 1/{R1_INTERVAL} of an R1 update.",
     )
     gains = {variant: harness.ratio(times, f"{REFERENCE}: mean", f"{variant}: mean") for variant in chosen}
     for variant in chosen:
@@ -85,21 +86,21 @@ def time_stage(report: harness.Report, stage: str, size: str, device: str, batch
 
 
 def step(system: GAN, batches: list[dict[str, Tensor]], variant: Variant) -> None:
-    """A step without R1."""
+    """Take a step without R1."""
     system.set_precision(variant.precision)
     with backends.using(variant.impl):
         system.step(iter(batches), 1)
 
 
 def penalty(system: GAN, batch: dict[str, Tensor], variant: Variant) -> None:
-    """The R1 update of a step that has one."""
+    """Run the R1 update."""
     system.set_precision(variant.precision)
     with backends.using(variant.impl), tf32(variant.precision == "tf32"):
         system.penalize_discriminator(batch, 0, Report())
 
 
 def time_housekeeping(report: harness.Report, stage: str, size: str, device: str, rounds: int) -> None:
-    """Add what a step does besides networks, for the generator: all tensors at once, against one after another."""
+    """Add the work of a step besides networks, for the generator: fused over all tensors, compared with one by one."""
     system = subjects.make_system(stage, size, device, batch=1)
     parameters = list(system.G.parameters())
     for parameter in parameters:
@@ -150,7 +151,7 @@ def time_housekeeping(report: harness.Report, stage: str, size: str, device: str
     default=["toy"],
     show_default=True,
 )
-@click.option("--batch", help="Clips a step, instead of the usual 8 and 4 on a GPU, 4 and 2 on a CPU", type=int)
+@click.option("--batch", help="Clips per step, instead of the usual 8 and 4 on a GPU, 4 and 2 on a CPU", type=int)
 @harness.options()
 def main(
     sizes: tuple[str, ...],
@@ -161,7 +162,7 @@ def main(
     quick: bool,
     json_path: Path | None,
 ) -> None:
-    """Print how long steps take, and how many times as fast as the literal operators in float32 they are."""
+    """Print the times of steps, and their speed-up over the literal operators in float32."""
     sizes, rounds = (("toy",), 1) if quick else (sizes, rounds)
     report = harness.begin("train_step", device, threads, sizes=sizes, rounds=rounds)
     for size in sizes:

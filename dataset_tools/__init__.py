@@ -1,1 +1,1 @@
-"""Make datasets: footage of any kind becomes sharded zips of JPEG frames that training reads."""
+"""Dataset makers: convert videos, images and simulations to the sharded zips of JPEG frames that training reads."""

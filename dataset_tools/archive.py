@@ -1,4 +1,4 @@
-"""Write datasets: shards of stored JPEGs that appear whole or not at all, and the files that describe them."""
+"""Write datasets: shards of stored JPEGs, written atomically, and the files that describe them."""
 
 import collections
 import contextlib
@@ -22,20 +22,20 @@ from dnnlib.util import size_name
 DESCRIPTION = "dataset.json"
 MANIFEST = "manifest.json"
 
-DERIVED = ("fps", "sizes", "partitions", "num_clips", "num_frames", "versions", "hashes")  # not facts, but found
+DERIVED = ("fps", "sizes", "partitions", "num_clips", "num_frames", "versions", "hashes")  # computed, not given
 
-_FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold: the same frames make the same bytes whenever made
+_FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest date of a zip, so that equal frames give equal bytes at any time
 
 T = TypeVar("T")
 
 
 def shard_name(index: int) -> str:
-    """The file name of shard `index`, as "partition_0000.zip"."""
+    """Return the file name of shard `index`, such as "partition_0000.zip"."""
     return f"partition_{index:04d}.zip"
 
 
 def partition(items: Sequence[T], index: int, num_partitions: int) -> Sequence[T]:
-    """Run number `index` of `num_partitions` contiguous, nearly equal runs; the first ones get the remainder."""
+    """Return run `index` of `num_partitions` contiguous, nearly equal runs; the first ones get the remainder."""
     if not 0 <= index < num_partitions:
         raise ValueError(
             f"partition {index} does not exist; {num_partitions} partitions are 0 ... {num_partitions - 1}"
@@ -47,11 +47,11 @@ def partition(items: Sequence[T], index: int, num_partitions: int) -> Sequence[T
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What one partition came to hold; plain values, so that it can cross processes.
+    """The contents of one partition as plain values, which can be passed between processes.
 
-    `hashes` maps its files, relative to the root, to their SHA-256. `clips` maps each clip to "frames", the number, to
-    "sha256", which for each size is that of its stored frames one after another, and to further facts of the clip.
-    `rates` counts clips by frames a second; `skipped` says in words what was left out.
+    `hashes` maps its files, relative to the root, to their SHA-256. `clips` maps each clip to its number of "frames",
+    to "sha256", for each size the hash of its concatenated stored frames, and to further facts of the clip. `rates`
+    counts clips by frames per second; `skipped` describes the clips that were left out.
     """
 
     index: int
@@ -62,7 +62,7 @@ class ShardReport:
     skipped: list[str]
 
     def summary(self) -> dict[str, Any]:
-        """The entry of dataset.json."""
+        """Return the entry of dataset.json."""
         return {
             "clips": len(self.clips),
             "frames": sum(clip["frames"] for clip in self.clips.values()),
@@ -72,7 +72,7 @@ class ShardReport:
 
 
 class ClipWriter:
-    """Takes the frames of a clip, called with the files of one frame, one for each size.
+    """A function that takes the frames of a clip, called with the files of one frame, one for each size.
 
     `cuts` may be set to the numbers of the frames that begin a new shot; the clip is then stored shot by shot.
     """
@@ -88,7 +88,7 @@ class ClipWriter:
         self.lengths.append([len(data) for data in files])
 
     def pieces(self, name: str) -> Iterator[tuple[str, range]]:
-        """The clips that this becomes, with their frames: itself, or its shots."""
+        """Yield the stored clips and their frames: the clip itself, or its shots."""
         num_frames = len(self.lengths)
         if self.cuts is None:
             yield name, range(num_frames)
@@ -98,10 +98,10 @@ class ClipWriter:
 
 
 class ShardWriter:
-    """One shard at several sizes: a zip in each size's folder, renamed to its final name when all is written.
+    """Write one shard at several sizes: a zip in each size's folder, renamed to its final name when complete.
 
-    Use it as a context manager: on an exception nothing is left behind, and an earlier shard of the name stays as is.
-    A shard without clips leaves no zip, and removes an earlier one. `report` tells afterwards what was written.
+    Use it as a context manager: on an exception the temporary files are deleted, and an existing shard of the name is
+    kept. A shard without clips leaves no zip, and removes an existing one. `report` describes the result.
     """
 
     def __init__(self, root: str | os.PathLike[str], sizes: Sequence[Size], index: int) -> None:
@@ -110,7 +110,7 @@ class ShardWriter:
         self.index = index
         self.paths = [self.root / size_name(size) / shard_name(index) for size in self.sizes]
         self.frame_paths: dict[str, list[str]] = {}
-        self.dropped: list[tuple[str, int]] = []  # clips that were too short, with their number of frames
+        self.dropped: list[tuple[str, int]] = []  # clips that were too short, with their numbers of frames
         self._clips: dict[str, dict[str, Any]] = {}
         self._notes: dict[str, dict[str, Any]] = {}
         self._hashes: dict[str, str] = {}
@@ -143,7 +143,7 @@ class ShardWriter:
                 path.unlink()
 
     def report(self, rates: Mapping[float, int] | None = None, skipped: Sequence[str] = ()) -> ShardReport:
-        """What the shard came to hold; to be asked for after the context was left."""
+        """Return the contents of the shard; to be called after the context has exited."""
         names = tuple(size_name(size) for size in self.sizes)
         return ShardReport(self.index, names, self._hashes, self._clips, dict(rates or {}), list(skipped))
 
@@ -151,11 +151,11 @@ class ShardWriter:
     def clip(
         self, name: str, min_frames: int = 1, facts: Mapping[str, Any] | None = None, **notes: Any
     ) -> Iterator[ClipWriter]:
-        """Write one clip: yields what takes its frames, as files, one for each size.
+        """Write one clip: yield a `ClipWriter` that takes its frames, as files, one for each size.
 
-        Frames are named frame_000000.jpg and so on. A clip that ends in an exception leaves no trace in the shard, nor
-        does one of fewer than `min_frames` frames, other than in `dropped`. `facts` go to the manifest. Each entry of
-        `notes`, such as `actions=[...]`, goes to `<note>.json` under the clip's name and has one element a frame.
+        Frames are named frame_000000.jpg and so on. A clip that ends in an exception leaves no trace in the shard, and
+        one of fewer than `min_frames` frames only in `dropped`. `facts` go to the manifest. Each entry of `notes`, such
+        as `actions=[...]`, goes to `<note>.json` under the clip's name and has one element per frame.
         """
         with contextlib.ExitStack() as stack:
             spools = [stack.enter_context(tempfile.TemporaryFile(dir=path.parent)) for path in self.paths]
@@ -178,7 +178,7 @@ class ShardWriter:
     def _add(
         self, name: str, spools: Sequence[IO[bytes]], lengths: Sequence[Sequence[int]], facts: Mapping[str, Any]
     ) -> None:
-        """Move a clip's frames, whose files have the given lengths, from the spools into the zips."""
+        """Copy a clip's frames, whose files have the given lengths, from the spools into the zips."""
         assert name not in self.frame_paths, f"clip {name} is written twice"
         names = [f"frame_{index:06d}.jpg" for index in range(len(lengths))]
         digests = {}
@@ -196,15 +196,15 @@ class ShardWriter:
 
 
 def store_member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    """Add a member to a zip, uncompressed and without a date, so that the same content makes the same bytes."""
+    """Add a member to a zip, uncompressed and with a fixed date, so that equal contents give equal bytes."""
     info = zipfile.ZipInfo(name, _FIXED_TIME)
-    info.create_system = 3  # Unix on every machine, for the same bytes
+    info.create_system = 3  # Unix on every machine, for equal bytes
     info.external_attr = 0o644 << 16
     archive.writestr(info, data)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a killed writer of this file left beside it."""
+    """Remove temporary files that a killed writer of this file left beside it."""
     for leftover in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
         leftover.unlink(missing_ok=True)
 
@@ -212,7 +212,7 @@ def remove_leftovers(path: Path) -> None:
 def refuse_mixture(
     root: str | os.PathLike[str], sizes: Sequence[Size], replaced: Iterable[int], num_partitions: int, **facts: Any
 ) -> None:
-    """ValueError if making partitions `replaced` at `sizes` would leave others that were made with other facts."""
+    """Raise ValueError if making partitions `replaced` at `sizes` would keep others made with different facts."""
     known = read_description(root)
     if known is None:
         return
@@ -230,7 +230,7 @@ def refuse_mixture(
 
 
 def read_description(root: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The content of `<root>/dataset.json`, None if there is none."""
+    """Return the contents of `<root>/dataset.json`, None if there is none."""
     path = Path(root) / DESCRIPTION
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -244,9 +244,9 @@ def describe_dataset(
 ) -> None:
     """Write or extend `<root>/dataset.json` and `<root>/manifest.json` after some partitions were written.
 
-    `facts` are source, split, seed and whatever else holds for all shards; the frame rate is that of most clips.
-    Partitions may finish in any order and at the same time: what others wrote, also about other sizes, is kept, unless
-    it was made with other facts; shards of such an earlier making are deleted.
+    `facts` are source, split, seed and other facts common to all shards; the frame rate is that of most clips.
+    Partitions may finish in any order and concurrently: entries of others, also about other sizes, are kept, unless
+    they were made with different facts; their shards are then deleted.
     """
     assert not facts.keys() & set(DERIVED), facts
     root = Path(root)
@@ -275,7 +275,7 @@ def describe_dataset(
 def _without(
     report: ShardReport, hashes: Mapping[str, str], clips: Mapping[str, dict[str, Any]]
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-    """Hashes and clips as if the partition of the report had never been made at the report's sizes."""
+    """Return hashes and clips without those of the report's partition at the report's sizes."""
     stale = {f"{name}/{shard_name(report.index)}" for name in report.size_names}
     kept = {}
     for name, clip in clips.items():
@@ -296,7 +296,7 @@ def write_description(
     clips: Mapping[str, Mapping[str, Any]],
     versions: Mapping[str, str],
 ) -> None:
-    """Write dataset.json and manifest.json from all that is known; the same knowledge makes the same bytes."""
+    """Write dataset.json and manifest.json; equal inputs give equal bytes."""
     rates: collections.Counter[str] = collections.Counter()
     for entry in partitions.values():
         rates.update(entry["rates"])
@@ -316,13 +316,13 @@ def write_description(
 
 
 def read_manifest(root: Path) -> dict[str, dict[str, Any]]:
-    """The clips in `<root>/manifest.json`, none if there is no such file."""
+    """Return the clips in `<root>/manifest.json`, empty if there is no such file."""
     path = root / MANIFEST
     return json.loads(path.read_text())["clips"] if path.exists() else {}
 
 
 def _changes(known: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
-    """One phrase for each fact that differs from what dataset.json says."""
+    """Return one phrase for each fact that differs from dataset.json."""
     facts = json.loads(json.dumps(facts))
     return [
         f"{name} is {known.get(name)!r}, not {value!r}" for name, value in facts.items() if known.get(name) != value
@@ -330,15 +330,15 @@ def _changes(known: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
 
 
 def size_of(shard: str) -> str:
-    """The folder of a shard given by its path inside the root."""
+    """Return the size folder of a shard, given by its path inside the root."""
     return shard.partition("/")[0]
 
 
 def index_of(shard: str) -> int:
-    """The number of a shard named as `shard_name` does."""
+    """Return the number of a shard named by `shard_name`."""
     return int(Path(shard).stem.rpartition("_")[2])
 
 
 def locked(root: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold what describes a dataset, against other processes."""
+    """Lock the description of a dataset against other processes."""
     return locks.locked(root / f"{DESCRIPTION}.lock")

@@ -1,7 +1,7 @@
-"""Encode the frames of a dataset by a tokenizer, once, for systems that learn from tokens.
+"""Encode the frames of a dataset with a tokenizer, for systems that are trained on tokens.
 
 Example:
-  python -m dataset_tools.encode_dataset data/mine --tokenizer=runs/tokenizer/00000/tokenizer.pkl
+    python -m dataset_tools.encode_dataset data/mine --tokenizer=runs/tokenizer/00000/tokenizer.pkl
 """
 
 import collections
@@ -32,18 +32,18 @@ from training.data.dataset import ClipDataset, Size, to_float
 from training.data.streams import stored_streams
 from training.network_file import load_tokenizer
 
-_CHUNKS_AHEAD = 3  # of decoded frames, besides the one that is encoded
+_CHUNKS_AHEAD = 3  # decoded chunks of frames, besides the one being encoded
 
 
 @dataclass
 class _Job:
-    """A dataset, the tokenizer that encodes it, and where its tokens go."""
+    """A dataset, its tokenizer, and the destination of the tokens."""
 
     dataset: ClipDataset
     tokenizer: Any  # a Tokenizer, and a network
     device: torch.device
     out: Path
-    manifest: codes.CodesManifest  # of all partitions; those that were made are in the file
+    manifest: codes.CodesManifest  # of all partitions; the file lists the ones that exist
     batch: int
     workers: int
     tally: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -66,7 +66,7 @@ class _Job:
 def _probe(tokenizer: Tokenizer, device: torch.device) -> tuple[int, int]:
     """Return the grid of a tokenizer: cells along height and width.
 
-    Raises `ValueError` if it does not give what its attributes promise, or has more tokens than can be stored.
+    Raises `ValueError` if its output does not match its attributes, or if its vocabulary exceeds the storage format.
     """
     if not 0 < tokenizer.vocabulary <= codes.MAX_VOCABULARY:
         raise ValueError(
@@ -85,7 +85,7 @@ def _probe(tokenizer: Tokenizer, device: torch.device) -> tuple[int, int]:
 
 
 def _encode(job: _Job, frames: np.ndarray) -> np.ndarray:
-    """Return the tokens of successive clips uint8 (n, T, H, W, 3), one after another: uint16 (steps, h, w)."""
+    """Encode successive clips uint8 (n, T, H, W, 3), and return their concatenated tokens: uint16 (steps, h, w)."""
     found = job.tokenizer.encode(to_float(torch.from_numpy(frames), job.device)).cpu().numpy()
     if found.min(initial=0) < 0 or found.max(initial=0) >= job.manifest.vocabulary:
         raise ValueError(
@@ -100,9 +100,9 @@ def _encode(job: _Job, frames: np.ndarray) -> np.ndarray:
 
 
 def _chunks(job: _Job, clips: Sequence[int]) -> Iterator[tuple[int, range, int]]:
-    """Yield what is encoded at once: a clip, its frames, and how many of them go together.
+    """Yield the chunks to encode: a clip, its frames, and the number of frames that are encoded together.
 
-    Chunks never mix clips, so that tokens do not depend on how the clips are divided into partitions.
+    Chunks never mix clips, so that tokens do not depend on the division of clips into partitions.
     """
     length = job.tokenizer.clip_frames
     for clip in clips:
@@ -146,7 +146,7 @@ def _decoded(job: _Job, clips: Sequence[int]) -> Iterator[tuple[int, np.ndarray]
 
 
 def _is_made(job: _Job, index: int, clips: Sequence[int]) -> bool:
-    """Return whether a partition is there, whole, and of these very frames."""
+    """Return whether a partition exists, complete, and for these frames."""
     if not (job.folder / codes.MANIFEST).exists():
         return False
     known = codes.read_codes_manifest(job.folder)
@@ -157,12 +157,12 @@ def _is_made(job: _Job, index: int, clips: Sequence[int]) -> bool:
 
 
 def _facts(manifest: codes.CodesManifest) -> dict[str, Any]:
-    """Return what all partitions share."""
+    """Return the facts common to all partitions."""
     return {name: value for name, value in asdict(manifest).items() if name != "partitions"}
 
 
 def _source(job: _Job, clips: Sequence[int]) -> str:
-    """Return what tells the frames of a partition from others."""
+    """Return a hash that identifies the frames of a partition."""
     return job.dataset.store(job.size).content_key(clips)
 
 
@@ -217,7 +217,7 @@ def _member(job: _Job, clip: int) -> str:
 
 
 def _stream_values(job: _Job, clips: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Return the streams of clips as the zips of their frames have them, so that tokens are of use without frames."""
+    """Return the streams of clips from the zips of their frames, so that tokens can be used without frames."""
     found: dict[str, dict[str, Any]] = {}
     store = job.dataset.store(job.size)
     for path in dict.fromkeys(store.shards[store.clip_shards[clip]] for clip in clips):
@@ -233,7 +233,7 @@ def _stream_values(job: _Job, clips: Sequence[int]) -> dict[str, dict[str, Any]]
 
 
 def _describe(job: _Job, index: int | None, entry: dict[str, Any] | None) -> None:
-    """Enter a partition into the manifest; without one, forget partitions that were made with other facts."""
+    """Add a partition to the manifest; without one, remove partitions that were made with different facts."""
     path = job.folder / codes.MANIFEST
     with locks.locked(job.folder / f"{codes.MANIFEST}.lock"):
         known = codes.read_codes_manifest(job.folder).partitions if path.exists() else {}
@@ -247,7 +247,7 @@ def _describe(job: _Job, index: int | None, entry: dict[str, Any] | None) -> Non
 
 
 def _refuse_mixture(job: _Job, indices: Sequence[int]) -> None:
-    """Raise `ValueError` if partitions that were made otherwise would stay; remove those that will be made again."""
+    """Raise `ValueError` if partitions made with different facts would be kept; remove those to be made again."""
     if not (job.folder / codes.MANIFEST).exists():
         return
     known = codes.read_codes_manifest(job.folder)
@@ -280,11 +280,11 @@ def _refuse_mixture(job: _Job, indices: Sequence[int]) -> None:
 # fmt: off
 @click.option("--tokenizer", "tokenizer_path", help="File of the tokenizer", required=True, metavar="FILE")
 @click.option(
-    "--out", help="Dataset to put the tokens into  [default: ROOT]", type=click.Path(file_okay=False, path_type=Path)
+    "--out", help="Dataset to write the tokens to  [default: ROOT]", type=click.Path(file_okay=False, path_type=Path)
 )
 @click.option(
     "--batch",
-    help="Clips of the tokenizer's length to encode at once",
+    help="Clips of the tokenizer's length per batch",
     type=click.IntRange(min=1),
     default=16,
     show_default=True,
@@ -294,15 +294,15 @@ def _refuse_mixture(job: _Job, indices: Sequence[int]) -> None:
 @click.option("--partition", help="Make this partition only, from 0 on  [default: all]", type=click.IntRange(min=0))
 @click.option(
     "--num-partitions",
-    help="Zips to divide the clips into  [default: as many as of frames]",
+    help="Zips to divide the clips into  [default: as many as there are zips of frames]",
     type=click.IntRange(1, 9999),
 )
 # fmt: on
 def main(root: Path, **options: Any) -> None:
     """Encode all frames of the dataset ROOT and store the tokens beside them.
 
-    Frames are read at the tokenizer's size. What is there already is kept, so that a run that was interrupted goes on
-    when the command is given again.
+    Frames are read at the tokenizer's size. Existing partitions are kept, so that an interrupted run continues when the
+    command is repeated.
     """
     try:
         encode_dataset(root, **options)
@@ -321,13 +321,13 @@ def encode_dataset(
     partition: int | None = None,
     num_partitions: int | None = None,
 ) -> None:
-    """Do what the command does; `ValueError` if it cannot be done."""
+    """Run the command; raise `ValueError` if it cannot be done."""
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer, sha256 = load_tokenizer(tokenizer_path, where)
     size = (tokenizer.height, tokenizer.width)
     dataset = ClipDataset(root, [size])
     num_partitions = num_partitions or len(dataset.store(size).shards)
-    with tf32(False):  # so that the same frames make the same tokens
+    with tf32(False):  # so that equal frames give equal tokens
         manifest = codes.CodesManifest(
             tokenizer=sha256,
             grid=_probe(tokenizer, where),
@@ -346,7 +346,7 @@ def encode_dataset(
 
 
 def _make(job: _Job, indices: Sequence[int]) -> None:
-    """Make the partitions that are not there yet under a progress bar."""
+    """Encode the missing partitions under a progress bar."""
     numbers = range(len(job.dataset.clips))
     parts = {index: archive.partition(numbers, index, job.manifest.num_partitions) for index in indices}
     _refuse_mixture(job, indices)
@@ -372,13 +372,13 @@ def _tail(length: int, item: Any) -> str | None:
 
 
 def _say(job: _Job, partition: int | None) -> None:
-    """Say what was made, how fast, and what comes next."""
+    """Print the results, the speed, and the next command."""
     tally = job.tally
     if kept := tally["shards"] - tally["made"]:
         click.echo(f"{kept} of {tally['shards']} shards were there already.")
     if tally["encoded frames"]:
         rate = tally["encoded frames"] / max(tally["milliseconds"] / 1000, 1e-3)
-        click.echo(f"{tally['encoded frames']} frames encoded, {rate:.0f} frames a second.")
+        click.echo(f"{tally['encoded frames']} frames encoded, {rate:.0f} frames per second.")
     megabytes, before = tally["bytes"] / 1e6, tally["frame bytes"] / 1e6
     grid = "x".join(map(str, job.manifest.grid))
     part = "" if partition is None else f"partition {partition} of "

@@ -1,4 +1,4 @@
-"""Turn decoded frames into stored ones: centre crop, Lanczos resize and JPEG, the same in every dataset maker."""
+"""Convert decoded frames to stored ones: centre crop, Lanczos resize and JPEG, the same in every dataset maker."""
 
 import collections
 import concurrent.futures
@@ -34,7 +34,7 @@ class SizesType(click.ParamType):
 
 
 def parse_sizes(text: str) -> tuple[Size, ...]:
-    """Read "36x64,144x256" as ((36, 64), (144, 256)), height first; ValueError on anything else or on a repeat."""
+    """Parse "36x64,144x256" as ((36, 64), (144, 256)), height first; raise ValueError on anything else or a repeat."""
     sizes = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)x(\d+)\s*", part)
@@ -47,21 +47,21 @@ def parse_sizes(text: str) -> tuple[Size, ...]:
 
 
 def encode_jpeg(frame: np.ndarray, quality: int = 100, chroma: str = "4:4:4") -> bytes:
-    """The JPEG of a frame (uint8 H W 3); datasets store it like this unless told otherwise: little is lost."""
+    """Encode a frame (uint8 H W 3) as JPEG; the defaults are those of datasets and nearly lossless."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, format="JPEG", quality=quality, subsampling=CHROMAS[chroma])
     return buffer.getvalue()
 
 
 def encode_at_sizes(frame: np.ndarray, sizes: Sequence[Size], quality: int = 100, chroma: str = "4:4:4") -> list[bytes]:
-    """One JPEG of `frame` (uint8 H W 3) for each size, each resized from the whole frame."""
+    """Return one JPEG of `frame` (uint8 H W 3) for each size, each resized from the whole frame."""
     return [encode_jpeg(center_crop_and_resize(frame, height, width), quality, chroma) for height, width in sizes]
 
 
 def encode_stream(frames: Iterable[np.ndarray], sizes: Sequence[Size], num_threads: int) -> Iterator[list[bytes]]:
-    """`encode_at_sizes` of each frame, in order, computed by `num_threads` threads a few frames ahead.
+    """Yield `encode_at_sizes` of each frame, in order, computed by `num_threads` threads a few frames ahead.
 
-    Pillow resizes and encodes outside Python's lock, so threads keep all cores busy.
+    Pillow releases the GIL while it resizes and encodes, so threads keep all cores busy.
     """
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
         pending = collections.deque[concurrent.futures.Future[list[bytes]]]()

@@ -1,4 +1,4 @@
-"""Look at the token shards of a dataset, as `inspect_dataset` does at its frames."""
+"""Inspect the token shards of a dataset, as `inspect_dataset` does its frames."""
 
 import hashlib
 import zipfile
@@ -18,7 +18,7 @@ _FAULTS = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipF
 
 @dataclass
 class CodesReport:
-    """What a folder of tokens holds, as plain values, and what is wrong with it."""
+    """The contents of a folder of tokens, as plain values, and its problems."""
 
     facts: dict[str, Any]
     problems: list[Problem] = field(default_factory=list)
@@ -32,7 +32,7 @@ def codes_folders(root: Path) -> list[Path]:
 def inspect_codes(folder: Path, frames: Mapping[str, int] | None, quick: bool) -> CodesReport:
     """Open the tokens of a folder as training does, and read all of them unless `quick`.
 
-    `frames` are the clips of the dataset with their numbers of frames, None if it has no frames.
+    `frames` maps the clips of the dataset to their numbers of frames, None if it has no frames.
     """
     report = CodesReport({"folder": folder.name})
     try:
@@ -61,7 +61,7 @@ def inspect_codes(folder: Path, frames: Mapping[str, int] | None, quick: bool) -
 
 
 def _damages(store: CodeStore) -> Iterator[Problem]:
-    """Yield what is wrong with the content of shards: checksums, and tokens that are not in the vocabulary."""
+    """Yield damages in the contents of shards: checksums, and tokens that are not in the vocabulary."""
     for path in store.shards:
         place = f"{path.parent.name}/{path.name}"
         listed = store.manifest.partitions.get(f"{partition_of(path) or 0:04d}", {})
@@ -84,7 +84,7 @@ def _damages(store: CodeStore) -> Iterator[Problem]:
 
 
 def print_codes(facts: Mapping[str, Any]) -> None:
-    """Print what a folder of tokens holds on one line."""
+    """Print the contents of a folder of tokens on one line."""
     if "clips" not in facts:
         click.echo(f"  {facts['folder']}  cannot be read")
         return
@@ -97,7 +97,7 @@ def print_codes(facts: Mapping[str, Any]) -> None:
 
 
 def inspect_codes_alone(root: Path, quick: bool) -> None:
-    """Inspect a dataset that has tokens but no frames; `ValueError` if training would refuse them."""
+    """Inspect a dataset that has tokens but no frames; raise `ValueError` if training would reject them."""
     click.echo(f"{root}: tokens without frames\n")
     errors = []
     for folder in codes_folders(root):
@@ -108,6 +108,6 @@ def inspect_codes_alone(root: Path, quick: bool) -> None:
         errors += [problem for problem in report.problems if problem.kind == "damaged tokens"]
     if errors:
         raise ValueError(
-            f"{len(errors)} errors: training would refuse this; delete what is damaged and make it again: "
+            f"{len(errors)} errors: training would reject this; delete the damaged files and make them again: "
             f"{encode_command(root)}"
         )

@@ -1,7 +1,7 @@
-"""Read a whole dataset and say what it holds, all that is wrong with it, and the command that mends each thing.
+"""Read a whole dataset, and report its contents, all problems, and the command that fixes each of them.
 
 Example:
-  python -m dataset_tools.inspect_dataset data/mine --sheet mine.png
+    python -m dataset_tools.inspect_dataset data/mine --sheet mine.png
 """
 
 import collections
@@ -41,15 +41,15 @@ from dataset_tools.inspect_shard import (
 from dnnlib.util import atomic_path, format_time
 from training.data.dataset import ASSUMED_FPS, ClipDataset
 
-LRES_FRAMES, SRES_FRAMES = 128, 12  # of a clip, which the stages of training need at their published settings
+LRES_FRAMES, SRES_FRAMES = 128, 12  # clip length that each training stage needs at its published settings
 
 _SHOWN_PLACES = 4  # of each kind of problem; the JSON file has more
-_QUICK_CLIPS = 64  # of which pictures are compared between sizes
+_QUICK_CLIPS = 64  # clips whose images are compared between sizes
 
 
 @dataclass
 class Tally:
-    """What there is of one size."""
+    """The statistics of one size."""
 
     num_shards: int = 0
     num_frames: int = 0
@@ -61,7 +61,7 @@ class Tally:
 
 @dataclass
 class Dataset:
-    """A dataset under inspection: its zips by folder, what describes it, and what was found."""
+    """A dataset under inspection: its zips by folder, its description, and the findings."""
 
     root: Path
     shards: dict[str, list[Path]]
@@ -70,7 +70,7 @@ class Dataset:
     findings: Findings = field(default_factory=Findings)
     tallies: dict[str, Tally] = field(default_factory=dict)
     matches: list[float] = field(default_factory=list)
-    told: set[tuple[str, str]] = field(default_factory=set)  # kinds, and clips of which it was said
+    told: set[tuple[str, str]] = field(default_factory=set)  # (kind, clip) of reported problems
     compared: set[str] = field(default_factory=set)  # folders
 
 
@@ -86,7 +86,7 @@ def _area(folder: str) -> int:
 
 
 def open_dataset(root: Path) -> Dataset:
-    """List the zips of a dataset and read what describes it; ValueError if there is no folder of any size."""
+    """List the zips of a dataset and read its description; raise ValueError if it has no folder of any size."""
     folders = sorted(path.name for path in root.iterdir() if path.is_dir() and parse_size(path.name))
     if not folders:
         inner = sorted(path.parent for path in root.glob("*/[0-9]*x[0-9]*") if parse_size(path.name))
@@ -128,7 +128,7 @@ def open_dataset(root: Path) -> Dataset:
 
 
 def _in_order(jobs: Iterable[tuple[Callable[[], Any], Callable[[Any], None]]], workers: int) -> None:
-    """Run jobs in threads, a few ahead, and hand the result of each to its receiver, in order."""
+    """Run jobs in threads, a few ahead, and pass each result to its callback, in order."""
     pending = collections.deque[tuple[concurrent.futures.Future[Any], Callable[[Any], None]]]()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         try:
@@ -144,7 +144,7 @@ def _in_order(jobs: Iterable[tuple[Callable[[], Any], Callable[[Any], None]]], w
 
 
 def scan(dataset: Dataset, all_frames: bool, workers: int) -> None:
-    """Read all zips: fills the tallies, and finds what is wrong within each zip."""
+    """Read all zips, fill the tallies, and report problems within each zip."""
     total = sum(path.stat().st_size for paths in dataset.shards.values() for path in paths)
     with click.progressbar(length=total, label="Reading frames") as bar:
         _in_order(_scan_jobs(dataset, all_frames, bar), workers)
@@ -186,7 +186,7 @@ def _scan_jobs(
 
 
 def _enter(dataset: Dataset, tally: Tally, shard: Shard, clip: str, summary: Clip) -> None:
-    """Note a clip that the directory of a zip tells of."""
+    """Add a clip, as listed in the directory of a zip."""
     place = f"{shard.name}  {clip}"
     if clip in tally.clips:
         first = tally.clips[clip].shard.name
@@ -202,14 +202,14 @@ def _enter(dataset: Dataset, tally: Tally, shard: Shard, clip: str, summary: Cli
 
 
 def _tell_once(dataset: Dataset, kind: str, shard: Shard, clip: str, detail: str) -> None:
-    """Note a problem of what a clip shows, unless another size of it shows the same."""
+    """Report a problem of a clip's frames, unless it was reported for another size."""
     if (kind, clip) not in dataset.told:
         dataset.told.add((kind, clip))
         dataset.findings.report(kind, f"{shard.name}  {clip}", detail, shard.partition)
 
 
 def _take(dataset: Dataset, shard: Shard, clip: str, result: ClipScan) -> None:
-    """Note what came of reading the frames of a clip."""
+    """Add the result of reading the frames of a clip."""
     folder = shard.path.parent.name
     dataset.findings.add(result.problems)
     tally = dataset.tallies[folder]
@@ -224,7 +224,7 @@ def _take(dataset: Dataset, shard: Shard, clip: str, result: ClipScan) -> None:
 
 
 def check_clips(dataset: Dataset) -> None:
-    """Compare the clips of all sizes, and with each other, by what the directories of the zips tell."""
+    """Compare the clips between sizes, and with each other, by the directories of the zips."""
     findings = dataset.findings
     names = sorted({clip for tally in dataset.tallies.values() for clip in tally.clips})
     for name in names:
@@ -254,7 +254,7 @@ def check_clips(dataset: Dataset) -> None:
 
 
 def match_sizes(dataset: Dataset, all_clips: bool, workers: int) -> None:
-    """Look whether the pictures of each clip are the same in all sizes of an aspect, in some frames of it."""
+    """Check that the images of each clip are the same in all sizes of an aspect ratio, in some frames of it."""
     largest = sorted(dataset.tallies, key=_area, reverse=True)
     pairs = []
     for folder in largest:
@@ -297,7 +297,7 @@ def _close(shards: Sequence[Shard], _: None) -> None:
 
 
 def check_description(dataset: Dataset) -> None:
-    """Compare dataset.json with the zips that there are."""
+    """Compare dataset.json with the existing zips."""
     findings, description = dataset.findings, dataset.description
     here = {f"{folder}/{path.name}": path for folder, paths in dataset.shards.items() for path in paths}
     indices = {index for path in here.values() if (index := partition_of(path)) is not None}
@@ -320,7 +320,7 @@ def check_description(dataset: Dataset) -> None:
         rates.update(entry.get("rates", {}))
     if len(rates) > 1:
         for rate, count in rates.most_common():
-            findings.report("several rates", f"{rate} frames a second", f"{count} clips")
+            findings.report("several rates", f"{rate} frames per second", f"{count} clips")
 
 
 # ----------------------------------------------------------------------------
@@ -328,10 +328,10 @@ def check_description(dataset: Dataset) -> None:
 
 
 def ask_loader(dataset: Dataset, num_frames: int) -> float:
-    """Open the dataset as training does, note why that fails if it does, and return the frames a second."""
+    """Open the dataset as training does, report the error if that fails, and return the frame rate."""
     sizes = [_size(folder) for folder in dataset.shards]
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # what it says is among the remarks
+        with contextlib.redirect_stdout(io.StringIO()):  # its messages are among the findings
             clips = ClipDataset(dataset.root, sizes)
     except ValueError as error:
         dataset.findings.report("refused", str(error))
@@ -344,7 +344,7 @@ def ask_loader(dataset: Dataset, num_frames: int) -> float:
 
 
 def histogram(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Clips by their length in about ten round steps: first and last length, number of clips."""
+    """Return clips by length in about ten round steps: first and last length, number of clips."""
     low, high = min(lengths), max(lengths)
     step = next(s for e in range(9) for s in (10**e, 2 * 10**e, 5 * 10**e) if (high - low) // s < 10)
     counts = collections.Counter(length // step for length in lengths)
@@ -352,7 +352,7 @@ def histogram(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def build_report(dataset: Dataset, num_frames: int, quick: bool) -> dict[str, Any]:
-    """All that is known, as plain values; asks the loader first."""
+    """Return the report as plain values; opens the dataset as training does first."""
     tallies, findings = dataset.tallies, dataset.findings
     clips = max((tally.clips for tally in tallies.values()), key=len, default={})
     lengths = [clip.num_frames for clip in clips.values()]
@@ -425,10 +425,10 @@ def _fold(formats: Mapping[tuple[str, int], int], part: int) -> collections.Coun
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """Say it in words."""
+    """Print the report as text."""
     click.echo(
         f"\n{report['root']}: {report['clips']} clips, {report['frames']} frames, {report['hours']:.2f} hours at "
-        f"{report['fps']:g} frames a second\n"
+        f"{report['fps']:g} frames per second\n"
     )
     for folder, size in report["sizes"].items():
         chroma = ", ".join(size["chroma"])
@@ -450,11 +450,13 @@ def print_report(report: Mapping[str, Any]) -> None:
         click.echo(f"  {entry['clips']} of {report['clips']} clips have the {entry['frames']} frames for {stage}")
     if report["matching"]["clips_compared"]:
         click.echo(
-            f"  {report['matching']['clips_compared']} clips compared between sizes; their pictures are "
-            f"{report['matching']['median_distance']:.1f} grey levels apart (median)"
+            f"  {report['matching']['clips_compared']} clips compared between sizes; their images differ by "
+            f"{report['matching']['median_distance']:.1f} grey levels (median)"
         )
     if report["matching"]["not_compared"]:
-        click.echo(f"  not compared, for want of a size of its aspect: {', '.join(report['matching']['not_compared'])}")
+        click.echo(
+            f"  not compared, without a size of equal aspect ratio: {', '.join(report['matching']['not_compared'])}"
+        )
     for finding in sorted(report["findings"], key=lambda finding: finding["severity"]):
         number = f": {finding['count']}" if finding["count"] > 1 else ""
         color = "red" if finding["severity"] == "error" else "yellow"
@@ -482,9 +484,9 @@ def print_report(report: Mapping[str, Any]) -> None:
 def main(
     root: Path, num_frames: int, json_path: Path | None, sheet: Path | None, workers: int | None, quick: bool
 ) -> None:
-    """Read every frame of the dataset DIR, say what there is and what is wrong, and how to mend that.
+    """Read every frame of the dataset DIR, and report its contents, its problems, and how to fix them.
 
-    The exit code is 0 if training would accept the dataset, and 1 if it would refuse it or be spoilt.
+    The exit code is 0 if training would accept the dataset, and 1 if it would reject it or suffer from it.
     """
     workers = workers or len(os.sched_getaffinity(0))
     try:
@@ -505,7 +507,7 @@ def main(
     num_read = sum(tally.num_read for tally in dataset.tallies.values())
     report |= {"seconds": seconds, "frames_per_sec": num_read / seconds}
     print_report(report)
-    click.echo(f"\n{num_read} frames read in {format_time(seconds)}, {num_read / seconds:.0f} frames a second")
+    click.echo(f"\n{num_read} frames read in {format_time(seconds)}, {num_read / seconds:.0f} frames per second")
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(json_path) as path:
@@ -514,7 +516,7 @@ def main(
         draw_sheet(dataset.tallies[max(dataset.tallies, key=_area)].clips, sheet)
         click.echo(f"{sheet} shows some clips")
     if not report["accepted"]:
-        raise click.ClickException(f"{dataset.findings.num_errors} errors: training would refuse this, or be spoilt")
+        raise click.ClickException(f"{dataset.findings.num_errors} errors: training would reject or suffer from this")
     click.echo(f"Training would accept it. Next: python train_lres.py --dataset={root}")
 
 

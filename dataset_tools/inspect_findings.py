@@ -1,4 +1,4 @@
-"""The kinds of problems that `inspect_dataset` finds, how bad each is, and the command that mends it."""
+"""The kinds of problems that `inspect_dataset` finds, their severity, and the command that fixes each."""
 
 import collections
 import functools
@@ -13,13 +13,13 @@ from dataset_tools.frames import Size
 from dataset_tools.inspect_shard import Problem, parse_size, partition_of
 
 _KEPT_PLACES = 1000  # of each kind of problem
-_SMALL_EDGE = 128  # sizes with a shorter long edge are taken for the low-resolution stage
+_SMALL_EDGE = 128  # sizes with a shorter long edge are assumed to be for the low-resolution stage
 
 
 class Kind(NamedTuple):
-    """A kind of problem: whether training would refuse the dataset or be spoilt, what it is, and what mends it.
+    """A kind of problem: whether training would reject the dataset or suffer from it, a description, and the fix.
 
-    In `mend`, {again} stands for the command that makes the partitions concerned again, {all} for that which makes
+    In `mend`, {again} stands for the command that makes the affected partitions again, {all} for the one that makes
     everything, {longer} for that without short clips, {other_size} for that at a second size, {one_rate} for that at
     the frame rate of most clips, {root} for the dataset.
     """
@@ -34,7 +34,7 @@ _ENCODE = "python -m dataset_tools.encode_dataset {root} --tokenizer=FILE"
 
 KINDS = {
     "damaged shard": Kind(True, "zips that are not whole", _AGAIN),
-    "no index": Kind(True, "zips without a frame_paths.json that can be read", _AGAIN),
+    "no index": Kind(True, "zips without a readable frame_paths.json", _AGAIN),
     "no shards": Kind(True, "sizes without any zip", "{all}"),
     "missing shard": Kind(
         True, "zips that dataset.json lists, but that are not there", "{again}  or, without them: " + _MERGE
@@ -59,11 +59,11 @@ KINDS = {
     "colour mode": Kind(True, "frames that are not RGB", _AGAIN),
     "frame size": Kind(True, "frames of another size than their folder's", _AGAIN),
     "encrypted entry": Kind(True, "zips with encrypted entries", _AGAIN),
-    "unknown compression": Kind(True, "zips compressed in a way that is not read", _AGAIN),
+    "unknown compression": Kind(True, "zips with an unsupported compression method", _AGAIN),
     "absent clip": Kind(True, "clips that not all sizes have", _AGAIN),
     "different frames": Kind(True, "clips whose frames differ in number or name between sizes", _AGAIN),
-    "other pictures": Kind(True, "clips whose sizes do not show the same pictures", _AGAIN),
-    "blank clip": Kind(True, "clips of nothing but pictures of one colour", "delete their sources, then: {all}"),
+    "other pictures": Kind(True, "clips whose sizes do not show the same images", _AGAIN),
+    "blank clip": Kind(True, "clips in which every frame has a single colour", "delete their sources, then: {all}"),
     "still clip": Kind(True, "clips in which nothing ever changes", "delete their sources, then: {all}"),
     "no long clip": Kind(True, "no clip is long enough", "add longer footage, then: {longer}"),
     "refused": Kind(True, "training refuses the dataset", "see the message"),
@@ -71,7 +71,7 @@ KINDS = {
     "compressed entry": Kind(False, "zips that are compressed, which gains nothing and slows reading down", _AGAIN),
     "double entry": Kind(False, "zips that hold entries twice, as when a published tool ran twice", _AGAIN),
     "unlisted entry": Kind(False, "entries that frame_paths.json does not name; they are never read", _AGAIN),
-    "empty clip": Kind(False, "clips without frames; they are passed over", _AGAIN),
+    "empty clip": Kind(False, "clips without frames; they are skipped", _AGAIN),
     "same clip": Kind(
         False,
         "clips that are the same, frame by frame, as another one",
@@ -79,37 +79,35 @@ KINDS = {
     ),
     "blank frames": Kind(
         False,
-        "clips with pictures of one colour",
+        "clips with frames of a single colour",
         "leave them out by --trim-start, --trim-end or --split-shots: {all}",
     ),
     "repeated frames": Kind(
         False,
         "clips that stand still for a while: frames equal to the one before",
-        "if the source has fewer frames a second, give its rate by --fps: {all}",
+        "if the source has fewer frames per second, give its rate by --fps: {all}",
     ),
     "short clip": Kind(
         False,
-        "clips too short for one or both stages of training; they are passed over",
+        "clips too short for one or both stages of training; they are skipped",
         "make it without them: {longer}",
     ),
     "one size": Kind(
         False,
-        "super-resolution learns from two sizes",
+        "super-resolution is trained on two sizes",
         "make another as this one was made: {other_size}",
     ),
     "unfinished": Kind(False, "partitions that have not been made", "{again}"),
     "gap": Kind(False, "numbers that lack between those of the zips", "if they were not empty: {again}"),
     "stale manifest": Kind(False, "clips of which manifest.json says something else", _MERGE),
-    "no description": Kind(False, "without dataset.json, 30 frames a second are assumed", _MERGE + " --fps 30"),
+    "no description": Kind(False, "without dataset.json, 30 frames per second are assumed", _MERGE + " --fps 30"),
     "several rates": Kind(False, "clips differ in frame rate", "store all clips at one: {one_rate}"),
     "odd name": Kind(
         False,
         "zips not named like partition_0000.zip; training reads them, other tools do not",
         "rename them, then: " + _MERGE,
     ),
-    "other tokens": Kind(
-        False, "tokens of other clips than there are; systems that learn from tokens refuse them", _ENCODE
-    ),
+    "other tokens": Kind(False, "tokens of other clips than there are; systems trained on tokens reject them", _ENCODE),
     "leftover": Kind(
         False, "files left behind by a maker that was killed, or in use by one that runs", "if none runs, delete them"
     ),
@@ -125,7 +123,7 @@ class Findings:
     partitions: dict[str, set[int]] = field(default_factory=dict)
 
     def add(self, problems: Iterable[Problem]) -> None:
-        """Note problems; of each kind only the first ones are kept, the others are counted."""
+        """Add problems; of each kind only the first ones are kept, the others are counted."""
         for problem in problems:
             assert problem.kind in KINDS, problem
             self.counts[problem.kind] += 1
@@ -136,12 +134,12 @@ class Findings:
                 self.partitions.setdefault(problem.kind, set()).add(problem.partition)
 
     def report(self, kind: str, place: str, detail: str = "", partition: int | None = None) -> None:
-        """Note one problem."""
+        """Add one problem."""
         self.add([Problem(kind, place, detail, partition)])
 
     @property
     def num_errors(self) -> int:
-        """How many problems would stop or spoil training."""
+        """Return the number of problems that would stop or degrade training."""
         return sum(count for kind, count in self.counts.items() if KINDS[kind].is_error)
 
 
@@ -153,7 +151,7 @@ def commands(
     num_frames: int,
     fps: float,
 ) -> dict[str, str]:
-    """What the placeholders of `Kind.mend` stand for; `num_frames` are wanted of a clip, `fps` is the usual rate."""
+    """Return the values of the placeholders of `Kind.mend`; clips need `num_frames`, `fps` is the usual rate."""
     again = functools.partial(command_again, root, facts, shards)
     return {
         "root": shlex.quote(str(root)),
@@ -166,7 +164,7 @@ def commands(
 
 
 def _counterpart(size: Size) -> Size:
-    """The size that the other stage of training usually goes with: four times as large, or as small."""
+    """Return the usual size of the other training stage: four times as large, or as small."""
     height, width = size
     return (height * 4, width * 4) if max(size) < _SMALL_EDGE else (max(height // 4, 1), max(width // 4, 1))
 
@@ -179,10 +177,10 @@ def command_again(
     changes: Mapping[str, Any] | None = None,
     sizes: Iterable[Size] | None = None,
 ) -> str:
-    """The command that makes partitions again, none for all, as far as dataset.json tells how they were made.
+    """Return the command that makes partitions again, all if none are given, according to dataset.json.
 
-    `shards` are the zips that there are, by the folder of their size; `changes` are made to the facts of dataset.json,
-    as far as its maker has such an option, and `sizes` are made instead of those that there are.
+    `shards` are the existing zips, by the folder of their size; `changes` are applied to the facts of dataset.json, as
+    far as its maker has such an option, and `sizes` replace the existing ones.
     """
     facts = {**facts, **(changes or {})}
     sizes = sorted(filter(None, map(parse_size, shards))) if sizes is None else sizes

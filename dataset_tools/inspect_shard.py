@@ -1,4 +1,4 @@
-"""Look into the zips of a dataset for `inspect_dataset`: what each one holds, and all that is wrong with it."""
+"""Inspect the zips of a dataset for `inspect_dataset`: the contents of each, and its problems."""
 
 import collections
 import contextlib
@@ -24,23 +24,23 @@ from dnnlib.util import atomic_path
 from training.data.shards import decode_rgb
 from training.preview import contact_sheet
 
-QUICK_FRAMES = 8  # of each clip that are decoded where not all are
-_FORMAT_EVERY = 64  # frames of a clip, of which the first tells how they were encoded
-_MATCHED_FRAMES, _MATCHED_AROUND = 12, 4  # frames of a clip compared between sizes, each with so many on either side
+QUICK_FRAMES = 8  # decoded frames per clip, unless all are
+_FORMAT_EVERY = 64  # the encoding is determined from one frame of so many of a clip
+_MATCHED_FRAMES, _MATCHED_AROUND = 12, 4  # frames of a clip compared between sizes, and neighbours on either side
 _SHEET_CLIPS, _SHEET_COLUMNS, _SHEET_WIDTH, _CAPTION_HEIGHT = 8, 8, 256, 16
 _ASPECT_TOLERANCE = 0.03  # since sizes are whole pixels
 _CHROMAS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
 _FAULTS = (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
-# In grey levels: a picture is flat within the first, black up to the second. A picture and its smaller self differ by
-# 0.5 to 3 in brightness; by more than the third, they are not the same. There is motion to tell moments apart if some
-# are farther by this factor and so much more, and another moment is a better counterpart if it is closer by the last.
+# In grey levels: an image is flat within the first, black up to the second. An image and its smaller version differ by
+# 0.5 to 3 in brightness; above the third, they are different images. There is enough motion to detect a shift if some
+# neighbours differ by this factor and this much more, and another frame is a better match if it is closer by the last.
 _FLAT, _BLACK, _OTHER, _MOTION_FACTOR, _MOTION_MORE, _CLOSER = 3, 16, 20.0, 1.5, 0.3, 0.1
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # as halved colour would drown small motion
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of luminance: subsampled chroma would hide small motion
 
 
 class Problem(NamedTuple):
-    """Something wrong: a kind that `inspect_dataset` knows, where, what, and in which partition, if in one."""
+    """A problem: its kind in `inspect_dataset`, the place, details, and the partition if there is one."""
 
     kind: str
     place: str
@@ -49,31 +49,31 @@ class Problem(NamedTuple):
 
 
 def parse_size(folder: str) -> Size | None:
-    """The size that a folder such as "0036x0064" is for, None for any other folder."""
+    """Return the size of a folder such as "0036x0064", None for any other folder."""
     match = re.fullmatch(r"(\d{4,})x(\d{4,})", folder)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def partition_of(path: Path) -> int | None:
-    """The number of a zip named like partition_0000.zip, None for any other."""
+    """Return the number of a zip named like partition_0000.zip, None for any other."""
     return archive.index_of(path.name) if re.fullmatch(r"partition_\d{4,}\.zip", path.name) else None
 
 
 class Clip(NamedTuple):
-    """What the directory of a zip tells about a clip."""
+    """A clip as listed in the directory of a zip."""
 
     shard: Path
     num_frames: int
     names: bytes  # a hash of the frames' names
     content: bytes  # a hash of the frames' checksums and lengths
-    num_repeats: int  # frames whose file is the same as that of the frame before
+    num_repeats: int  # frames whose file equals that of the previous frame
     longest_repeat: int
 
 
 class Shard:
-    """An open zip: `clips` maps each clip to its entries; `problems` lists what is wrong with its directory.
+    """An open zip: `clips` maps each clip to its entries; `problems` lists the problems of its directory.
 
-    Entries may be read by many threads at once. A zip that is not whole has no clips.
+    Entries may be read by many threads at once. An incomplete zip has no clips.
     """
 
     def __init__(self, path: Path) -> None:
@@ -130,12 +130,12 @@ class Shard:
                 self.report(kind, "", f"{len(found)} of {len(entries)} entries, such as {found[0].filename}")
 
     def report(self, kind: str, what: str, detail: str = "") -> None:
-        """Note a problem of this zip, or of a clip or frame in it."""
+        """Add a problem of this zip, or of a clip or frame in it."""
         place = f"{self.name}  {what}".rstrip()
         self.problems.append(Problem(kind, place, detail, self.partition))
 
     def summary(self, clip: str) -> Clip:
-        """What the directory tells about a clip."""
+        """Return the properties of a clip according to the directory."""
         entries = self.clips[clip]
         names = "\n".join(entry.filename for entry in entries)
         keys = [(entry.CRC, entry.file_size) for entry in entries]
@@ -146,7 +146,7 @@ class Shard:
         return Clip(self.path, len(entries), _hash(names), _hash(repr(keys)), repeats, longest)
 
     def read(self, entry: zipfile.ZipInfo) -> bytes:
-        """The content of an entry, checked by its checksum; raises one of many errors if damaged."""
+        """Return the contents of an entry after verifying its checksum; raises one of many errors if damaged."""
         assert self._zip is not None
         return self._zip.read(entry)
 
@@ -166,9 +166,9 @@ def _hash(text: str) -> bytes:
 
 @dataclass
 class ClipScan:
-    """What came of reading a clip's frames: how many, how many of them are of one colour, how they were encoded.
+    """The result of reading a clip's frames: their number, the number of single-colour frames, and their encoding.
 
-    `sha256` is that of all files one after another, None where not all were read.
+    `sha256` is that of all files concatenated, None if not all were read.
     """
 
     num_frames: int = 0
@@ -180,7 +180,7 @@ class ClipScan:
 
 
 def scan_clip(shard: Shard, clip: str, all_frames: bool) -> ClipScan:
-    """Read and decode the frames of a clip, all or a few, the first and the last among them."""
+    """Read and decode the frames of a clip, all or a few, including the first and the last."""
     scan = ClipScan()
     entries = shard.clips[clip]
     digest = hashlib.sha256()
@@ -216,7 +216,7 @@ def _spread(length: int, count: int) -> list[int]:
 
 
 def explain(data: bytes, size: Size, error: Exception) -> tuple[str, str]:
-    """Kind and detail of a frame that cannot be used, given the error that it made."""
+    """Return kind and detail of the problem of an unusable frame, given the error."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
@@ -231,9 +231,9 @@ def explain(data: bytes, size: Size, error: Exception) -> tuple[str, str]:
 
 
 def is_blank(frame: np.ndarray) -> bool:
-    """Whether a picture, uint8 (H, W, 3), is of one colour or black."""
+    """Return whether an image, uint8 (H, W, 3), has a single colour or is black."""
     step = max(frame.shape[0] // 32, 1)
-    for pixels in (frame[::step, ::step], frame):  # a few pixels tell in nearly all cases
+    for pixels in (frame[::step, ::step], frame):  # a few pixels decide in nearly all cases
         low, high = pixels.min(axis=(0, 1)), pixels.max(axis=(0, 1))
         if (high - low).max() > _FLAT and high.max() > _BLACK:
             return False
@@ -241,7 +241,7 @@ def is_blank(frame: np.ndarray) -> bool:
 
 
 def encoding(data: bytes) -> tuple[str, int]:
-    """Chroma subsampling and estimated quality, 1 to 100, of a JPEG; ("PNG", 0) and the like for other files."""
+    """Return chroma subsampling and estimated quality, 1 to 100, of a JPEG; ("PNG", 0) and the like for other files."""
     with Image.open(io.BytesIO(data)) as image:
         if image.format != "JPEG":
             return str(image.format), 0
@@ -251,7 +251,7 @@ def encoding(data: bytes) -> tuple[str, int]:
 
 @functools.cache
 def _tables() -> np.ndarray:
-    """The luminance tables that JPEG encoders take for the qualities 1 to 100: (100, 64), scaled from that of 50."""
+    """Return the luminance tables of JPEG encoders for the qualities 1 to 100: (100, 64), scaled from that of 50."""
     with Image.open(io.BytesIO(encode_jpeg(np.zeros((8, 8, 3), np.uint8), 50))) as image:
         standard = np.array(image.quantization[0])  # type: ignore
     percent = np.array([5000 // quality if quality < 50 else 200 - 2 * quality for quality in range(1, 101)])
@@ -259,14 +259,13 @@ def _tables() -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------
-# Pictures of two sizes.
+# Images of two sizes.
 
 
 class Match(NamedTuple):
-    """How a clip's pictures of two sizes agree: medians over frames, in grey levels and frames.
+    """The agreement of a clip's images of two sizes: medians over frames, in grey levels and frames.
 
-    `shift` says how many frames later than its own number a large frame's best counterpart comes, as far as there is
-    motion to tell.
+    `shift` is the offset in frames of the best match of a large frame, as far as motion allows to detect it.
     """
 
     distance: float
@@ -274,7 +273,7 @@ class Match(NamedTuple):
 
 
 def same_aspect(first: Size, second: Size) -> bool:
-    """Whether frames of two sizes show the same part of a source; what others share cannot be known without that."""
+    """Return whether frames of two sizes show the same part of a source, without which they cannot be compared."""
     return abs(first[0] * second[1] / (first[1] * second[0]) - 1) < _ASPECT_TOLERANCE
 
 
@@ -299,11 +298,11 @@ def match_clip(small: Shard, large: Shard, clip: str) -> Match | None:
 
 
 def mismatch(match: Match) -> str:
-    """In words, what a comparison revealed; empty if the pictures are the same."""
+    """Return a description of the mismatch; empty if the images are the same."""
     if match.shift:
         return f"moved by {match.shift:+d} frames"
     if match.distance > _OTHER:
-        return f"other pictures, {match.distance:.0f} grey levels apart"
+        return f"other images, {match.distance:.0f} grey levels different"
     return ""
 
 
@@ -315,11 +314,11 @@ def _pictures(shard: Shard, entries: Sequence[zipfile.ZipInfo]) -> Iterator[np.n
 
 
 # ----------------------------------------------------------------------------
-# A picture of it all.
+# Contact sheet.
 
 
 def draw_sheet(clips: Mapping[str, Clip], out: Path) -> None:
-    """Write a PNG of some clips: under its name a row of evenly spaced frames of each; purple if it cannot be read."""
+    """Write a PNG of some clips: under its name a row of evenly spaced frames of each; purple for unreadable frames."""
     num_rows = min(_SHEET_CLIPS, len(clips))
     names = [sorted(clips)[row * len(clips) // num_rows] for row in range(num_rows)]
     rows = []

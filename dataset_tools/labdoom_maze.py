@@ -1,4 +1,4 @@
-"""Build textured mazes and write them as a WAD that the Doom engine plays: grids, splits, textures and UDMF maps."""
+"""Build textured mazes and write them as a WAD for the Doom engine: grids, splits, textures and UDMF maps."""
 
 import functools
 import hashlib
@@ -22,20 +22,20 @@ _SPLIT_OF_TENTH = ("train",) * 8 + ("val", "test")
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How hard a walk is to foresee: the ranges that mazes, their looks and smooth walks are drawn from.
+    """The difficulty of predicting a walk: the ranges from which mazes, their looks and smooth walks are drawn.
 
     All ranges include both ends. Lengths are in map units, angles in degrees, times in frames.
     """
 
     cells: tuple[int, int]  # along each edge of the maze
-    loops: tuple[float, float]  # share of the inner walls that is opened
-    rooms: tuple[int, int]  # fewest, and the number of cells for each further one that there may be
+    loops: tuple[float, float]  # fraction of the inner walls that is opened
+    rooms: tuple[int, int]  # minimum number of rooms, and the number of cells per additional room
     room_edge: tuple[int, int]  # cells
-    regions: tuple[int, int]  # with looks of their own
-    accents: float  # share of wall panels with another texture than their region's
-    speeds: tuple[float, float]  # strolling and brisk
+    regions: tuple[int, int]  # number of regions with different looks
+    accents: float  # fraction of wall panels with a texture other than their region's
+    speeds: tuple[float, float]  # slow and fast
     max_turn: float
-    turn_change: float  # from frame to frame, at most
+    turn_change: float  # per frame, at most
 
 
 DIFFICULTIES = {
@@ -44,12 +44,12 @@ DIFFICULTIES = {
     "hard": Difficulty((7, 10), (0.02, 0.05), (0, 50), (2, 2), (6, 9), 0.3, (8.0, 12.0), 8.0, 1.5),
 }
 
-_TEXTURE_EDGE = 128  # pixels, one for each map unit
-_NUM_CHOICES = 14  # textures of a kind to choose from for one maze
-_DISTINCT = 70.0  # RGB distance of the mean colours of surfaces that meet
+_TEXTURE_EDGE = 128  # pixels, one per map unit
+_NUM_CHOICES = 14  # number of candidate textures of each kind in one maze
+_DISTINCT = 70.0  # minimum RGB distance of the mean colours of adjacent surfaces
 _SKY = "F_SKY1"  # the engine's name for a ceiling that is open to the sky
 
-# Around a tile with its inside on the right, as the engine wants lines: corner to corner, and the neighbour (dy, dx).
+# Sides of a tile with its inside on the right, as the engine requires: corner to corner, and the neighbour (dy, dx).
 _SIDES = (
     ((0, 1), (1, 1), (1, 0)),
     ((1, 1), (1, 0), (0, 1)),
@@ -60,9 +60,9 @@ _SIDES = (
 
 @dataclass(frozen=True)
 class Maze:
-    """A maze on a grid of tiles: which are open, which region each belongs to, and where the walk starts.
+    """A maze on a grid of tiles: the open ones, the region of each, and the start of the walk.
 
-    `open_tiles` is bool and `regions` int, both (rows, columns), row 0 at y = 0; every open tile can be reached.
+    `open_tiles` is bool and `regions` int, both (rows, columns), row 0 at y = 0; every open tile is reachable.
     """
 
     open_tiles: np.ndarray
@@ -70,14 +70,16 @@ class Maze:
     start: tuple[int, int]
 
     def wall_distance(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Distance in map units from points to the nearest closed tile; 0 inside one. Shape of x and y."""
+        """Return the distance in map units from points to the nearest closed tile, 0 inside one; of the shape of x and
+        y.
+        """
         rows, columns = np.nonzero(~self.open_tiles)
         dx = np.abs(np.asarray(x)[..., None] - (columns + 0.5) * TILE) - TILE / 2
         dy = np.abs(np.asarray(y)[..., None] - (rows + 0.5) * TILE) - TILE / 2
         return np.hypot(dx.clip(min=0), dy.clip(min=0)).min(axis=-1)
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of it; "maze" is the same for its rotations and mirror images."""
+        """Return the entries of the manifest; "maze" is the same for its rotations and mirror images."""
         rows, columns = ((edge - 1) // 2 for edge in self.open_tiles.shape)
         passages = (self.open_tiles[1:] & self.open_tiles[:-1]).sum()
         passages += (self.open_tiles[:, 1:] & self.open_tiles[:, :-1]).sum()
@@ -90,21 +92,21 @@ class Maze:
 
 
 def split_of(open_tiles: np.ndarray) -> str:
-    """The split that a maze of this shape belongs to, the same for its rotations and mirror images.
+    """Return the split of a maze of this shape, the same for its rotations and mirror images.
 
-    The shape alone decides, so two splits never share a maze whatever the seeds are.
+    It depends on the shape alone, so two splits never share a maze for any seeds.
     """
     return _SPLIT_OF_TENTH[_digest(open_tiles)[0] % len(_SPLIT_OF_TENTH)]
 
 
 def _digest(open_tiles: np.ndarray) -> bytes:
-    """A SHA-256 of the shape of a maze, the same for its rotations and mirror images."""
+    """Return a SHA-256 of the shape of a maze, the same for its rotations and mirror images."""
     turned = [np.rot90(grid, k) for grid in (open_tiles, open_tiles.T) for k in range(4)]
     return hashlib.sha256(min(bytes(grid.shape) + grid.astype(np.uint8).tobytes() for grid in turned)).digest()
 
 
 def build_maze(random: np.random.RandomState, split: str, difficulty: Difficulty = DIFFICULTIES["normal"]) -> Maze:
-    """Draw mazes until one belongs to `split`, then divide it into regions of their own looks."""
+    """Draw mazes until one belongs to `split`, then divide it into regions with different looks."""
     while True:
         open_tiles = _draw_tiles(random, difficulty)
         if split_of(open_tiles) == split:
@@ -123,7 +125,7 @@ def _draw_int(random: np.random.RandomState, bounds: tuple[int, int]) -> int:
 
 
 def _draw_tiles(random: np.random.RandomState, difficulty: Difficulty) -> np.ndarray:
-    """Depth-first search over the cells of a grid, then loops and rooms: bool (2 n + 1, 2 m + 1)."""
+    """Draw a maze by depth-first search over the cells of a grid, then add loops and rooms: bool (2 n + 1, 2 m + 1)."""
     rows, columns = (_draw_int(random, difficulty.cells) for _ in range(2))
     tiles = np.zeros((2 * rows + 1, 2 * columns + 1), bool)
     stack = [(random.randint(rows), random.randint(columns))]
@@ -172,25 +174,25 @@ class Texture:
 
     @functools.cached_property
     def color(self) -> np.ndarray:
-        """The mean colour, float (3,)."""
+        """Return the mean colour, float (3,)."""
         return self.pixels.mean(axis=(0, 1))
 
 
 @functools.cache
 def load_patterns(kind: str) -> tuple[np.ndarray, ...]:
-    """The labmaze textures of a kind, "wall" or "floor", in order of their names: uint8 (128, 128, 3) each."""
+    """Load the labmaze textures of a kind, "wall" or "floor", in order of their names: uint8 (128, 128, 3) each."""
     return tuple(_load(path, _TEXTURE_EDGE) for path in sorted(_assets().glob(f"style_*/{kind}_*_d.png")))
 
 
 @functools.cache
 def _load_skies() -> tuple[np.ndarray, ...]:
-    """The fronts of labmaze's sky boxes, each with its mirror image, so that they close up: uint8 (128, 256, 3)."""
+    """Load the front sides of labmaze's sky boxes, each mirrored to be periodic: uint8 (128, 256, 3)."""
     halves = [_load(path, 128) for path in sorted(_assets().glob("sky_*/ft.png"))]
     return tuple(np.concatenate([half, half[:, ::-1]], axis=1) for half in halves)
 
 
 def _assets() -> Path:
-    # Found without importing labmaze: only its pictures are used, not its compiled maze generator.
+    # Located without importing labmaze: only its images are used, not its compiled maze generator.
     spec = importlib.util.find_spec("labmaze")
     assert spec is not None and spec.submodule_search_locations, "labmaze is installed"
     return Path(spec.submodule_search_locations[0]) / "assets"
@@ -214,10 +216,10 @@ def _draw_sky(random: np.random.RandomState) -> Texture:
 
 
 def _recolor(random: np.random.RandomState, patterns: Sequence[np.ndarray], name: str) -> Texture:
-    """Take a pattern, turn its hue, limit how strong its colour is, and set a pleasant mean brightness."""
+    """Draw a pattern, rotate its hue, limit its saturation, and set a suitable mean brightness."""
     pattern = patterns[random.randint(len(patterns))]
     turn, saturation, brightness = random.uniform(0, 2 * np.pi), random.uniform(0.15, 0.55), random.uniform(105, 185)
-    # Turning the hue is a rotation of the colour part about the grey axis.
+    # The rotation of the hue rotates the chroma about the grey axis.
     grey = pattern.mean(axis=2, keepdims=True)
     chroma = pattern - grey
     turned = np.cos(turn) * chroma + np.sin(turn) * np.cross(np.full(3, 3**-0.5), chroma)
@@ -226,13 +228,13 @@ def _recolor(random: np.random.RandomState, patterns: Sequence[np.ndarray], name
     high, low = mean_chroma.max(), mean_chroma.min()
     scale = saturation * mean_grey / max(high - low - saturation * high, 1e-3)
     pixels = grey + min(scale, 1.0) * turned
-    for _ in range(3):  # clipping takes a little brightness away again
+    for _ in range(3):  # clipping reduces the brightness slightly
         pixels = (pixels * brightness / pixels.mean()).clip(8, 250)
     return Texture(name, pixels.round().astype(np.uint8))
 
 
 def _pick(random: np.random.RandomState, textures: Sequence[Texture], unlike: Sequence[Texture]) -> Texture:
-    """A random texture whose mean colour is far from those of `unlike`, or the farthest of 30 drawn."""
+    """Draw a texture whose mean colour is far from those of `unlike`, or the farthest of 30 draws."""
     best, best_distance = textures[0], -1.0
     for _ in range(30):
         texture = textures[random.randint(len(textures))]
@@ -251,10 +253,10 @@ def _pick(random: np.random.RandomState, textures: Sequence[Texture], unlike: Se
 def build_wad(
     random: np.random.RandomState, maze: Maze, strength: int, difficulty: Difficulty = DIFFICULTIES["normal"]
 ) -> bytes:
-    """A WAD with one map, MAP01: the maze, textures drawn for it, and a palette made for these textures.
+    """Return a WAD with one map, MAP01: the maze, textures drawn for it, and a palette fitted to these textures.
 
-    The player pushes `strength` times as hard as usual. The engine paints with 256 colours; with its own ones, other
-    colours than a dungeon's turn to specks.
+    The player accelerates `strength` times as fast as usual. The engine renders with 256 colours; its own palette is
+    fitted to dungeons and would dither other colours.
     """
     walls = [_recolor(random, load_patterns("wall"), f"WALL{i:02d}") for i in range(_NUM_CHOICES)]
     flats = [_recolor(random, load_patterns("floor"), f"FLAT{i:02d}") for i in range(_NUM_CHOICES)]
@@ -281,7 +283,7 @@ def build_wad(
 
 
 def _palette(textures: Sequence[Texture]) -> np.ndarray:
-    """256 colours that suit the textures at every distance, for far is dark: uint8 (256, 3)."""
+    """Return 256 colours that fit the textures at every distance, where distant surfaces are darker: uint8 (256, 3)."""
     near = np.concatenate([texture.pixels[::4, ::4].reshape(-1, 3) for texture in textures])
     pixels = np.concatenate([near * shade for shade in (1.0, 0.85, 0.7, 0.55)]).astype(np.uint8)
     image = Image.fromarray(pixels[None]).quantize(253, Image.Quantize.MEDIANCUT, kmeans=2)
@@ -293,7 +295,7 @@ def _palette(textures: Sequence[Texture]) -> np.ndarray:
 
 
 def _shades(palette: np.ndarray) -> np.ndarray:
-    """The engine's table of darker colours: for 34 levels of darkness, the palette index of each colour's shade."""
+    """Return the engine's table of darker colours: for 34 levels of darkness, the palette index of each shade."""
     scale = np.append(np.linspace(1, 1 / 32, 32), [1, 0])[:, None, None]
     wanted = (palette * scale).reshape(-1, 3)
     squares = (palette.astype(float) ** 2).sum(axis=1)
@@ -301,7 +303,7 @@ def _shades(palette: np.ndarray) -> np.ndarray:
 
 
 def _pack(lumps: Sequence[tuple[str, bytes]]) -> bytes:
-    """The PWAD container: head, contents, then a directory of (offset, length, name of 8 bytes)."""
+    """Return the PWAD container: header, contents, then a directory of (offset, length, name of 8 bytes)."""
     offsets = np.cumsum([12, *(len(data) for _, data in lumps)])
     head = struct.pack("<4sii", b"PWAD", len(lumps), offsets[-1])
     directory = (
@@ -313,7 +315,7 @@ def _pack(lumps: Sequence[tuple[str, bytes]]) -> bytes:
 
 @dataclass(frozen=True)
 class _Look:
-    """How a region looks: its surfaces, its light and the height of its ceiling."""
+    """The look of a region: its surfaces, its light and the height of its ceiling."""
 
     wall: Texture
     accent: Texture
@@ -341,7 +343,7 @@ def _draw_looks(random: np.random.RandomState, count: int, walls: list[Texture],
 
 
 def _map_text(random: np.random.RandomState, maze: Maze, looks: Sequence[_Look], accents: float) -> str:
-    """A maze in the Universal Doom Map Format: a sector for each region, lines where tiles close or regions meet."""
+    """Return a maze in the Universal Doom Map Format: a sector per region, lines where tiles close or regions meet."""
     vertices: dict[tuple[int, int], int] = {}
     lines, sides = [], []
 
@@ -386,5 +388,5 @@ def _map_text(random: np.random.RandomState, maze: Maze, looks: Sequence[_Look],
 
 
 def _block(kind: str, **fields: str | float | bool) -> str:
-    """One object of the map: JSON writes its strings, numbers and truth values as the format wants them."""
+    """Return one object of the map; its strings, numbers and booleans are formatted as in JSON."""
     return f"{kind} {{ {' '.join(f'{key} = {json.dumps(value)};' for key, value in fields.items())} }}"

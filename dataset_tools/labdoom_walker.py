@@ -1,4 +1,4 @@
-"""Plan walks through a maze, like a rider's: shortest paths to random places, looking ahead, turning smoothly."""
+"""Plan smooth walks through a maze along shortest paths to random destinations, with a look-ahead controller."""
 
 import collections
 from collections.abc import Iterator
@@ -10,22 +10,22 @@ import numpy as np
 from dataset_tools.labdoom_maze import DIFFICULTIES, TILE, Difficulty, Maze
 
 DISCRETE_ACTIONS = ("none", "forward", "left", "right")  # in the order of their numbers
-CLEARANCE = 28.0  # map units that a walk keeps between the camera and any wall
+CLEARANCE = 28.0  # minimum distance in map units between the camera and any wall
 
 _STEP = 8.0  # map units between the points of a path
-_LOOK_AHEAD = 80.0  # map units ahead of the walker at which it aims
-_ACCELERATION, _BRAKING = 0.5, 2.0  # change of speed from frame to frame, at most
+_LOOK_AHEAD = 80.0  # distance in map units of the point on the path that the walker turns towards
+_ACCELERATION, _BRAKING = 0.5, 2.0  # maximum change of speed per frame
 _DISCRETE_SPEED = 8.0
 _DISCRETE_TURN_DEG = 10.0
 
 
 @dataclass(frozen=True)
 class Walk:
-    """A planned walk: float64 poses (frames, 3) of x and y in map units and the angle in degrees, counterclockwise
-    from the x axis, and for each frame the action that led into it.
+    """A planned walk: float64 poses (frames, 3) of x and y in map units and the angle, and the action of each frame.
 
-    A smooth action {"forward": f, "turn": a} turns by a degrees, then advances by f along the new direction; the
-    discrete ones are "forward", "left" and "right". The first action is "none".
+    The angle is in degrees, counterclockwise from the x axis. A smooth action {"forward": f, "turn": a} turns by a
+    degrees, then advances by f along the new direction; the discrete ones are "forward", "left" and "right". The action
+    of a frame leads into it; the first one is "none".
     """
 
     poses: np.ndarray
@@ -40,9 +40,9 @@ def plan_walk(
     discrete: bool = False,
     difficulty: Difficulty = DIFFICULTIES["normal"],
 ) -> tuple[np.ndarray, Walk]:
-    """The poses (num_warmup, 3) that lead from a standstill to a walk in full swing, and that walk.
+    """Return the poses (num_warmup, 3) of the acceleration from standstill, and the walk that continues them.
 
-    Few walks come near a wall, where a camera sees little; those are drawn again.
+    Walks that come near a wall, where a camera sees little, are rejected and drawn again.
     """
     while True:
         poses, actions = _draw_walk(maze, random, num_warmup + num_frames, discrete, difficulty)
@@ -60,7 +60,7 @@ def _draw_walk(
     poses = [(x, y, angle)]
     actions: list[Any] = ["none"]
     while len(poses) < num_frames:
-        # The walker follows a point that keeps its distance, so corners are rounded and no place is ever waited at.
+        # The target stays ahead of the walker, so corners are rounded and the walker never stops.
         while np.hypot(target[0] - x, target[1] - y) < _LOOK_AHEAD:
             target = next(points)
         error = (np.degrees(np.arctan2(target[1] - y, target[0] - x)) - angle + 180) % 360 - 180
@@ -86,9 +86,9 @@ def _draw_walk(
 def _wander(
     maze: Maze, random: np.random.RandomState, speeds: tuple[float, float]
 ) -> Iterator[tuple[float, float, float]]:
-    """Points x, y every 8 units along shortest paths from place to place, each with the speed to walk at.
+    """Yield points x, y every 8 units along shortest paths between random destinations, each with a target speed.
 
-    The speed is one of the two, drawn anew for each destination.
+    The speed is one of the two, drawn for each destination.
     """
     open_tiles = np.argwhere(maze.open_tiles)
     tile, heading = maze.start, (0, 0)
@@ -98,7 +98,7 @@ def _wander(
         speed = speeds[random.randint(len(speeds))]
         distance = _distances(maze.open_tiles, goal)
         while tile != goal:
-            # Straight on where the shortest path allows it, so that rooms are not crossed in zigzag.
+            # Straight on where the shortest path allows it, so that rooms are not crossed in zigzags.
             steps = [step for step in _steps(maze.open_tiles, tile) if distance[_add(tile, step)] < distance[tile]]
             heading = heading if heading in steps else steps[random.randint(len(steps))]
             here, tile = _centre(tile), _add(tile, heading)
@@ -108,7 +108,9 @@ def _wander(
 
 
 def _distances(open_tiles: np.ndarray, goal: tuple[int, int]) -> np.ndarray:
-    """Steps to `goal` from each tile, by breadth-first search: int (rows, columns), -1 where there is no way."""
+    """Return the number of steps to `goal` from each tile, by breadth-first search: int (rows, columns), -1 if
+    unreachable.
+    """
     distance = np.full(open_tiles.shape, -1)
     distance[goal] = 0
     queue = collections.deque([goal])

@@ -1,7 +1,7 @@
-"""Make a dataset of clips from a folder of folders of images, one image a frame.
+"""Make a dataset of clips from a folder of folders of images, one image per frame.
 
 Example:
-  python -m dataset_tools.make_dataset_from_frames my_frames data/mine --source-fps 25
+    python -m dataset_tools.make_dataset_from_frames my_frames data/mine --source-fps 25
 """
 
 import fractions
@@ -27,7 +27,7 @@ _POLL_SEC = 2.0
 
 
 def name_clips(found: dict[str, list[str]], folder: Path) -> dict[str, str]:
-    """Clip path -> folder with its images: the same, but images in `folder` itself make a clip of its name."""
+    """Map clip paths to the folders of their images; images in `folder` itself make a clip of its name."""
     name = folder.resolve().name
     if "." in found and name in found:
         raise ValueError(f"{folder} and {folder / name} would make the same clip {name}; rename the latter")
@@ -35,8 +35,8 @@ def name_clips(found: dict[str, list[str]], folder: Path) -> dict[str, str]:
 
 
 def choose_frames(num_frames: int, source_fps: float, recipe: making.Recipe) -> list[int]:
-    """Which of the frames, taken at `source_fps`, to store: those shown at the times of the recipe's rate."""
-    # Decimals as they were typed: 0.1 s at 30 a second are 3 frames.
+    """Return the indices of the frames, recorded at `source_fps`, to store at the recipe's times and rate."""
+    # As decimals, as typed: 0.1 s at 30 fps is exactly 3 frames.
     source, wanted, trim_start, trim_end = (
         fractions.Fraction(repr(value))
         for value in (source_fps, recipe.fps or source_fps, recipe.trim_start, recipe.trim_end)
@@ -67,7 +67,7 @@ def _describe(folder: Path, names: Sequence[str], source_fps: float, recipe: mak
 
 
 def wait_for_listing(path: Path, folder: Path) -> dict[str, list[str]]:
-    """What `find_frames(folder)` found in another process, which writes it to `path`."""
+    """Wait for the result of `find_frames(folder)` that another process writes to `path`, and return it."""
     if not path.exists():
         click.echo(f"Waiting for {path}, which a partition without --wait-for-list-file writes.", err=True)
     while not path.exists():
@@ -79,7 +79,7 @@ def wait_for_listing(path: Path, folder: Path) -> dict[str, list[str]]:
 
 
 def write_listing(path: Path, folder: Path, found: dict[str, list[str]]) -> None:
-    """Tell those that wait for it what was found."""
+    """Write the result of `find_frames` for the processes that wait for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with util.atomic_path(path) as temporary:
         temporary.write_text(json.dumps({"input_dir": str(folder.resolve()), "folders": found}))
@@ -90,14 +90,14 @@ def write_listing(path: Path, folder: Path, found: dict[str, list[str]]) -> None
 @click.argument("output_dir", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--source-fps",
-    help="Frames a second at which the images were taken",
+    help="Frames per second at which the images were recorded",
     type=click.FloatRange(0, min_open=True),
     default=30.0,
     show_default=True,
 )
 @click.option(
     "--wait-for-list-file",
-    help="Wait for the listing that the partition started without this writes, rather than look through all folders",
+    help="Wait for the file listing of the partition that runs without this option, rather than scan all folders",
     is_flag=True,
 )
 @making.maker_options()
@@ -111,11 +111,11 @@ def main(
 ) -> None:
     """Store each folder below INPUT_DIR that directly holds images as a clip of a dataset in OUTPUT_DIR.
 
-    Frames follow the numbers in their names, may differ in size, and are cropped around their middle to the aspect of
-    each size. Images of any kind become RGB: turned upright, converted to sRGB if they hold a profile, laid over black
-    where they are transparent. Even a JPEG of the right size is coded anew, so that all frames have the same quality;
-    that changes it by a few levels of 255. A folder with a broken image is named and left out. The sizes are 36x64 and
-    144x256 unless given, since training needs a small and a large size of the same clips.
+    Frames follow the numbers in their names, may differ in size, and are centre-cropped to the aspect ratio of each
+    size. Images of any kind become RGB: EXIF orientation is applied, colour profiles are converted to sRGB, and
+    transparent images are composited over black. Even a JPEG of the right size is encoded again, so that all frames
+    have the same quality; that changes it by a few levels of 255. A folder with a broken image is reported and left
+    out. The default sizes are 36x64 and 144x256, since training needs a small and a large size of the same clips.
     """
     if wait_for_list_file:
         found = wait_for_listing(output_dir / LISTING, input_dir)

@@ -19,7 +19,7 @@ from training.data.frames import VIDEO_SUFFIXES, find_videos
 
 
 def name_clips(videos: list[Path], folder: Path) -> dict[str, Path]:
-    """Clip paths, which are paths inside `folder` without the suffix; ValueError where two videos share one."""
+    """Map clip paths, which are paths inside `folder` without the suffix, to videos; raise ValueError on collisions."""
     clips: dict[str, Path] = {}
     for path in videos:
         name = path.relative_to(folder).with_suffix("").as_posix()
@@ -30,13 +30,13 @@ def name_clips(videos: list[Path], folder: Path) -> dict[str, Path]:
 
 
 def size_of_long_edge(info: video.VideoInfo, long_edge: int) -> Size:
-    """The size, in whole pixels, that shows a whole video so that its longer edge has the given length."""
+    """Return the size, in whole pixels, of an uncropped video whose longer edge has the given length."""
     scale = long_edge / max(info.height, info.width)
     return max(round(info.height * scale), 1), max(round(info.width * scale), 1)
 
 
 def choose_size(videos: list[Path], long_edge: int) -> Size:
-    """The size for --long-edge by the first video that can be read; ValueError if there is none."""
+    """Return the size for --long-edge from the first readable video; raise ValueError if there is none."""
     for path in videos:
         try:
             return size_of_long_edge(video.probe(path), long_edge)
@@ -55,13 +55,10 @@ def _open(path: Path, long_edge: int | None, recipe: making.Recipe) -> making.Fo
 
 
 def _describe(path: Path, long_edge: int | None, recipe: making.Recipe) -> str:
-    footage = _open(path, long_edge, recipe)  # decodes nothing until frames are asked for
+    footage = _open(path, long_edge, recipe)  # decodes nothing until frames are requested
     info, timing = video.probe(path), video.scan(path)
     num_frames = round((timing.duration_sec - recipe.trim_start - recipe.trim_end) * footage.fps)
-    return (
-        f"{info.height}x{info.width}, {timing.fps:g} frames a second, {timing.duration_sec:.1f} s, makes {num_frames} "
-        "frames"
-    )
+    return f"{info.height}x{info.width}, {timing.fps:g} fps, {timing.duration_sec:.1f} s, makes {num_frames} frames"
 
 
 @click.command(epilog="Example: python -m dataset_tools.make_dataset_from_videos my_videos data/mine")
@@ -76,9 +73,8 @@ def _describe(path: Path, long_edge: int | None, recipe: making.Recipe) -> str:
 def main(input_dir: Path, output_dir: Path, long_edge: int | None, recipe: making.Recipe, job: dict[str, Any]) -> None:
     """Store all videos below INPUT_DIR as a dataset in OUTPUT_DIR, each as one clip named by its path.
 
-    Frames are cropped around their middle to the aspect of each size. To share the work, run the command once for
-    each --partition, on as many machines as you like; running one again replaces what it wrote. A broken video is
-    named and left out.
+    Frames are centre-cropped to the aspect ratio of each size. To distribute the work, run the command once for each
+    --partition, on any number of machines; repeating a partition replaces it. A broken video is reported and left out.
     """
     videos = find_videos(input_dir)
     if not videos:

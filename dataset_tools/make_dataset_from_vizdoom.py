@@ -29,22 +29,23 @@ from training.random import random_state
 
 CLIPS_PER_SHARD = 32
 MIXED = "mixed"
-NOMINAL_FPS = 30  # one frame for each tick of the engine, shown at video rate
-_FROZEN_TICKS = 10  # for which the engine holds a new player still
-_WARMUP_FRAMES = 30  # walked before a clip begins, so that no clip starts from a standstill
-_THRUST = 32  # button value for a change of velocity of one map unit a tick; the engine rounds it to a whole number
-_SUPERSAMPLING = 1.5  # rendered pixels for each pixel kept, along each edge
-# How much harder than usual the player can push: enough to start and stop within a frame, at the cost of precision.
+NOMINAL_FPS = 30  # one frame per tick of the engine, played at video rate
+_FROZEN_TICKS = 10  # ticks for which the engine freezes a new player
+_WARMUP_FRAMES = 30  # walked before a clip begins, so that no clip starts from standstill
+_THRUST = 32  # button value for a change of velocity of one map unit per tick; the engine rounds it to an integer
+_SUPERSAMPLING = 1.5  # rendered pixels per stored pixel, along each edge
+# Acceleration of the player, relative to the default: enough to start and stop within a frame, at the cost of
+# precision.
 _STRENGTH = {"smooth": 1, "discrete": 6}
 
-# What the engine can render, width x height, and takes nothing else: wide pictures see more to the sides.
+# The resolutions, width x height, that the engine supports: wide images have a larger field of view.
 _WIDE = ((256, 144), (320, 180), (400, 225), (512, 288), (640, 360), (800, 450), (1024, 576), (1280, 720), (1920, 1080))
 _HIGH = ((160, 120), (320, 240), (400, 300), (512, 384), (640, 480), (800, 600), (1024, 768), (1280, 960), (1600, 1200))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides the content of a dataset."""
+    """The options that determine the contents of a dataset."""
 
     sizes: tuple[Size, ...]
     num_clips: int
@@ -56,7 +57,7 @@ class Plan:
     looks: int | None = None
 
     def facts(self) -> dict[str, Any]:
-        """The entries of dataset.json."""
+        """Return the entries of dataset.json."""
         return {
             **({} if self.looks is None else {"looks": self.looks}),
             **({"actions": list(DISCRETE_ACTIONS)} if self.walker == "discrete" else {}),
@@ -73,7 +74,7 @@ class Plan:
 
 @contextlib.contextmanager
 def _engine(wad: bytes, resolution: tuple[int, int]) -> Iterator[Any]:
-    """A running engine with the WAD's map loaded and the player ready to move, in a folder of its own."""
+    """Yield a running engine with the WAD's map loaded and the player ready to move, in its own folder."""
     import vizdoom
 
     with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +113,7 @@ def _engine(wad: bytes, resolution: tuple[int, int]) -> Iterator[Any]:
         game.set_episode_start_time(_FROZEN_TICKS)
         game.set_episode_timeout(0)
         game.set_mode(vizdoom.Mode.PLAYER)
-        game.set_seed(0)  # nothing random is left in the map, but the engine would take the time of day
+        game.set_seed(0)  # nothing random is left in the map, but the engine would use the time as seed
         game.add_game_args("+movebob 0")
         game.init()
         try:
@@ -122,7 +123,7 @@ def _engine(wad: bytes, resolution: tuple[int, int]) -> Iterator[Any]:
 
 
 def _follow(game: Any, start: np.ndarray, target: np.ndarray, strength: int) -> np.ndarray:
-    """Push the player from its pose to the next one and return the pose that it really has: x, y, degrees."""
+    """Push the player from its pose to the next one and return the pose that it reached: x, y, degrees."""
     x, y, angle, velocity_x, velocity_y = start
     push = (target[0] - x - velocity_x, target[1] - y - velocity_y)
     cos, sin = np.cos(np.radians(target[2])), np.sin(np.radians(target[2]))
@@ -136,7 +137,7 @@ def _follow(game: Any, start: np.ndarray, target: np.ndarray, strength: int) -> 
 def _frames(
     game: Any, warmup: np.ndarray, planned: np.ndarray, strength: int, poses: list[list[float]]
 ) -> Iterator[np.ndarray]:
-    """Walk the planned poses; yields the view from each, uint8 (H, W, 3), and appends to `poses` where it was seen."""
+    """Walk the planned poses; yield the view from each, uint8 (H, W, 3), and append its actual pose to `poses`."""
     state = game.get_state().game_variables
     for target in warmup[1:]:
         state = _follow(game, state, target, strength)
@@ -147,14 +148,14 @@ def _frames(
 
 
 def draw_look(plan: Plan, index: int) -> tuple[int, np.random.RandomState]:
-    """Which of the looks that all splits share clip number `index` has, and what its textures are drawn from."""
+    """Return the look of clip number `index`, one of those shared by all splits, and the generator of its textures."""
     assert plan.looks is not None
     look = random_state(f"labdoom-{plan.split}-look", plan.seed, index).randint(plan.looks)
     return look, random_state("labdoom-look", plan.seed, look)
 
 
 def make_clip(writer: archive.ShardWriter, plan: Plan, index: int) -> None:
-    """Render clip number `index`, which depends on all of the plan but the number of clips."""
+    """Render clip number `index`, which depends on the plan except for the number of clips."""
     name = plan.difficulty
     if name == MIXED:
         names = list(DIFFICULTIES)
@@ -176,7 +177,7 @@ def make_clip(writer: archive.ShardWriter, plan: Plan, index: int) -> None:
 
 
 def make_shard(root: Path, plan: Plan, shard: int, progress: Any) -> archive.ShardReport:
-    """Render the clips of one shard, calling `progress.put(1)` after each; returns what it came to hold."""
+    """Render the clips of one shard, calling `progress.put(1)` after each; return its report."""
     first = shard * CLIPS_PER_SHARD
     with archive.ShardWriter(root, plan.sizes, shard) as writer:
         for index in range(first, min(first + CLIPS_PER_SHARD, plan.num_clips)):
@@ -186,7 +187,7 @@ def make_shard(root: Path, plan: Plan, shard: int, progress: Any) -> archive.Sha
 
 
 def _resolution(sizes: tuple[Size, ...]) -> tuple[int, int]:
-    """The smallest picture, width and height, with enough pixels for crops of all sizes; else the largest there is."""
+    """Return the smallest resolution, width and height, with enough pixels for crops of all sizes; else the largest."""
     choices = _WIDE if all(width > 1.5 * height for height, width in sizes) else _HIGH
     for width, height in choices:
         if all(min(width / w, height / h) >= _SUPERSAMPLING for h, w in sizes):
@@ -203,7 +204,7 @@ def _require_extras() -> None:
 
 
 def _die_with_parent() -> None:
-    # Without this, a process that waits for work would wait for ever once its parent was killed.
+    # Without this, a worker process would wait forever after its parent was killed.
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -211,7 +212,7 @@ def _die_with_parent() -> None:
 
 def _start_worker(scratch: str) -> None:
     _die_with_parent()
-    os.chdir(scratch)  # the engine leaves a folder for screenshots wherever it runs
+    os.chdir(scratch)  # the engine creates a screenshot folder in the working directory
 
 
 @click.command(
@@ -285,7 +286,7 @@ def main(
 ) -> None:
     """Render first-person walks through random textured mazes into the dataset folder OUT.
 
-    The walks are smooth, like a rider's. Beside the frames each zip holds actions.json and poses.json: for each clip
+    The walks are smooth, like a rider's. Besides the frames each zip holds actions.json and poses.json: for each clip
     the action that led into each frame ("none" for the first), and x, y (map units) and angle (degrees) of each frame.
     """
     _require_extras()
@@ -297,7 +298,7 @@ def main(
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     if archive.read_description(out) is not None:
-        # What is there was made otherwise, or will be made again: the first goes before anything new is there.
+        # Remove outdated or replaced shards from the description before new ones are written.
         archive.describe_dataset(out, [], num_shards, packages, **plan.facts())
     workers = min(workers or os.cpu_count() or 1, num_shards)
     for report in _make_shards(out.resolve(), plan, num_shards, workers):
@@ -306,7 +307,7 @@ def main(
 
 
 def _make_shards(root: Path, plan: Plan, num_shards: int, workers: int) -> Iterator[archive.ShardReport]:
-    """Render all shards in processes of their own under a progress bar; yields reports as they are finished."""
+    """Render all shards in worker processes under a progress bar; yield reports as they are finished."""
     context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
         manager = multiprocessing.managers.SyncManager(ctx=context)

@@ -1,7 +1,7 @@
-"""Make a dataset of clips from intervals of videos on YouTube, or elsewhere on the web, that a config lists.
+"""Make a dataset of clips from intervals of videos on YouTube, or other websites, that a config lists.
 
 Example:
-  python -m dataset_tools.make_dataset_from_youtube dataset_tools/youtube_configs/example.json data/bunny downloads
+    python -m dataset_tools.make_dataset_from_youtube dataset_tools/youtube_configs/example.json data/bunny downloads
 """
 
 import functools
@@ -15,19 +15,19 @@ from dataset_tools import archive, making, youtube
 from dataset_tools.making import Footage, Recipe, Source
 from dnnlib import util, video
 
-# Times on the web are rounded, so an interval may seem to end this much after its video.
+# Times on websites are rounded, so an interval may seem to end this much after its video.
 _ROUNDING_SEC = 1.0
 
 
 def open_interval(cache: youtube.VideoCache, interval: youtube.Interval, recipe: Recipe) -> Footage:
-    """Open an interval, its end included, of a video that is downloaded if need be; ValueError if it is broken."""
+    """Open an interval, its end included, of a video, downloaded if necessary; raise ValueError if it is broken."""
     path = cache.fetch(interval.video)
     info = video.probe(path)
     end = interval.end_sec
     if end is not None and info.duration_sec is not None:
         if max(interval.start_sec, end - _ROUNDING_SEC) >= info.duration_sec:
             raise ValueError(f"{interval.name} ends after the video, which is {info.duration_sec:g} s long")
-        end = end + 0.5 / (recipe.fps or info.fps)  # so that the frame at the end is the last one inside
+        end = end + 0.5 / (recipe.fps or info.fps)  # makes the frame at the end the last one inside
         end = end if end < info.duration_sec else None
     try:
         return making.open_video(path, recipe, interval.start_sec, end)
@@ -36,7 +36,7 @@ def open_interval(cache: youtube.VideoCache, interval: youtube.Interval, recipe:
 
 
 def describe_interval(cache: youtube.VideoCache, interval: youtube.Interval, recipe: Recipe) -> str:
-    """What --dry-run tells about an interval: its length, and whether its video is there."""
+    """Return the description of an interval for --dry-run: its length, and whether its video is cached."""
     where = "in the cache" if cache.find(interval.video) else "to be downloaded"
     if interval.end_sec is None:
         return f"the whole video, {where}"
@@ -47,7 +47,7 @@ def describe_interval(cache: youtube.VideoCache, interval: youtube.Interval, rec
 
 
 def summarize(intervals: Sequence[youtube.Interval]) -> str:
-    """How much a list of intervals holds."""
+    """Return a summary of a list of intervals."""
     total_sec = sum(interval.end_sec - interval.start_sec for interval in intervals if interval.end_sec is not None)
     num_videos, num_whole = len({i.video for i in intervals}), sum(i.end_sec is None for i in intervals)
     whole = f" and {num_whole} whole videos" if num_whole else ""
@@ -62,14 +62,14 @@ def summarize(intervals: Sequence[youtube.Interval]) -> str:
 @click.argument("video_cache_dir", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--max-height",
-    help="Shorter edge of the pictures to download, where there is a choice",
+    help="Maximum shorter edge of the videos to download, if there is a choice",
     type=click.IntRange(min=1),
     default=1080,
     show_default=True,
 )
 @click.option(
     "--cookies",
-    help="File with cookies of a browser, for videos that want you to sign in; it is only read",
+    help="File with cookies of a browser, for videos that require signing in; it is only read",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
 )
 @making.maker_options()
@@ -85,8 +85,8 @@ def main(
     """Store the intervals that CLIPS_CONFIG_PATH lists as a dataset in OUTPUT_DIR, each as one clip.
 
     Videos are downloaded into VIDEO_CACHE_DIR shortly before they are needed, without sound, and only those of the
-    partitions that are made; those that are there are used. dataset_tools/youtube_configs/README.md tells the format of
-    the config, where to find the authors' ones, and what to do when a site refuses.
+    requested partitions; cached videos are reused. dataset_tools/youtube_configs/README.md describes the format of the
+    config, where to find those of the authors, and remedies for failed downloads.
     """
     intervals = youtube.read_config(clips_config_path)
     for warning in youtube.overlaps(intervals):

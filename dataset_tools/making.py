@@ -1,4 +1,4 @@
-"""What all dataset makers share: their options, and the way from opened footage to described partitions of clips."""
+"""Shared parts of the dataset makers: their options, and the conversion of footage to described partitions of clips."""
 
 import collections
 import concurrent.futures
@@ -26,20 +26,20 @@ from training.data.frames import reading_rate
 
 DEFAULT_SIZES: tuple[Size, ...] = ((36, 64), (144, 256))
 
-# A video is broken if it holds this much less than it states, since sound may go on a little longer than the pictures,
-# or if so many frames less come out of it, since a few may be coded but never shown.
+# A video is broken if it is this much shorter than it states, since sound may be slightly longer than the images, or if
+# this many frames are missing, since a few may be coded but never shown.
 _MISSING_SHARE, _MISSING_SEC, _MISSING_FRAMES = 0.1, 1.0, 2
 
 _CONTENT = ("fps", "trim_start", "trim_end", "min_frames", "split_shots", "quality", "chroma")
 _JOB = ("partition", "num_partitions", "val_fraction", "split", "workers", "skip_bad", "dry_run")
 
-# How far sources are read before their turn: that many at once, each by so many encoded frames.
+# Number of sources that are read ahead, and of encoded frames that each may buffer.
 _SOURCES_AHEAD, _FRAMES_AHEAD = 8, 64
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the content of a clip, given its source; times in seconds, no `fps`: the source's."""
+    """All options that determine the contents of a clip; times in seconds, `fps` None: that of the source."""
 
     sizes: tuple[Size, ...] = DEFAULT_SIZES
     fps: float | None = None
@@ -51,7 +51,7 @@ class Recipe:
     chroma: str = "4:4:4"
 
     def facts(self) -> dict[str, Any]:
-        """The entries of dataset.json; sizes and frame rate stand there as they were found in the end."""
+        """Return the entries of dataset.json; sizes and frame rate are added when they are known."""
         facts = dataclasses.asdict(self)
         del facts["sizes"]
         return {"resampled_fps": facts.pop("fps"), **facts}
@@ -59,9 +59,9 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Footage:
-    """An opened source: frames a second, and its frames, each uint8 (H, W, 3).
+    """An opened source: its frame rate, and its frames, each uint8 (H, W, 3).
 
-    The generator raises ValueError if the source is broken or ends early, and is closed when no more is wanted.
+    The generator raises ValueError if the source is broken or ends early, and is closed when no more frames are needed.
     """
 
     fps: float
@@ -70,11 +70,11 @@ class Footage:
 
 @dataclass(frozen=True)
 class Source:
-    """Something that becomes a clip.
+    """A source of one clip.
 
-    `name` is the clip's path inside the dataset, `group` the video it belongs to, as --val-fraction sees it. `open`
-    may take its time, such as for a download, is called in a thread, and raises ValueError naming the source if that
-    is broken. `describe`, if there is one, says in a few words what --dry-run shall tell, and raises likewise.
+    `name` is the clip's path inside the dataset, `group` the video it belongs to, for --val-fraction. `open` may be
+    slow, such as for a download, is called in a thread, and raises ValueError naming the source if it is broken.
+    `describe`, if given, returns a short description for --dry-run, and raises likewise.
     """
 
     name: str
@@ -86,21 +86,19 @@ class Source:
 def open_video(
     path: str | os.PathLike[str], recipe: Recipe, start_sec: float = 0.0, end_sec: float | None = None
 ) -> Footage:
-    """Open a window of a video file, trimmed at both of its ends as the recipe says; ValueError if it is broken.
+    """Open a window of a video file, trimmed at both ends as the recipe says; raise ValueError if it is broken.
 
     The frames raise ValueError if they end before the window does, or before the length that the file states.
     """
     stated, timing = video.probe(path).duration_sec or 0.0, video.scan(path)
     if timing.duration_sec < stated * (1 - _MISSING_SHARE) - _MISSING_SEC:
-        raise ValueError(
-            f"{path} ends early: it states {stated:.1f} s but holds {timing.duration_sec:.1f} s of pictures"
-        )
+        raise ValueError(f"{path} ends early: it states {stated:.1f} s but holds {timing.duration_sec:.1f} s of video")
     end = timing.duration_sec if end_sec is None else end_sec
     start, end = start_sec + recipe.trim_start, end - recipe.trim_end
     if end <= start:
         raise ValueError(f"nothing is left of {path} after trimming: it is {timing.duration_sec:g} s long")
     fps = recipe.fps or timing.fps
-    # Without a need for it the end is left to the file, whose last frame may be shown a little longer.
+    # Unless required, the end is that of the file, whose last frame may be shown a little longer.
     needs_end = end_sec is not None or recipe.trim_end > 0
     frames = video.iter_video_frames(path, reading_rate(path, recipe.fps)[1], start, end if needs_end else None)
     return Footage(fps, _refuse_early_end(frames, path, math.floor((end - start) * fps)))
@@ -128,7 +126,7 @@ def _options(default_sizes: Sequence[Size]) -> list[Callable[..., Any]]:
         option("--sizes", f"Frame sizes to store, height x width  [default: {sizes}]", SizesType(), metavar="HxW,..."),
         option("--height", "Height of the only size to store, with --width", edge),
         option("--width", "Width of the only size to store, with --height", edge),
-        option("--fps", "Frames a second to store  [default: as in the source]", click.FloatRange(0, min_open=True)),
+        option("--fps", "Frames per second to store  [default: as in the source]", click.FloatRange(0, min_open=True)),
         option("--trim-start", "Seconds to leave out at the start of each source", seconds, 0.0),
         option("--trim-end", "Seconds to leave out at the end of each source", seconds, 0.0),
         option("--min-frames", "Leave out clips of fewer frames", count, 1),
@@ -137,11 +135,11 @@ def _options(default_sizes: Sequence[Size]) -> list[Callable[..., Any]]:
         option("--chroma", "Colour resolution of the JPEGs: full, or half", click.Choice(list(CHROMAS)), "4:4:4"),
         option(
             "--val-fraction",
-            "Share of the sources to set apart; OUTPUT_DIR/train and OUTPUT_DIR/val then are the datasets",
+            "Fraction of the sources to hold out; the datasets are OUTPUT_DIR/train and OUTPUT_DIR/val",
             click.FloatRange(0, 1, max_open=True),
             0.0,
         ),
-        option("--split", "What the dataset is for, as noted in it", click.Choice(["train", "val", "test"]), "train"),
+        option("--split", "Split that the dataset is marked as", click.Choice(["train", "val", "test"]), "train"),
         option("--partition", "Make this partition only, from 0 on  [default: all]", click.IntRange(min=0)),
         option("--num-partitions", "Zips to divide the clips of a size into", click.IntRange(1, 9999), 10),
         option("--workers", "Threads that resize and encode  [default: one for each core]", count),
@@ -153,10 +151,10 @@ def _options(default_sizes: Sequence[Size]) -> list[Callable[..., Any]]:
 def maker_options(
     default_sizes: Sequence[Size] = DEFAULT_SIZES,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorator: the options all makers share.
+    """Return a decorator that adds the options shared by all makers.
 
     The command's function gets two arguments for them: `recipe`, a Recipe, and `job`, the keyword arguments of `make`
-    that are not about content. A ValueError in it becomes the command's error message.
+    that do not affect the contents of clips. A ValueError in it becomes the command's error message.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -184,7 +182,7 @@ def maker_options(
 
 @dataclass(frozen=True)
 class _Set:
-    """One dataset to make: its folder, what belongs into it, and what dataset.json says about it."""
+    """One dataset to make: its folder, its sources, and the facts of its dataset.json."""
 
     root: Path
     sources: Sequence[Source]
@@ -193,7 +191,7 @@ class _Set:
 
 @dataclass
 class _Tally:
-    """What came of everything that was made."""
+    """The results of all partitions."""
 
     num_clips: int = 0
     num_frames: int = 0
@@ -202,7 +200,7 @@ class _Tally:
     short: list[str] = dataclasses.field(default_factory=list)
 
     def remarks(self) -> Iterator[str]:
-        """What the user should know of it, in lines."""
+        """Yield remarks for the user, one per line."""
         if len(self.rates) > 1:
             found = ", ".join(f"{rate:g} ({count} clips)" for rate, count in self.rates.most_common())
             yield f"The clips differ in frame rate: {found}; give --fps to make them equal."
@@ -226,22 +224,22 @@ def make(
     packages: Sequence[str],
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the partitions asked for of a dataset of all sources, whose order counts, and describe them.
+    """Write the requested partitions of a dataset of all sources, whose order matters, and describe them.
 
-    `origin` and `facts` go to dataset.json, as do the versions of `packages`. ValueError if it would not fit what
-    is already there, or if sources are broken and not `skip_bad`; the good ones are written before that.
+    `origin` and `facts` go to dataset.json, as do the versions of `packages`. Raises ValueError if it would conflict
+    with existing files, or if sources are broken and not `skip_bad`; the intact ones are written before that.
     """
     assert len({source.name for source in sources}) == len(sources), "two sources have one name"
     facts = {"source": origin, "seed": None, "val_fraction": val_fraction, **recipe.facts(), **(facts or {})}
     sets = _divide(output_dir, sources, val_fraction, split, facts)
     if partition is not None:
-        archive.partition(sources, partition, num_partitions)  # refuses a number that is too high
+        archive.partition(sources, partition, num_partitions)  # raises for a number that is too high
     indices = range(num_partitions) if partition is None else [partition]
     for part in sets:
         archive.refuse_mixture(part.root, recipe.sizes, indices, num_partitions, **part.facts)
     shards = [(part, i, archive.partition(part.sources, i, num_partitions)) for i in indices for part in sets]
     if recipe.split_shots:
-        ShotDetector(1.0)  # refuses at once if the package for it is missing
+        ShotDetector(1.0)  # raises if its package is missing
     workers = workers or len(os.sched_getaffinity(0))
     total = sum(len(shard_sources) for _, _, shard_sources in shards)
     if dry_run:
@@ -269,7 +267,7 @@ def make(
 def _divide(
     output_dir: Path, sources: Sequence[Source], val_fraction: float, split: str, facts: Mapping[str, Any]
 ) -> list[_Set]:
-    """The datasets to make; ValueError where one would lie inside another."""
+    """Return the datasets to make; raise ValueError if one would lie inside another."""
     inner = [output_dir / name for name in ("train", "val")]
     for folder in [output_dir] if val_fraction else inner:
         if (folder / archive.DESCRIPTION).exists():
@@ -299,18 +297,18 @@ def _divide(
 
 
 def _is_val(group: str, val_fraction: float) -> bool:
-    """By a hash of the video's name alone, so that more videos leave the others where they are."""
+    """Return whether a video is held out, by a hash of its name, so that adding videos does not move others."""
     number = int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest(), "little")
     return number < val_fraction * 2**64
 
 
 def _digest(sources: Sequence[Source]) -> str:
-    """Tells one list of clips from another: partitions of different ones do not fit together."""
+    """Return a hash that identifies a list of clips: partitions of different lists do not fit together."""
     return hashlib.sha256("\n".join(source.name for source in sources).encode()).hexdigest()
 
 
 def _list_shards(shards: Sequence[tuple[_Set, int, Sequence[Source]]], recipe: Recipe, workers: int) -> _Tally:
-    """Print what would be made, a line for each source."""
+    """Print the clips that would be made, one line per source."""
 
     def describe(source: Source) -> tuple[bool, str]:
         try:
@@ -336,7 +334,7 @@ def _make_shards(
     packages: Sequence[str],
     workers: int,
 ) -> _Tally:
-    """Write one shard after the other under a progress bar, each described as soon as it is there."""
+    """Write the shards in sequence under a progress bar, each described when it is complete."""
     tally = _Tally()
     all_sources = [source for _, _, sources in shards for source in sources]
     with contextlib.ExitStack() as stack:
@@ -378,7 +376,7 @@ def _make_shards(
 
 
 def _store(writer: archive.ShardWriter, source: Source, reader: "_Reader", recipe: Recipe, bar: Any) -> None:
-    """Write one source as a clip, or shot by shot; ValueError, with nothing written, if it is broken."""
+    """Write one source as a clip, or shot by shot; if it is broken, write nothing and raise ValueError."""
     facts = {"fps": reader.start(), "group": source.group}
     with writer.clip(source.name, recipe.min_frames, facts) as clip:
         for num_frames, files in enumerate(reader):
@@ -390,11 +388,11 @@ def _store(writer: archive.ShardWriter, source: Source, reader: "_Reader", recip
 
 
 def _read_ahead(sources: Sequence[Source], recipe: Recipe, workers: int) -> Generator["_Reader", None, None]:
-    """Readers of all sources in order; of those whose turn is still to come, a few are at work already.
+    """Yield readers of all sources in order, and start some of the next ones ahead.
 
-    So neither starting programs nor waiting for a download keeps the cores idle, even if each source is very short.
+    This keeps all cores busy while programs start or downloads run, even if each source is very short.
     """
-    budget = threading.Semaphore(2 * workers)  # whole frames in memory, over all sources
+    budget = threading.Semaphore(2 * workers)  # frames in memory, over all sources
     readers = collections.deque[_Reader]()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         try:
@@ -412,9 +410,9 @@ def _read_ahead(sources: Sequence[Source], recipe: Recipe, workers: int) -> Gene
 
 
 class _Reader:
-    """Opens, reads and encodes one source in the background, at most some frames before they are asked for.
+    """Open, read and encode one source in a background thread, at most some frames ahead.
 
-    Ask for `start()`, then iterate over the files of each frame, then look at `cuts`.
+    Call `start()`, then iterate over the files of each frame, then read `cuts`.
     """
 
     def __init__(
@@ -433,7 +431,7 @@ class _Reader:
         threading.Thread(target=self._run, daemon=True).start()
 
     def start(self) -> float:
-        """Wait until the source is open; returns its frames a second."""
+        """Wait until the source is open; return its frame rate."""
         self.fps = self._next()
         return self.fps
 
@@ -443,7 +441,7 @@ class _Reader:
             self._room.release()
 
     def stop(self) -> None:
-        """Make the background give up soon."""
+        """Tell the background thread to stop soon."""
         self._stopped = True
         self._room.release()
 
@@ -460,7 +458,7 @@ class _Reader:
             with contextlib.closing(footage.frames):
                 self._read(footage)
             self._results.put(None)
-        except BaseException as error:  # it is raised where the results are awaited
+        except BaseException as error:  # raised where the results are awaited
             self._results.put(error)
 
     def _read(self, footage: Footage) -> None:

@@ -1,7 +1,7 @@
-"""Count what the partitions of a dataset hold, and write dataset.json and manifest.json anew from the zips.
+"""Count the contents of the partitions of a dataset, and rewrite dataset.json and manifest.json from the zips.
 
-Run it when all partitions of a job on many machines are done, or after shards were added, removed or copied by hand:
-  python -m dataset_tools.merge data/mine
+Run it when all partitions of a job on several machines are done, or after shards were added, removed or copied by hand:
+    python -m dataset_tools.merge data/mine
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from dataset_tools import archive
 
 
 def read_shard(path: Path) -> dict[str, dict[str, Any]]:
-    """The clips of a zip as the manifest describes them; ValueError naming the zip if it is not whole."""
+    """Return the clips of a zip for the manifest; raise ValueError naming the zip if it is incomplete."""
     name = path.parent.name
     clips = {}
     try:
@@ -34,7 +34,7 @@ def read_shard(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_partition(root: Path, index: int, size_names: list[str]) -> archive.ShardReport:
-    """What the zips of one partition hold; ValueError if its sizes do not show the same clips."""
+    """Return the report of the zips of one partition; raise ValueError if its sizes do not show the same clips."""
     clips: dict[str, dict[str, Any]] = {}
     hashes = {}
     for name in size_names:
@@ -56,11 +56,11 @@ def read_partition(root: Path, index: int, size_names: list[str]) -> archive.Sha
 
 @click.command(epilog="Example: python -m dataset_tools.merge data/mine")
 @click.argument("root", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--fps", help="Frames a second, where no dataset.json says it", type=click.FloatRange(min=1))
+@click.option("--fps", help="Frames per second, if there is no dataset.json", type=click.FloatRange(min=1))
 def main(root: Path, fps: float | None) -> None:
-    """Read all zips of the dataset ROOT, write its dataset.json and manifest.json anew, and print the counts.
+    """Read all zips of the dataset ROOT, rewrite its dataset.json and manifest.json, and print the counts.
 
-    The exit code says whether every partition is there.
+    The exit code is 1 if partitions are missing.
     """
     try:
         missing = merge(root, fps)
@@ -74,7 +74,7 @@ def main(root: Path, fps: float | None) -> None:
 
 
 def merge(root: Path, fps: float | None = None) -> list[int]:
-    """Do what the command does; returns the numbers of the partitions that have not been made."""
+    """Run the command; return the numbers of the partitions that have not been made."""
     size_names = sorted(path.name for path in root.iterdir() if re.fullmatch(r"\d{4,}x\d{4,}", path.name))
     zips = [path for name in size_names for path in (root / name).glob("[!.]*.zip")]
     if not zips:

@@ -1,33 +1,33 @@
-"""Find where one shot of a video ends and the next begins, frame by frame as they are decoded."""
+"""Detect the cuts between the shots of a video, frame by frame during decoding."""
 
 import collections
 from typing import Any
 
 import numpy as np
 
-# Frames are compared at about this width: enough for what a cut changes, and fine noise and compression average out.
+# Frames are compared at about this width: enough to detect cuts, while fine noise and compression are averaged out.
 _WIDTH = 128
-# No shot is shorter than this, so a second cut that soon after the first is passed over. In seconds.
+# Minimum length of a shot in seconds; a second cut that soon after the first is ignored.
 _MIN_SHOT_SEC = 0.5
-# A cut changes brightness this many times as much as the frames around it do, and at least this much (of 255). Hue and
-# saturation, which PySceneDetect weighs in by default, are left out: in dark or strongly coloured footage they jump at
-# each key frame of the compression, and half of the cuts found were false.
+# A cut changes brightness this many times as much as the adjacent frames do, and at least this much (of 255). Hue and
+# saturation, which PySceneDetect uses by default, are ignored: in dark or strongly coloured footage they jump at each
+# key frame of the compression, and half of the detected cuts were false.
 _RATIO = 2.0
 _MIN_CHANGE = 15.0
-_WINDOW = 2  # frames on either side that a change is compared with
-# Footage brought to a higher rate repeats frames; motion would look like a cut beside them, so up to this many in a row
-# are left out. A repeated frame changes less than this (of 255).
+_WINDOW = 2  # number of frames on either side that a change is compared with
+# Footage converted to a higher rate repeats frames, which would make motion look like a cut; up to this many
+# consecutive repeats are skipped. A repeated frame changes less than this (of 255).
 _MAX_REPEATS = 4
 _REPEAT_CHANGE = 0.5
 
 
 class ShotDetector:
-    """Finds hard cuts: frames that differ from the one before much more than the frames around them do.
+    """Detect hard cuts: frames that differ from the previous one much more than the adjacent frames do.
 
-    So fast motion of the camera, which changes many frames in a row, is no cut; nor are fades and dissolves, which
-    spread a change over several frames, nor flashes of one or two frames, nor cuts within the first or last two frames.
-    `sensitivity` 1 is the default; more finds more cuts, and more false ones. PySceneDetect's AdaptiveDetector does the
-    comparing; memory is that of a few small frames. ValueError if the package is missing.
+    Fast camera motion, which changes many consecutive frames, is no cut; nor are fades and dissolves, flashes of one or
+    two frames, and cuts within the first or last two frames. `sensitivity` 1 is the default; higher values find more
+    cuts, and more false ones. PySceneDetect's AdaptiveDetector does the comparison; memory is that of a few small
+    frames. Raises ValueError if the package is missing.
     """
 
     def __init__(self, fps: float, sensitivity: float = 1.0) -> None:
@@ -48,14 +48,14 @@ class ShotDetector:
             window_width=_WINDOW,
             luma_only=True,
         )
-        # The frames last compared: up to a cut found, the one before it, and the window after it.
+        # The frames compared last: up to a cut found, the one before it, and the window after it.
         self._recent = collections.deque[np.ndarray](maxlen=_WINDOW + 2)
         self._num_frames = self._num_repeats = 0
         self._cuts: list[int] = []
 
     def add(self, frame: np.ndarray) -> None:
-        """Take the next frame: uint8 (H, W, 3) RGB."""
-        import cv2  # comes with PySceneDetect
+        """Add the next frame: uint8 (H, W, 3) RGB."""
+        import cv2  # a dependency of PySceneDetect
 
         number = self._num_frames
         self._num_frames += 1
@@ -71,14 +71,14 @@ class ShotDetector:
         bgr = np.ascontiguousarray(frame[..., ::-1])
         for cut in self._detector.process_frame(self._new_timecode(number, self._fps), bgr):
             before, at, *_, after = self._recent
-            if _change(before, after) > 0.5 * _change(before, at):  # else a flash, after which all is as before
+            if _change(before, after) > 0.5 * _change(before, at):  # else a flash, after which the scene continues
                 self._cuts.append(cut.frame_num)
 
     def finish(self) -> list[int]:
-        """The numbers of the frames that begin a new shot, ascending; never 0. Call after the last frame."""
+        """Return the numbers of the frames that begin a new shot, ascending; never 0. Call after the last frame."""
         return self._cuts
 
 
 def _change(one: np.ndarray, other: np.ndarray) -> float:
-    """The mean difference of two frames of one size."""
+    """Return the mean difference of two frames of one size."""
     return float(np.abs(one.astype(np.int16) - other).mean())

@@ -1,4 +1,4 @@
-"""Read which intervals of which videos on the web to store, and fetch each video once, into a cache folder."""
+"""Read lists of intervals of web videos, and download each video once into a cache folder."""
 
 import hashlib
 import importlib
@@ -29,27 +29,27 @@ _SLUG_LETTERS = 80
 
 @dataclass(frozen=True)
 class Interval:
-    """A clip to cut: seconds `start_sec` to `end_sec` of a video, both included; None is the video's end."""
+    """A clip to extract: seconds `start_sec` to `end_sec` of a video, both included; None is the video's end."""
 
-    video: str  # an id of YouTube, or an address
-    text: str  # as the config has it
+    video: str  # a YouTube id, or a URL
+    text: str  # as in the config
     start_sec: float = 0.0
     end_sec: float | None = None
 
     @property
     def name(self) -> str:
-        """The path of the clip in the dataset, as dQw4w9WgXcQ/0_26-6_30."""
+        """Return the path of the clip in the dataset, such as dQw4w9WgXcQ/0_26-6_30."""
         return f"{video_name(self.video)}/{self.text.replace(':', '_').replace(' ', '-')}"
 
 
 def patterns() -> dict[str, str]:
-    """The regular expressions of schema.json: videoId, url and interval, the latter with a group for each time."""
+    """Return the regular expressions of schema.json: videoId, url and interval, which has a group for each time."""
     definitions = json.loads((CONFIGS / "schema.json").read_text())["$defs"]
     return {name: entry["pattern"] for name, entry in definitions.items() if "pattern" in entry}
 
 
 def read_config(path: Path) -> list[Interval]:
-    """All intervals of a config, in its order; ValueError, naming what is wrong, if it is not as schema.json says."""
+    """Return all intervals of a config, in order; raise ValueError with the reason if it does not match schema.json."""
     expected = patterns()
     try:
         config = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=_without_duplicates)
@@ -105,26 +105,26 @@ def _parse_interval(video: str, text: str, pattern: str) -> Interval:
 
 
 def overlaps(intervals: Sequence[Interval]) -> list[str]:
-    """One sentence for each two intervals of a video that share footage, and so would weigh twice in training."""
+    """Return one sentence for each two overlapping intervals of a video, whose frames would have twice the weight."""
     ordered = sorted(intervals, key=lambda interval: interval.start_sec)
     return [
-        f"{one.video}: {one.text!r} and {other.text!r} overlap, so what they share will be stored twice"
+        f"{one.video}: {one.text!r} and {other.text!r} overlap, so the shared part will be stored twice"
         for one, other in itertools.combinations(ordered, 2)
         if one.video == other.video and one.end_sec is not None and other.start_sec < one.end_sec
     ]
 
 
 def video_name(video: str) -> str:
-    """What names a video in paths: its id, or a readable form of its address that ends in a hash of all of it."""
+    """Return the name of a video in paths: its id, or a readable form of its URL that ends in a hash of the URL."""
     if "://" not in video:
         return video
     readable = re.sub(r"[^A-Za-z0-9]+", "-", re.sub(r"^https?://([^/@]*@)?", "", video))
-    digest = hashlib.blake2b(video.encode(), digest_size=6).hexdigest()  # 12 letters: longer than an id
+    digest = hashlib.blake2b(video.encode(), digest_size=6).hexdigest()  # 12 digits: longer than an id
     return f"{readable[:_SLUG_LETTERS]}-{digest}".replace("--", "-").strip("-")
 
 
 def load_yt_dlp() -> Any:
-    """The package that downloads; ValueError with the command that installs it if it is missing."""
+    """Return the package yt-dlp; raise ValueError with the install command if it is missing."""
     try:
         return importlib.import_module("yt_dlp")
     except ModuleNotFoundError:
@@ -134,9 +134,9 @@ def load_yt_dlp() -> Any:
 class VideoCache:
     """A folder of downloaded videos, `<name>.<suffix>`, that any number of threads and processes may share.
 
-    A download is in a file of another name until it is complete; one that was interrupted goes on where it stopped.
-    Two that need the same video at once do not fight: one waits, and takes what the other has brought. `max_height`
-    bounds the shorter edge of what is chosen, where there is a choice; `cookies` is a file in Netscape format.
+    A download has another file name until it is complete; an interrupted one is resumed. If two callers need the same
+    video at once, one waits for the other's download. `max_height` limits the shorter edge, if there is a choice;
+    `cookies` is a file in Netscape format.
     """
 
     def __init__(self, folder: Path, max_height: int = 1080, cookies: Path | None = None) -> None:
@@ -148,19 +148,21 @@ class VideoCache:
         self._warnings: set[str] = set()
 
     def find(self, video: str) -> Path | None:
-        """The file of a video if it is complete in the cache."""
+        """Return the file of a video if its download is complete."""
         name = video_name(video)
-        # A single suffix: those of interrupted downloads, name.f137.mp4.part, have more.
+        # A single suffix: names of interrupted downloads, name.f137.mp4.part, have more.
         found = (path for path in sorted(self.folder.glob(f"{name}.*")) if path.stem == name and path.suffix != ".part")
         return next(found, None)
 
     def fetch(self, video: str) -> Path:
-        """The file of a video, downloaded first if need be; ValueError naming the video and the cause if it cannot."""
+        """Return the file of a video, downloaded if necessary; raise ValueError naming the video and the cause of a
+        failure.
+        """
         if path := self.find(video):
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / f".{video_name(video)}.lock"):
-            # Whoever held the lock before may have brought the video, or found that it cannot be had.
+            # The previous holder of the lock may have downloaded the video, or found that it is unavailable.
             if path := self.find(video):
                 return path
             if video in self._failed:
@@ -180,10 +182,10 @@ class VideoCache:
         click.echo(f"Downloading {video} ...", err=True)
         try:
             with yt_dlp.YoutubeDL(self.options(video)) as downloader:
-                # In two steps: a channel or a live stream would go on for ever.
+                # In two steps: a channel or a live stream would be downloaded without end.
                 info = downloader.extract_info(address, download=False)
                 if info.get("_type", "video") != "video":
-                    raise ValueError(f"{video} names a list of videos, not one; give the address of each video itself")
+                    raise ValueError(f"{video} names a list of videos, not one; give the URL of each video itself")
                 if info.get("is_live"):
                     raise ValueError(f"{video} is being streamed live; wait until it has ended")
                 info = downloader.process_ie_result(info, download=True)
@@ -197,13 +199,13 @@ class VideoCache:
         return path
 
     def options(self, video: str) -> dict[str, Any]:
-        """What yt-dlp is told about a download."""
+        """Return the options of yt-dlp for a download."""
         folder = str(self.folder.resolve()).replace("%", "%%")
         return {
-            # The format is part of the name, so that a download never goes on with another one's first half.
+            # The format is part of the name, so that a download never resumes a file of another format.
             "outtmpl": {"default": f"{folder}/{video_name(video)}.f%(format_id)s.%(ext)s"},
             "format": "bv*",
-            # The largest picture within bounds, or else the smallest; then one of standard range, and without sound.
+            # The largest resolution within bounds, or else the smallest; then one of standard range, and without sound.
             "format_sort": [f"res:{self.max_height}", "+hdr", "fps", "+hasaud"],
             "retries": 10,
             "fragment_retries": 10,
@@ -212,7 +214,7 @@ class VideoCache:
             "socket_timeout": 30,
             "noplaylist": True,
             "extract_flat": True,
-            "fixup": "never",  # this needs another program, and ffmpeg decodes the files as they are
+            "fixup": "never",  # needs another program, and ffmpeg decodes the files without it
             "cachedir": False,
             "updatetime": False,
             "noprogress": True,
@@ -228,13 +230,13 @@ def _delay_sec(n: int) -> float:
 
 
 def _brief(message: str) -> str:
-    """What yt-dlp says, in one line, without its request to report bugs."""
+    """Return a message of yt-dlp in one line, without its request to report bugs."""
     line = re.sub(r"\x1b\[[0-9;]*m", "", message).strip().partition("\n")[0].removeprefix("ERROR: ")
     return re.sub(r" \(caused by .*|[;.]? (If you believe this is an error, )?please report this issue .*", "", line)
 
 
 class _Logger:
-    """Takes what yt-dlp says: warnings are shown, each once; errors come as exceptions, and the rest is talk."""
+    """The logger of yt-dlp: shows each warning once; errors are raised as exceptions, other messages are dropped."""
 
     def __init__(self, video: str, shown: set[str]) -> None:
         self._video = video
@@ -252,7 +254,7 @@ class _Logger:
 
 
 class _Progress:
-    """Says now and then how much of a video has come."""
+    """Prints the progress of a download from time to time."""
 
     def __init__(self, video: str) -> None:
         self._video = video

@@ -1,4 +1,4 @@
-"""Measure the checkpoints of a run against footage it has not seen: a line a checkpoint and metric, to be drawn.
+"""Evaluate the checkpoints of a run against held-out videos: a line per checkpoint and metric, for a curve.
 
 # Low-resolution stage by itself, over its steps
 python -m runs.curve runs/labdoom/lres/00000-* --dataset=data/labdoom/val -m fvd256_16f --out=outputs/lres.jsonl
@@ -10,9 +10,9 @@ python -m runs.curve LRES.pkl --bicubic=72x128 --dataset=data/labdoom/val -m fvd
 # Draw
 python -m metrics.report outputs/lres.jsonl --out=outputs/lres.png
 
-NETWORKS are networks or run directories, of which every checkpoint is measured, or each `--every` steps. If a run
-began with the training state of another one (`--init-from`), its steps are counted on from there. What the file has
-already is not measured again.
+NETWORKS are networks or run directories, of which every checkpoint is evaluated, or each `--every` steps. If a run was
+initialised by a training state of another one (`--init-from`), its steps are counted from there. Results that the file
+already has are not computed again.
 """
 
 import json
@@ -34,7 +34,7 @@ COUNT = click.IntRange(min=1)
 
 
 def parse_size(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    """Read a size such as 72x128: (height, width)."""
+    """Parse a size such as 72x128: (height, width)."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d+)x(\d+)", text)
@@ -44,7 +44,7 @@ def parse_size(context: click.Context, option: click.Parameter, text: str | None
 
 
 def find_networks(paths: Sequence[Path], every: int = 1) -> list[tuple[int | None, Path]]:
-    """Networks with their steps, where their names tell; of a run directory the averaged generators."""
+    """Return networks with their steps, if their names contain them; of a run directory the EMA generators."""
     found: list[tuple[int | None, Path]] = []
     for path in paths:
         if path.is_dir():
@@ -52,7 +52,7 @@ def find_networks(paths: Sequence[Path], every: int = 1) -> list[tuple[int | Non
             if not checkpoints:
                 raise ValueError(f"{path} has no checkpoints: give a run directory, such as runs/lres/00000-...")
             first = first_step(path)
-            # At step 0 such a run has the network that it began with, which belongs to the other one.
+            # At step 0 such a run has its initial network, which belongs to the other run.
             checkpoints = [(step, network) for step, network in checkpoints if step or not first]
             found += [(first + step, network) for step, network in checkpoints if step % every == 0]
         else:
@@ -62,7 +62,7 @@ def find_networks(paths: Sequence[Path], every: int = 1) -> list[tuple[int | Non
 
 
 def first_step(run_dir: Path) -> int:
-    """The step that a run began at: 0, or that of the training state which `--init-from` named."""
+    """Return the first step of a run: 0, or that of the training state named by `--init-from`."""
     options = run_dir / "options.json"
     init_from = json.loads(options.read_text())["init_from"] if options.is_file() else None
     named = re.fullmatch(STATE_NAME, (init_from or "").rpartition("/")[2])
@@ -70,7 +70,7 @@ def first_step(run_dir: Path) -> int:
 
 
 def best(metric: str, *files: Path) -> str | None:
-    """The low-resolution network of the lowest value in files of results; None for measures that have no one value."""
+    """Return the low-resolution network of the lowest value in result files; None if a metric has several."""
     lines = [line for path in files for line in read_lines(path)]
     values = [(line["results"][metric], line["lres"]) for line in lines if metric in line["results"]]
     return min(values)[1] if values else None
@@ -78,15 +78,15 @@ def best(metric: str, *files: Path) -> str | None:
 
 @click.command(help=str(__doc__).replace("\n# ", "\n\b\n# "))
 @click.argument("networks", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--dataset", help="Footage to compare with", required=True)
-@click.option("--every", help="Of a run only the checkpoints of each so many steps", default=1, type=COUNT)
-@click.option("--sres", help="Make frames sharp with this network; path, URL or name")
+@click.option("--dataset", help="Videos to compare with", required=True)
+@click.option("--every", help="Evaluate only the checkpoints at multiples of this step", default=1, type=COUNT)
+@click.option("--sres", help="Enlarge frames with this super-resolution network; path, URL or name")
 @click.option(
     "--bicubic", help="Enlarge frames to this size by bicubic interpolation", callback=parse_size, metavar="HxW"
 )
-@click.option("--metric", "-m", "metrics", help="What to measure; repeatable", multiple=True, required=True)
+@click.option("--metric", "-m", "metrics", help="Metric; repeatable", multiple=True, required=True)
 @click.option(
-    "--num-videos", help="Videos a side for measures of long videos", default=64, show_default=True, type=COUNT
+    "--num-videos", help="Videos per side, for metrics of long videos", default=64, show_default=True, type=COUNT
 )
 @click.option("--num-frames", help="Their frames", default=300, show_default=True, type=COUNT)
 @click.option("--seed", help="Chooses the clips, real and generated", default=0, show_default=True)

@@ -1,11 +1,11 @@
-"""The whole road at toy size, on a CPU, with the commands a user would type: record, train, resume, generate, measure.
+"""Run the whole workflow at toy size on a CPU, with the user's commands: record, train, resume, generate, evaluate.
 
 # make demo, or
 python -m runs.demo --outdir outputs/demo
 
-Everything is the real thing but small: LabDoom footage at 18x32 and 72x128, networks of less than a million
-parameters, minutes of training. The page it writes, outputs/demo/index.html, shows what came out and what it is worth,
-beside a pair that comes along, which was trained on the same kind of footage for an hour and a half.
+All steps are real but small: LabDoom videos at 18x32 and 72x128, networks of less than a million parameters, minutes of
+training. The page outputs/demo/index.html shows samples and metrics, compared with those of the included pair of
+networks, which was trained on the same kind of videos for an hour and a half.
 """
 
 import html
@@ -38,22 +38,22 @@ from training.preview import contact_sheet
 LRES_SIZE, SRES_SIZE = (18, 32), (72, 128)
 SIZES = ",".join(f"{height}x{width}" for height, width in (LRES_SIZE, SRES_SIZE))
 METRIC, NUM_CLIPS, CLIP_FRAMES = "fvd32_16f", 32, 16
-VAL_CLIPS = 16  # each gives two of the clips that are measured
+VAL_CLIPS = 16  # each gives two of the clips for metrics
 NUM_FRAMES = 300  # ten seconds
 GENERATED = "the toy pair"
-FOOTAGE = ["--difficulty=easy", "--looks=1", "--seed=6"]  # what the model that comes along was trained on
-MIN_PREVIEW_CHANGE = 10  # grey levels by which training must have changed the previews of the same seeds
+FOOTAGE = ["--difficulty=easy", "--looks=1", "--seed=6"]  # the training data of the included model
+MIN_PREVIEW_CHANGE = 10  # minimum change in grey levels of the previews of the same seeds by training
 
 
 def run(title: str, *command: str) -> None:
-    """Print a command and run it; the demo ends with it if it fails."""
+    """Print a command and run it; a failure ends the demo."""
     click.secho(f"\n== {title}", bold=True)
     click.echo(f"$ {shlex.join(['python', *command])}")
     subprocess.run([sys.executable, *command], check=True)
 
 
 def record(data: Path, split: str, num_clips: int) -> None:
-    """Record one split of LabDoom, unless it is there already, whole."""
+    """Record one split of LabDoom, unless it exists and is complete."""
     known = read_description(data / split)
     if known is None or len(known["partitions"]) < known["num_partitions"]:
         options = [f"--clips={num_clips}", "--frames=300", f"--sizes={SIZES}", f"--split={split}", *FOOTAGE]
@@ -75,36 +75,36 @@ def train(stage: str, data: Path, outdir: Path, num_steps: int, title: str) -> P
 
 
 def network(run_dir: Path) -> Path:
-    """The newest averaged generator of a run."""
+    """Return the newest EMA generator of a run."""
     return sorted((run_dir / "checkpoints").glob("ckpt-*-G-ema.pkl"))[-1]
 
 
 def preview_change(run_dir: Path) -> float:
-    """Mean difference, in grey levels, between the first and the last preview of the same seeds."""
+    """Return the mean difference, in grey levels, between the first and the last preview of the same seeds."""
     first, *_, last = sorted((run_dir / "samples").glob("fake-*.png"))
     images = [np.asarray(Image.open(path), dtype=np.float64) for path in (first, last)]
     return float(np.abs(images[0] - images[1]).mean())
 
 
 def generate(title: str, outdir: Path, *networks: str) -> Path:
-    """Ten seconds of the pair that options name, or of the one that comes along; returns the video at full size."""
+    """Generate ten seconds with the given pair, by default the included one; return the video at full size."""
     run(title, "generate.py", f"--outdir={outdir}", "--seed=0", f"--len={NUM_FRAMES}", "--save-lres=True", *networks)
     return outdir / f"seed=0_len={NUM_FRAMES}_sres.mp4"
 
 
 def measure(outdir: Path, data: Path, pairs: dict[str, list[str]]) -> dict[str, float]:
-    """FVD of pairs against held-out footage and, for scale, of noise and of other real footage."""
+    """Return the FVD of pairs to held-out videos and, as references, of noise and of other real videos."""
     path = outdir / "metrics.jsonl"
     path.unlink(missing_ok=True)
     values: dict[str, float] = {}
     for name, networks in pairs.items():
         run(
-            f"Measure {name} against footage it has not seen",
+            f"Measure {name} against held-out videos",
             *["calc_metrics.py", f"--dataset={data / 'val'}", *networks],
             *[f"--metric={METRIC}", f"--path={path}", "--verbose=True"],
         )
         values[name] = json.loads(path.read_text().splitlines()[-1])["results"][METRIC]
-    click.secho("\n== For scale: the same distance for noise, and for footage of other mazes", bold=True)
+    click.secho("\n== For reference: the same distance of noise, and of videos of other mazes", bold=True)
     shape = ClipShape(CLIP_FRAMES, 1)
 
     def clips(split: str) -> Tensor:
@@ -127,7 +127,7 @@ def measure(outdir: Path, data: Path, pairs: dict[str, list[str]]) -> dict[str, 
 
 
 def dataset_sheet(data: Path, path: Path) -> None:
-    """Eight frames of each of three clips as the dataset holds them."""
+    """Write eight frames of each of three clips of the dataset."""
     dataset = ClipDataset(data / "train", [SRES_SIZE])
     frames = [frame for clip in range(3) for frame in dataset.read(clip, SRES_SIZE, range(0, 240, 30))]
     with atomic_path(path) as temporary:
@@ -135,7 +135,7 @@ def dataset_sheet(data: Path, path: Path) -> None:
 
 
 def overview(outdir: Path, videos: Sequence[Path]) -> None:
-    """One picture: real frames above those of videos, equally spaced in time."""
+    """Write one image: rows of real frames above those of videos, equally spaced in time."""
     real = np.asarray(Image.open(outdir / "dataset.png"))
     bar = np.full((8, real.shape[1], 3), 255, np.uint8)
     parts = [real]
@@ -151,8 +151,8 @@ def overview(outdir: Path, videos: Sequence[Path]) -> None:
 
 
 def write_page(outdir: Path, videos: dict[str, Path], runs: dict[str, Path], numbers: dict[str, float]) -> None:
-    """index.html: dataset, videos, numbers, previews over training."""
-    parts = ["<h2>Recorded footage</h2>", '<img src="dataset.png">']
+    """Write index.html: dataset, videos, metrics, previews over training."""
+    parts = ["<h2>Recorded videos</h2>", '<img src="dataset.png">']
     for title, video in videos.items():
         name = str(video.relative_to(outdir)).removesuffix("_sres.mp4")
         parts.append(f"<h2>Ten seconds {html.escape(title)}</h2>")
@@ -175,13 +175,13 @@ def write_page(outdir: Path, videos: dict[str, Path], runs: dict[str, Path], num
 
 
 @click.command(help=str(__doc__).replace("# ", "\b\n"))
-@click.option("--outdir", help="Where everything goes", default="outputs/demo", show_default=True, type=Path)
+@click.option("--outdir", help="Output folder", default="outputs/demo", show_default=True, type=Path)
 @click.option("--lres-steps", help="Steps of the low-resolution stage", default=280, show_default=True)
 @click.option("--sres-steps", help="Steps of the super-resolution stage", default=160, show_default=True)
 @click.option("--clips", help="Clips to train on", default=32, show_default=True, type=click.IntRange(min=3))
-@click.option("--fresh", help="Remove what an earlier demo left and begin anew", is_flag=True)
+@click.option("--fresh", help="Remove the results of an earlier demo and start again", is_flag=True)
 def main(outdir: Path, lres_steps: int, sres_steps: int, clips: int, fresh: bool) -> None:
-    """See the module's docstring."""
+    """Run the demo; the help text is the module's docstring."""
     begin = time.monotonic()
     if fresh:
         shutil.rmtree(outdir, ignore_errors=True)
@@ -190,13 +190,13 @@ def main(outdir: Path, lres_steps: int, sres_steps: int, clips: int, fresh: bool
     record(data, "val", VAL_CLIPS)
     dataset_sheet(data, outdir / "dataset.png")
 
-    train("lres", data, outdir / "lres", lres_steps // 2, "Train the low-resolution stage, half of it")
-    lres = train("lres", data, outdir / "lres", lres_steps, "The same command again goes on where it stopped")
+    train("lres", data, outdir / "lres", lres_steps // 2, "Train the low-resolution stage to half of its steps")
+    lres = train("lres", data, outdir / "lres", lres_steps, "Resume by the same command")
     sres = train("sres", data, outdir / "sres", sres_steps, "Train the super-resolution stage")
     toy = [f"--lres={network(lres)}", f"--sres={network(sres)}"]
 
     videos = {
-        f"of {DEFAULT_MODEL}, which comes along": generate("Generate with no further word", outdir / DEFAULT_MODEL),
+        f"of {DEFAULT_MODEL}, which is included": generate("Generate with the included model", outdir / DEFAULT_MODEL),
         "of the pair that was just trained": generate("Generate with the pair just trained", outdir, *toy),
     }
     pairs = {DEFAULT_MODEL: [f"--lres={DEFAULT_MODEL}", f"--sres={DEFAULT_MODEL}"], GENERATED: toy}
@@ -210,11 +210,11 @@ def main(outdir: Path, lres_steps: int, sres_steps: int, clips: int, fresh: bool
     click.secho(f"\n== Done in {format_time(time.monotonic() - begin)}", bold=True)
     for name, value in numbers.items():
         click.echo(f"{name:45s} {value:9.1f}")
-    click.echo(f"Look at {outdir / 'index.html'} (or {outdir / 'overview.png'}).")
-    click.echo("Next: record 36x64,144x256 footage and train without --preset=toy, on a GPU; see the README.")
+    click.echo(f"Open {outdir / 'index.html'} (or {outdir / 'overview.png'}).")
+    click.echo("Next: record 36x64,144x256 videos and train without --preset=toy, on a GPU; see the README.")
     failures = [f"the previews of {stage} hardly changed" for stage, x in changes.items() if x < MIN_PREVIEW_CHANGE]
     if values[GENERATED] >= values["noise"]:
-        failures.append("generated video is no nearer to real footage than noise is")
+        failures.append("generated video is not closer to real videos than noise")
     if failures:
         raise click.ClickException("; ".join(failures))
 

@@ -1,4 +1,4 @@
-"""Fixtures for every test: few threads, one place for golden numbers."""
+"""Fixtures for all tests: few threads, golden values."""
 
 import json
 from pathlib import Path

@@ -217,7 +217,7 @@ def generate_case(folder: Path, case: str, files: Path, suffix: str = ".pkl") ->
 
 
 def generate_labdoom(folder: Path, case: str) -> np.ndarray:
-    """Return one frame of the pair of networks that comes along, (1, H, W, 3)."""
+    """Return one frame of the included pair of networks, (1, H, W, 3)."""
     seed, start = LABDOOM_CASES[case]
     names = ("--lres=models/labdoom-tiny-lres.pkl", "--sres=models/labdoom-tiny-sres.pkl")
     return generate(folder, *names, f"--seed={seed}", f"--start={start}", "--len=1")

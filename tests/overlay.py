@@ -1,4 +1,4 @@
-"""A copy of the repository in which further systems are registered, as docs/adding_a_system.md says, made of links."""
+"""A copy of the repository, made of links, with additional registered systems, as in docs/adding_a_system.md."""
 
 import contextlib
 import glob

@@ -1,4 +1,4 @@
-"""Scripts of tests in several processes, each a rank, started as torchrun does."""
+"""Run scripts of tests in several processes, one per rank, as torchrun does."""
 
 import os
 import socket

@@ -194,7 +194,7 @@ def test_previews_show_it(case, run_dir):
     assert (run_dir / "curves.png").is_file()
 
 
-def test_frames_do_not_depend_on_start_length_batch_or_company(case, overlay, model, folder):
+def test_frames_do_not_depend_on_start_length_or_batch(case, overlay, model, folder):
     context = context_of(case, folder)
     whole = generated(case, overlay, model, folder, "whole", "--seed=3", "--len=14", *context)
     part = generated(case, overlay, model, folder, "part", "--seed=3", "--len=5", "--start=6", *context)

@@ -1,4 +1,4 @@
-"""Recipes for clusters: the Slurm script among stand-ins for Slurm's own commands, torchrun as two nodes, SkyPilot."""
+"""Cluster recipes: the Slurm script with substitutes for Slurm's commands, torchrun as two nodes, SkyPilot."""
 
 import io
 import json

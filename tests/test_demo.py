@@ -1,4 +1,4 @@
-"""The demo with hardly any training: it must walk the whole road, and say so when nothing was learnt."""
+"""The demo with minimal training: it runs every step, and reports that nothing was learned."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from PIL import Image
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_demo_walks_the_road_and_judges_itself(repo, tmp_path):
+def test_demo_runs_every_step_and_checks_its_result(repo, tmp_path):
     outdir = tmp_path / "demo"
     command = [sys.executable, "-m", "runs.demo", f"--outdir={outdir}"]
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""The manual agrees with the commands: every command in it parses, every option and file that it names exists."""
+"""The documentation agrees with the commands: every command parses, every option and file that it names exists."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""Files that the last released version wrote open, go on and generate as they did there."""
+"""Files written by the last released version load, resume and generate the same frames."""
 
 import json
 import shutil
@@ -67,7 +67,7 @@ def test_frames_are_the_same(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", LABDOOM_CASES)
-def test_frames_of_the_pair_that_comes_along_are_the_same(case, repo, tmp_path, monkeypatch):
+def test_frames_of_the_included_pair_are_the_same(case, repo, tmp_path, monkeypatch):
     monkeypatch.chdir(repo)
     assert_close(last_version.generate_labdoom(tmp_path, case), ("labdoom.npz", case))
 

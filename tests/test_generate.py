@@ -1,4 +1,4 @@
-"""generate.py as its user runs it: files, lengths, pictures, stops and refusals."""
+"""generate.py from the command line: files, lengths, images, interruptions and error messages."""
 
 import os
 import re
@@ -69,7 +69,7 @@ def close(a, b):
     return difference.max() <= 1 and (difference > 0).mean() < 1e-3
 
 
-def test_without_networks_those_that_come_along_are_used(networks, run, tmp_path, monkeypatch):
+def test_without_networks_the_included_ones_are_used(networks, run, tmp_path, monkeypatch):
     models = tmp_path / "models"
     models.mkdir()
     monkeypatch.setattr(network_file, "MODELS", models)

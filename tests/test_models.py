@@ -1,4 +1,4 @@
-"""The models that come along are what their cards say, small enough, and what the commands use without being told."""
+"""The included models match their cards, are small, and are the default of the commands."""
 
 import hashlib
 import re
@@ -48,7 +48,7 @@ def test_it_has_the_options_of_its_preset(path: Path):
     assert isinstance(network, LowResGenerator) == (role == "lres")
 
 
-def test_whoever_names_none_gets_a_video_that_is_no_noise(tmp_path):
+def test_without_a_model_the_included_one_generates_a_video(tmp_path):
     result = CliRunner().invoke(generate.main, [f"--outdir={tmp_path}", "--seed=1", "--len=12"], catch_exceptions=False)
     assert result.exit_code == 0
     (path,) = tmp_path.glob("*.mp4")

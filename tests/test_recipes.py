@@ -1,4 +1,4 @@
-"""Recipes: each parses, names options, presets and files that exist, and at tiny scale does what it says, twice."""
+"""Recipes parse, name existing options, presets and files, and work at tiny scale, also when repeated."""
 
 import functools
 import http.server
@@ -46,7 +46,7 @@ def test_it_parses(repo, name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_its_head_tells_time_disk_memory_and_that_it_goes_on(repo, name):
+def test_its_header_states_time_disk_memory_and_resuming(repo, name):
     head = re.match(r"(#.*\n)+", (repo / f"runs/{name}.sh").read_text())
     assert head is not None
     for word in ("Time: ", "Disk: ", "Memory: ", "goes on", f"runs/{name}.sh"):
@@ -215,7 +215,7 @@ def cook(repo, command, outdir, **variables):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_labdoom_and_the_published_data_are_cooked(repo, tmp_path):
+def test_labdoom_and_published_recipes_run(repo, tmp_path):
     data = tmp_path / "labdoom"
     clips = {"CLIPS": "2", "VAL_CLIPS": "2", "FRAMES": "48"}
     said = cook(repo, "bash runs/labdoom.sh", tmp_path / "out", DATA=str(data), **clips)
@@ -247,12 +247,12 @@ def test_labdoom_and_the_published_data_are_cooked(repo, tmp_path):
         variables |= {"LRES_PRESET": "toy", "SRES_PRESET": "toy", "NPROC": "2", "OMP_NUM_THREADS": "1"}
         said = cook(repo, "bash runs/horseback_8gpu.sh", tmp_path / "out2", **variables)
         server.shutdown()
-    assert "2 ranks" in said and "assuming 30 frames a second" in said
+    assert "2 ranks" in said and "assuming 30 frames per second" in said
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_own_videos_are_cooked(repo, tmp_path):
+def test_own_videos_recipe_runs(repo, tmp_path):
     (video,) = [path for path in iscc_samples.videos() if path.name == "demo.mp4"]
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "walk.mp4").symlink_to(video)

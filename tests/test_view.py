@@ -1,4 +1,4 @@
-"""view.py as browsers know it: what its server answers and refuses, its queue and clips, its start and stop."""
+"""view.py over HTTP: responses and rejections of its server, its queue and clips, start and stop."""
 
 import contextlib
 import http.client
@@ -157,7 +157,7 @@ def test_what_is_missing_or_said_twice_is_refused(session):
     assert ask(session, "/api/frames?" + "&".join(f"a{index}=1" for index in range(50)))[0] == 400
 
 
-def test_only_the_page_and_its_questions_are_there(session):
+def test_only_the_page_and_its_requests_are_served(session):
     for path in ("/nothing", "/view.py", "/../view.py", "//etc/passwd", "/page/view.html", "/api/clips/x"):
         status, body = ask(session, path)
         assert status == 404 and "there is nothing at" in json.loads(body)["error"]

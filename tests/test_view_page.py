@@ -1,4 +1,4 @@
-"""The explorer's page in a real browser: what its user sees, types and presses."""
+"""The explorer's page in a real browser."""
 
 import base64
 import io
@@ -133,7 +133,7 @@ def page(browser, session):
 
 
 @needs_chromium
-def test_playing_moves_the_picture(page):
+def test_playing_changes_the_image(page):
     tab = page("#model=toy&seed=3").shows(0)
     still = tab.picture()
     tab.press(Keys.SPACE)
@@ -178,7 +178,7 @@ def test_the_same_seed_and_frame_show_the_same_pixels(page, session, tmp_path):
 
 
 @needs_chromium
-def test_wrong_input_shows_a_message_and_keeps_the_picture(page):
+def test_wrong_input_shows_a_message_and_keeps_the_image(page):
     tab = page("#model=toy&seed=3&frame=7").shows(7)
     picture = tab.picture()
     for name, text, words in (

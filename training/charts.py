@@ -1,4 +1,4 @@
-"""Line charts in a grid on one picture, drawn with matplotlib, which is an extra and imported when it is needed."""
+"""Draw line charts in a grid into one image. matplotlib is an optional dependency, imported on first use."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "text.color": INK,
-    "text.parse_math": False,  # labels are names of files and folders
+    "text.parse_math": False,  # labels are file and folder names
     "text.usetex": False,
     "axes.edgecolor": AXIS,
     "axes.labelcolor": FAINT_INK,
@@ -31,26 +31,26 @@ STYLE = {
 
 # Sizes in inches.
 COLUMNS = 3
-CELL_WIDTH, CELL_HEIGHT = 4.0, 2.3  # of a chart, but for its legend
-MARGINS = (0.62, 0.2, 0.5, 0.34)  # left, right, bottom, top of a chart's lines
+CELL_WIDTH, CELL_HEIGHT = 4.0, 2.3  # size of a chart without its legend
+MARGINS = (0.62, 0.2, 0.5, 0.34)  # left, right, bottom, top of the plot area
 LEGEND_ROW = 0.17
-EDGE = 0.15  # around the whole picture
-HEADER, HEADER_LINE = 0.5, 0.16  # of the title, and of each line of the subtitle
+EDGE = 0.15  # around the whole image
+HEADER, HEADER_LINE = 0.5, 0.16  # height of the title, and of each line of the subtitle
 DPI = 160
-LEGEND_LETTERS = 48  # that fit beside each other above a chart, of which a line's stroke takes 5
+LEGEND_LETTERS = 48  # letters that fit in a row above a chart; the stroke of a line counts as 5
 
-LOG_FACTOR = 10.0  # a logarithmic axis is taken if the values span more than this
-FEW_POINTS = 30  # so many are shown as they are: marked, not smoothed, and none outside the axis
-SMOOTHING = 1 / 80  # standard deviation of the smoothing window, as a share of the points
+LOG_FACTOR = 10.0  # the axis becomes logarithmic if the values span more than this factor
+FEW_POINTS = 30  # up to this many points are drawn with markers, unsmoothed, and all inside the axis
+SMOOTHING = 1 / 80  # standard deviation of the smoothing window, as a fraction of the number of points
 
 
 class MissingMatplotlib(ValueError):
-    """Charts were to be drawn where matplotlib is not installed."""
+    """matplotlib, which charts require, is not installed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ChartSpec:
-    """A chart of logged statistics: the label of each by its name. The other fields are those of `Chart`."""
+    """A chart of logged statistics: `lines` maps the name of a statistic to its label. The rest is as in `Chart`."""
 
     title: str
     values: Mapping[str, str]
@@ -62,8 +62,11 @@ class ChartSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A named sequence of points in ascending `x`; a `y` that is not finite leaves a gap. `band` is how far the shade
-    around the line reaches up and down, such as an error, at each point. Without a `colour` the next one is taken."""
+    """A named sequence of points in ascending `x`.
+
+    A non-finite `y` leaves a gap. `band` is the half-width of the shaded band around the line at each point, such as a
+    standard error. Without `colour` the next colour of `COLOURS` is used.
+    """
 
     label: str
     x: Sequence[float]
@@ -76,9 +79,9 @@ class Line:
 class Chart:
     """Lines that share their axes.
 
-    `log` asks for a logarithmic axis where all values are positive and more than one decade apart. `guide` is a value
-    marked by a dashed line, for comparison. `limits` fixes the vertical axis. `exact` lines, such as counts of rare
-    events, are neither smoothed nor cut off. Charts over steps share their horizontal axis.
+    `log` requests a logarithmic axis if all values are positive and span more than one decade. `guide` is a reference
+    value, drawn as a dashed line. `limits` fixes the vertical axis. `exact` lines, such as counts of rare events, are
+    neither smoothed nor clipped. Charts over steps share their horizontal axis.
     """
 
     title: str
@@ -92,14 +95,14 @@ class Chart:
 
 
 def draw_charts(charts: Sequence[Chart], out: Path, title: str = "", subtitle: str = "") -> None:
-    """Write all charts as one PNG. Raises `MissingMatplotlib` without matplotlib."""
+    """Write all charts as one PNG. Raise `MissingMatplotlib` without matplotlib."""
     figure = make_figure(charts, title, subtitle)
     with atomic_path(out) as path:
         figure.savefig(path, dpi=DPI, format="png")
 
 
 def make_figure(charts: Sequence[Chart], title: str = "", subtitle: str = "", below: float = 0.0) -> "Figure":
-    """Return a figure of all charts in rows of at most three, under a title; the lowest `below` inches stay free.
+    """Return a figure of all charts in rows of at most three, under a title; the lowest `below` inches stay empty.
 
     Raises `MissingMatplotlib` without matplotlib.
     """
@@ -187,7 +190,7 @@ def _draw_line(axes: "Axes", chart: Chart, line: Line, log: bool, colour: str) -
         marked = finite & ~np.append(False, finite[:-1]) & ~np.append(finite[1:], False)
         if not chart.exact:
             axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.7)
-            # Or one spike would lift its whole neighbourhood.
+            # Clipping before smoothing keeps one spike from lifting its whole neighbourhood.
             low, high = axes.get_ylim() if not log else np.log(axes.get_ylim())
             places = ((np.log(y) if log else y) - low) / (high - low)
             y = low + (high - low) * smooth(np.clip(places, -0.1, 1.1))
@@ -198,7 +201,7 @@ def _draw_line(axes: "Axes", chart: Chart, line: Line, log: bool, colour: str) -
 
 
 def _locator(ticker: Any, low: float, high: float, log: bool) -> Any:
-    """Return what finds about five round numbers on an axis."""
+    """Return a tick locator that places about five round numbers on an axis."""
     if not log:
         return ticker.MaxNLocator(5, steps=[1, 2, 5, 10])
     decades = math.log10(high / low)
@@ -206,13 +209,13 @@ def _locator(ticker: Any, low: float, high: float, log: bool) -> Any:
 
 
 def entry_of(line: Line) -> str:
-    """Return what the legend says of a line: its label and its last value."""
+    """Return the legend entry of a line: its label and its last value."""
     finite = [value for value in line.y if math.isfinite(value)]
     return f"{line.label}  {short_number(finite[-1]) if finite else 'none'}"
 
 
 def legend_shape(chart: Chart) -> tuple[int, int]:
-    """Return in how many rows and columns the entries of the legend fit above a chart."""
+    """Return the number of rows and columns that the legend of a chart needs."""
     letters = np.array([5 + len(entry_of(line)) for line in chart.lines])
     fitting = [
         columns
@@ -233,7 +236,7 @@ def colour_of(line: Line, index: int) -> str:
 
 
 def value_range(chart: Chart) -> tuple[float, float, bool]:
-    """Return the ends of the vertical axis and whether it is logarithmic: all values, but for rare outliers."""
+    """Return the limits of the vertical axis, which exclude rare outliers, and whether it is logarithmic."""
     if chart.limits is not None:
         return *chart.limits, False
     parts = [np.asarray(line.y, float) for line in chart.lines]
@@ -246,25 +249,25 @@ def value_range(chart: Chart) -> tuple[float, float, bool]:
     if chart.log and low > 0 and high > LOG_FACTOR * low:
         return low / 1.2, high * 1.2, True
     if len(values) > FEW_POINTS and not chart.exact:
-        # A spike of one step must not press everything else flat: it leaves the picture instead.
+        # The spike of a single step must not flatten the rest of the curve: it is clipped instead.
         first, last = np.quantile(values, 0.01, method="higher"), np.quantile(values, 0.99, method="lower")
         room = last - first
         low, high = max(low, float(first - room)), min(high, float(last + room))
     if chart.guide is not None:
         low, high = min(low, chart.guide), max(high, chart.guide)
     if low >= 0 and (low < 0.4 * high or high == 0):
-        low, high = 0.0, high or 1.0  # zero is near enough to be shown
-    margin = 0.06 * (high - low) or 0.5 * abs(high)  # a single value gets some room
+        low, high = 0.0, high or 1.0  # include zero if it is near
+    margin = 0.06 * (high - low) or 0.5 * abs(high)  # a single value gets a margin as well
     return low - (margin if low else 0), high + margin, False
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Return the mean of the finite neighbours of each point under a Gaussian window, (n,) -> (n,); gaps stay gaps."""
+    """Smooth values with a Gaussian window over finite neighbours, (n,) -> (n,); gaps stay gaps."""
     deviation = max(1.0, SMOOTHING * len(values))
     reach = np.arange(-math.ceil(3 * deviation), math.ceil(3 * deviation) + 1)
     window = np.exp(-0.5 * (reach / deviation) ** 2)
     finite = np.isfinite(values)
-    # "same" would give the longer of the two, and a window may be longer than the points.
+    # mode="same" returns the length of the longer argument, and the window may be longer than the values.
     inside = slice(len(reach) // 2, len(reach) // 2 + len(values))
     total = np.convolve(np.where(finite, values, 0.0), window)[inside]
     weight = np.convolve(finite.astype(float), window)[inside]
@@ -272,14 +275,14 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def short_number(value: float) -> str:
-    """Return a value in three digits: 0.0123, 1.39, 2076, 20.8k."""
+    """Format a value with three digits: 0.0123, 1.39, 2076, 20.8k."""
     if not math.isfinite(value):
         return "none"
     return tick_label(value, 3) if abs(value) >= 10_000 else f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def tick_label(value: float, digits: int = 6) -> str:
-    """Return a number as short as it may be on an axis: 0.25, 1500, 20k, 1.5M, 1e-05."""
+    """Format a number for an axis as briefly as possible: 0.25, 1500, 20k, 1.5M, 1e-05."""
     for least, unit, suffix in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= least:
             return f"{value / unit:.{digits}g}{suffix}"

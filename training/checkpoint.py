@@ -1,9 +1,9 @@
-"""Networks and training states as files: written whole or not at all, read without running code that came along.
+"""Write networks and training states atomically, and read them without running code stored in the file.
 
-checkpoints/ckpt-00005000-G-ema.pkl     what generation needs, read without running code
-checkpoints/ckpt-00005000-train.pt      all that training needs to go on: tensors and plain values only
+    checkpoints/ckpt-00005000-G-ema.pkl     the EMA generator, for generation
+    checkpoints/ckpt-00005000-train.pt      the training state, to resume from: tensors and plain values only
 
-# What a file holds, and the same network in another format
+# Show the contents of a file, and convert a network to another format
 python -m training.checkpoint info model.pkl
 python -m training.checkpoint convert model.pkl model.safetensors
 """
@@ -38,10 +38,10 @@ from training.network_format import describe, is_torch_archive, reason_of, to_di
 NETWORK_NAME = r"ckpt-(\d{8,})-G-ema\.pkl"
 STATE_NAME = r"ckpt-(\d{8,})-train\.pt"
 
-# What the loop puts into a training state.
+# Entries of a training state, as the loop writes it.
 STATE_ENTRIES = ("modules", "optimizers", "system", "loop", "options")
 
-# What `torch.load(weights_only=True)` gives back.
+# Types that `torch.load(weights_only=True)` returns.
 PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, nn.Parameter)
 
 
@@ -50,9 +50,9 @@ PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, 
 
 
 def save_train_state(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Write a nested dict of tensors and plain values; the file is on the disk, whole, when this returns.
+    """Write a nested dict of tensors and plain values atomically, and fsync it.
 
-    Raises OSError if the disk does not take it; then there is no new file, and an old one is as it was.
+    Raises OSError if the write fails; an existing file is then left unchanged and no new one is created.
     """
     _assert_plain(state, "state")
     try:
@@ -60,19 +60,19 @@ def save_train_state(path: str | os.PathLike[str], state: dict[str, Any]) -> Non
             torch.save(state, file)
             to_disk(file)
     except RuntimeError as error:
-        # torch stumbles over its own unfinished archive while the error of the disk passes through it.
+        # A failed write also makes torch's archive writer fail on its unfinished file; raise the original error.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
 
 
 def load_train_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what `save_train_state` wrote, tensors on the CPU.
+    """Read a file written by `save_train_state`, with tensors on the CPU.
 
-    Raises ValueError naming the file if it is missing, truncated, damaged, or something else.
+    Raises ValueError naming the file if it is missing, truncated, damaged, or not a training state.
     """
     try:
-        # torch itself neither compares the checksums that it stores, nor minds what unpacks to more than the file.
+        # torch.load neither verifies the stored checksums nor limits the size of the unpacked data.
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             num_bytes = sum(entry.file_size for entry in entries)
@@ -94,9 +94,9 @@ def load_train_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_run_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the training state of a run, as the loop wrote it, tensors on the CPU.
+    """Read the training state of a run, as written by the loop, with tensors on the CPU.
 
-    Raises ValueError naming the file if it is anything else, and the newest whole one before it in the same folder.
+    Raises ValueError naming the file if it is not one, and the newest readable training state before it.
     """
     try:
         state = load_train_state(path)
@@ -124,7 +124,7 @@ def _assert_plain(value: Any, where: str) -> None:
 
 
 # ----------------------------------------------------------------------------
-# The folder of a run.
+# The run directory.
 
 
 def network_path(run_dir: str | os.PathLike[str], step: int) -> Path:
@@ -138,7 +138,7 @@ def train_state_path(run_dir: str | os.PathLike[str], step: int) -> Path:
 
 
 def list_checkpoints(run_dir: str | os.PathLike[str]) -> list[tuple[int, Path]]:
-    """List the training states of a run as (step, path), ascending, whole or not."""
+    """List the training states of a run as (step, path), ascending, including unreadable ones."""
     return _list_files(Path(run_dir, "checkpoints"), STATE_NAME)
 
 
@@ -148,9 +148,9 @@ def list_networks(run_dir: str | os.PathLike[str]) -> list[tuple[int, Path]]:
 
 
 def latest_whole_checkpoint(run_dir: str | os.PathLike[str]) -> tuple[int, Path, dict[str, Any]] | None:
-    """Open the newest training state that can be read, as (step, path, state); None if there is none.
+    """Load the newest readable training state as (step, path, state); return None if there is none.
 
-    Broken files are skipped with a warning. The file of exported networks is not needed.
+    Unreadable files are skipped with a warning. The file of exported networks is not needed.
     """
     for step, path in reversed(list_checkpoints(run_dir)):
         try:
@@ -161,10 +161,11 @@ def latest_whole_checkpoint(run_dir: str | os.PathLike[str]) -> tuple[int, Path,
 
 
 def prune_checkpoints(run_dir: str | os.PathLike[str], keep: int, protect: Iterable[int] = ()) -> list[Path]:
-    """Delete all but the newest `keep` training states and networks, and returns what it deleted.
+    """Delete all but the newest `keep` training states and networks, and return the deleted paths.
 
-    To be called after the new files were written. Steps in `protect` stay. Of each kind the newest `keep` whole files
-    are counted, so broken ones never push out good ones. Temporary files of killed writers are deleted, too.
+    Call it after the new files were written. Steps in `protect` are kept. For each kind the newest `keep` readable
+    files are counted, so that unreadable ones never displace readable ones. Temporary files of killed writers are
+    deleted.
     """
     assert keep >= 1
     protected = set(protect)
@@ -198,7 +199,7 @@ def _ends_like_a_pickle(path: Path) -> bool:
 
 
 def load_any(path_or_url: str) -> Bundle:
-    """Open networks wherever there are any: what `load_bundle` takes, or what a training state would export.
+    """Load networks from any file that `load_bundle` accepts, or export them from a training state.
 
     Raises ValueError as `load_bundle` and `load_run_state` do.
     """
@@ -209,13 +210,13 @@ def load_any(path_or_url: str) -> Bundle:
     try:
         known = {field.name for field in dataclasses.fields(TrainOptions)}
         values = {name: value for name, value in state["options"].items() if name in known}
-        places = {"outdir": "", "dataset": ""}  # of no meaning here
+        places = {"outdir": "", "dataset": ""}  # paths are not needed for export
         options = resolve(TrainOptions, places | values | {"precision": None, "compile": False, "override": False})
         model = make_system(options.system, options, "cpu")
         for name, module in model.modules.items():
             module.load_state_dict(state["modules"][name])
         return model.export()
-    except Exception as error:  # a state may be of another version, or of another code altogether
+    except Exception as error:  # a state may come from another version or from modified code
         raise ValueError(f"the training state {path} does not fit its own options ({reason_of(error)})") from error
 
 
@@ -230,10 +231,10 @@ def main() -> None:
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path, dir_okay=False))
 def convert_command(source: str, target: Path) -> None:
-    """Write the network of IN as OUT, whose suffix is .pkl or .safetensors; all tensors stay as they are.
+    """Write the network of IN as OUT, whose suffix is .pkl or .safetensors; all tensors stay unchanged.
 
-    IN is a path or an address: a file of ours or a published one, or a whole training state ckpt-...-train.pt, of
-    which the networks for generation are taken.
+    IN is a path or a URL: an exported or published network, or a training state ckpt-...-train.pt, whose networks for
+    generation are exported.
 
     \b
     python -m training.checkpoint convert model.pkl model.safetensors
@@ -253,7 +254,7 @@ def convert_command(source: str, target: Path) -> None:
 @main.command("info")
 @click.argument("source", metavar="FILE")
 def info_command(source: str) -> None:
-    """Say what network FILE, a path or an address as for convert, holds: class, options, parameters, size, SHA-256.
+    """Show the network in FILE, a path or a URL as for convert: class, options, parameters, size, SHA-256.
 
     \b
     python -m training.checkpoint info model.safetensors

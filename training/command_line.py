@@ -1,4 +1,4 @@
-"""What the scripts share: types of options, options made from systems and dataclasses. Imports no torch."""
+"""Shared parts of the command lines: option types, and options built from systems and dataclasses. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ Command = Callable[..., Any]
 
 
 def as_help(text: str | None) -> str:
-    """Return a module's docstring as help: lines that begin with # begin blocks that are not rewrapped."""
+    """Return a module's docstring as help text; blocks that begin with a line starting with # are not rewrapped."""
     return re.sub(r"^# ", "\b\n", text or "", flags=re.MULTILINE)
 
 
 class Parsed(click.ParamType):
-    """A value that a function reads, whose ValueErrors are shown."""
+    """A click type whose values are parsed by a function; its ValueErrors become usage errors."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]):
         self.name = name
         self.parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """See click."""
+        """Implement `click.ParamType.convert`."""
         try:
             return self.parse(value) if isinstance(value, str) else value
         except ValueError as error:
@@ -42,7 +42,7 @@ class Parsed(click.ParamType):
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Read "36x64" as height and width."""
+    """Parse "36x64" as (height, width)."""
     match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
     if match is None:
         raise ValueError(f"{text!r} is not a size; give height x width, such as 36x64")
@@ -50,7 +50,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Read "0-15", "0,3,7" or "0-3,8"; ValueError on anything else or on a repeat."""
+    """Parse "0-15", "0,3,7" or "0-3,8" as a list of seeds; raise ValueError on anything else or on duplicates."""
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
@@ -63,7 +63,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_grid(text: str) -> tuple[int, int]:
-    """Read "3x5" as rows and columns."""
+    """Parse "3x5" as (rows, columns)."""
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if match is None:
         raise ValueError(f"{text!r} is not a grid: it looks like 4x4 (rows x columns)")
@@ -71,7 +71,7 @@ def parse_grid(text: str) -> tuple[int, int]:
 
 
 def parse_length(text: str) -> int | float:
-    """Read a number of frames, or "inf"."""
+    """Parse a number of frames, or "inf"."""
     if text == "inf":
         return float("inf")
     if not re.fullmatch(r"\d+", text) or int(text) < 1:
@@ -80,7 +80,7 @@ def parse_length(text: str) -> int | float:
 
 
 def parse_assignment(text: str) -> tuple[str, str]:
-    """Read "top_k=100" as a name and a value."""
+    """Parse "top_k=100" as (name, value)."""
     name, separator, value = text.partition("=")
     if not separator or not name.strip():
         raise ValueError(f"{text!r} is not an option of the model: it looks like name=value")
@@ -91,7 +91,10 @@ SIZE = Parsed("HxW", parse_size)
 
 
 def check_device(device: str | None, precision: str) -> str:
-    """Return the device asked for, or else the best there is; refused where it is missing or lacks the precision."""
+    """Return the requested device, by default the best available one.
+
+    Raises click.BadParameter if the device is missing or does not support the precision.
+    """
     import torch
 
     from torch_utils.precision import why_not
@@ -113,22 +116,22 @@ def check_device(device: str | None, precision: str) -> str:
 
 @dataclass
 class Given:
-    """What the command line says of a model."""
+    """The model options of a command line."""
 
     models: list[Any] = field(default_factory=list)  # training.network_file.ModelPath
     options: dict[str, Any] = field(default_factory=dict)
     contexts: list[str] = field(default_factory=list)
-    saves: list[str] = field(default_factory=list)  # outputs written besides the video
-    flags: list[str] = field(default_factory=list)  # those of `models`, as they were given
-    roles: dict[str, str] = field(default_factory=dict)  # of models given by an alias: role -> path
+    saves: list[str] = field(default_factory=list)  # outputs to write besides the video
+    flags: list[str] = field(default_factory=list)  # flags by which `models` were given
+    roles: dict[str, str] = field(default_factory=dict)  # models given by an alias: role -> path
 
 
 def model_options(*targets: str) -> Callable[[Command], Command]:
-    """Decorate a command with --model, -o and the aliases whose target begins with one of `targets`."""
+    """Return a decorator that adds --model, -o and the aliases whose target begins with one of `targets`."""
     options = [
         click.option(
             "--model", "models", multiple=True, metavar="PATH|URL|NAME",
-            help="File of a model; repeat it where a model is several files  [default: the model that comes along]",
+            help="File of a model; repeat it where a model is several files  [default: the included model]",
         ),
         click.option(
             "-o", "assignments", multiple=True, metavar="NAME=VALUE", type=Parsed("NAME=VALUE", parse_assignment),
@@ -163,7 +166,7 @@ def _alias_option(alias: Alias) -> Callable[[Command], Command]:
 
 
 def take_model(values: dict[str, Any]) -> Given:
-    """Take what `model_options` has added out of a command's arguments, and return it."""
+    """Remove the arguments added by `model_options` from those of a command, and return them."""
     from training.network_file import ModelPath
 
     given = Given()
@@ -194,7 +197,7 @@ def take_model(values: dict[str, Any]) -> Given:
 
 
 def field_options(cls: type, besides: Iterable[str] = ()) -> list[Callable[[Command], Command]]:
-    """Return a click option for each `Flag` in the fields of a dataclass, but for names in `besides`."""
+    """Return a click option for each `Flag` in the fields of a dataclass, except for the fields in `besides`."""
     return [
         click.option(name, _parameter(name), **_arguments(flag, item, cls))
         for item, flag, name in _flags(cls)
@@ -203,9 +206,9 @@ def field_options(cls: type, besides: Iterable[str] = ()) -> list[Callable[[Comm
 
 
 def take_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Take the values of `field_options` out of a command's arguments: field -> value, of those that were given.
+    """Remove the arguments added by `field_options` from those of a command, and return the given ones: field -> value.
 
-    Values of entries of a dictionary are {"entry": value}.
+    Values of entries of a dictionary field are {"entry": value}.
     """
     found: dict[str, Any] = {}
     for item, flag, name in _flags(cls):
@@ -256,7 +259,7 @@ def _arguments(flag: Any, item: Any, cls: type) -> dict[str, Any]:
 
 
 def merge_fields(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with changes; dictionaries in it are changed entry by entry."""
+    """Return `base` updated by `changes`; dictionaries are merged entry by entry."""
     merged = {**base, **changes}
     for name, value in changes.items():
         if isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""Options of a training run: a dataclass, its plain nested dictionary, its identity, its run directory, its system.
+"""Options of a training run: the dataclass, its dictionary form, the identity of a run, and its run directory.
 
-The dictionary is what `--dry-run` prints, what `options.json` holds, and what every checkpoint carries.
+The dictionary is printed by `--dry-run` and stored in `options.json` and in every checkpoint.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Options that may change when a run is continued. All others are its identity.
+# Options that may change when a run is resumed. All others form the identity of the run.
 FREE_OPTIONS = (
     "outdir",
     "steps",
@@ -45,16 +45,16 @@ FREE_OPTIONS = (
     "val_dataset",
 )
 
-# Options of the run that files of earlier versions repeat among those of the system.
+# Options of the run that earlier versions also stored among those of the system.
 SHARED_OPTIONS = ("batch", "grad_accum", "seed")
 
 
 @dataclasses.dataclass
 class TrainOptions:
-    """All options of the training loop; `model` holds those of the system, as its `Options` names them.
+    """All options of the training loop; `model` holds those of the system, the fields of its `Options`.
 
-    Intervals are counted in steps; 0 means only at the last step. A checkpoint is written
-    after `checkpoint_steps` or `checkpoint_minutes`, whichever is first, and wherever metrics are due.
+    Intervals are in steps; 0 means only at the last step. A checkpoint is written after `checkpoint_steps` or
+    `checkpoint_minutes`, whichever comes first, and at every evaluation of metrics.
     """
 
     outdir: str
@@ -62,30 +62,30 @@ class TrainOptions:
     system: str  # name in training.registry.SYSTEMS
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     steps: int = 100_000
-    batch: int = 64  # clips in a step's batch over all ranks and all rounds of accumulation
+    batch: int = 64  # global batch size: clips per step over all ranks and accumulation rounds
     grad_accum: int = 1
     seed: int = 0
-    x_flip: bool | None = None  # mirror half of the clips; None: where the system allows it
-    weighting: str = "clip"  # what a draw of data is uniform over: clip | frame (training.data.dataset.BatchStream)
-    init_from: str | None = None  # network or training state whose weights a new run begins with
+    x_flip: bool | None = None  # mirror half of the clips; None: if the system allows it
+    weighting: str = "clip"  # windows are uniform over clips or over frames (training.data.dataset.BatchStream)
+    init_from: str | None = None  # network or training state that initialises the weights of a new run
     device: str = "cpu"
-    precision: str | None = None  # of a step's arithmetic, one that the system has; None: its own choice
-    compile: bool = False  # compile parts of the networks, where the system can
+    precision: str | None = None  # one that the system supports; None: the system's default
+    compile: bool = False  # compile parts of the networks, if the system supports it
     tick_steps: int = 500
     checkpoint_steps: int = 500
     checkpoint_minutes: float = 10.0
     sample_steps: int = 5000
     metric_steps: int = 5000
-    metrics: tuple[str, ...] = ()  # the first one decides which checkpoint is best
-    keep: int = 3  # newest checkpoints kept besides the best
+    metrics: tuple[str, ...] = ()  # the first one selects the best checkpoint
+    keep: int = 3  # number of newest checkpoints to keep besides the best
     workers: int = 2
-    cache: str = "none"  # where decoded frames are kept (training.data.dataset.ClipDataset)
-    val_dataset: str | None = None  # held-out clips, on which the system's losses are measured at metric steps
-    log: tuple[str, ...] = ()  # listeners besides the files: wandb, tensorboard
-    resume: str = "auto"  # auto | latest | never | a run directory | one training state, to branch from it
-    override: bool = False  # continue a run although options differ from its own
-    origin: str | None = None  # the training state that this run was branched from; set by the loop
-    frozen: dict[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 of networks used, not trained; likewise
+    cache: str = "none"  # storage of decoded frames (training.data.dataset.ClipDataset)
+    val_dataset: str | None = None  # validation split, on which the system's losses are evaluated with the metrics
+    log: tuple[str, ...] = ()  # loggers besides the files: wandb, tensorboard
+    resume: str = "auto"  # auto | latest | never | a run directory | a training state to branch from
+    override: bool = False  # resume a run although options differ from its own
+    origin: str | None = None  # training state that this run was branched from; set by the loop
+    frozen: dict[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 of frozen networks; set by the loop
 
     def __post_init__(self):
         self.dataset = os.path.abspath(self.dataset)
@@ -93,7 +93,7 @@ class TrainOptions:
             self.init_from = os.path.abspath(locate(self.init_from))
         if self.val_dataset is not None:
             self.val_dataset = os.path.abspath(self.val_dataset)
-        for name in SHARED_OPTIONS:  # as files of earlier versions have them
+        for name in SHARED_OPTIONS:  # as stored by earlier versions
             if self.model.get(name, getattr(self, name)) != getattr(self, name):
                 raise ValueError(
                     f"Option {name} is {getattr(self, name)} for the run but {self.model[name]} for the system; give "
@@ -118,7 +118,7 @@ class TrainOptions:
         return Path(self.dataset).name
 
     def check_ranks(self, world_size: int) -> None:
-        """Raise `ValueError` unless the batch divides into ranks and those into rounds of accumulation."""
+        """Raise `ValueError` unless the batch divides into ranks, and the batch of a rank into accumulation rounds."""
         rounds = world_size * self.grad_accum
         if self.batch % rounds:
             below = self.batch // rounds * rounds
@@ -130,7 +130,7 @@ class TrainOptions:
 
 
 def check_keys(values: Iterable[str], allowed: Iterable[str], where: str) -> None:
-    """Raise `ValueError` for the first of `values` that is not among `allowed`, with the closest that is."""
+    """Raise `ValueError` for the first of `values` that is not in `allowed`, naming the closest match."""
     allowed = list(allowed)
     for key in values:
         if key not in allowed:
@@ -140,7 +140,7 @@ def check_keys(values: Iterable[str], allowed: Iterable[str], where: str) -> Non
 
 
 def resolve(cls: type[T], values: Mapping[str, Any], where: str = "the options") -> T:
-    """Build the dataclass `cls` from a dictionary; an unknown key or one that is missing is a `ValueError`."""
+    """Build the dataclass `cls` from a dictionary; raise `ValueError` for an unknown or missing key."""
     fields = [field for field in dataclasses.fields(cls) if field.init]  # pyright: ignore[reportArgumentType]
     check_keys(values, [field.name for field in fields], where)
     for field in fields:
@@ -151,14 +151,14 @@ def resolve(cls: type[T], values: Mapping[str, Any], where: str = "the options")
 
 
 def to_dict(options: Any) -> dict[str, Any]:
-    """The plain nested dictionary of a dataclass, as it reads back from JSON (tuples are lists)."""
+    """Return the nested dictionary of a dataclass, as it reads back from JSON (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(options)))
 
 
 def identity(options: TrainOptions | Mapping[str, Any]) -> dict[str, Any]:
     """Return the identity of a run: its options without `FREE_OPTIONS`. Runs of equal identity may be resumed.
 
-    An option that a run does not mention, because it was begun before there was such an option, is at its default.
+    An option that is absent, because the run is older than the option, has its default value.
     """
     values = to_dict(options) if isinstance(options, TrainOptions) else defaults(TrainOptions) | dict(options)
     if values.get("system") in registry.SYSTEMS:
@@ -169,13 +169,13 @@ def identity(options: TrainOptions | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def own_options(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options of a system without those of the run that files of earlier versions repeat among them."""
+    """Return the options of a system without those of the run, which earlier versions stored there too."""
     fields = {field.name for field in dataclasses.fields(cls)}
     return {name: value for name, value in values.items() if name in fields or name not in SHARED_OPTIONS}
 
 
 def system_class(system: "str | type[System]") -> "type[System]":
-    """Return the class of a system, given by its registered name or itself; `ValueError` for an unknown name."""
+    """Return the class of a system, given as a registered name or a class; raise `ValueError` for an unknown name."""
     if not isinstance(system, str):
         return system
     check_keys([system], registry.SYSTEMS, "the registry of systems")
@@ -183,7 +183,7 @@ def system_class(system: "str | type[System]") -> "type[System]":
 
 
 def settle(options: TrainOptions, cls: "type[System]") -> TrainOptions:
-    """Return the options with the system's own choices filled in, after refusing what it cannot do: `ValueError`."""
+    """Fill in the system's defaults; raise `ValueError` for options that the system does not support."""
     if options.precision is not None and options.precision not in cls.precisions:
         raise ValueError(
             f"precision {options.precision} was asked for, but {options.system} trains in {', '.join(cls.precisions)}; "
@@ -199,7 +199,7 @@ def settle(options: TrainOptions, cls: "type[System]") -> TrainOptions:
 
 
 def make_system(system: "str | type[System]", options: TrainOptions, device: "torch.device | str") -> "System":
-    """Build the system of a run on a device; `ValueError` for options that it lacks, or that do not go together."""
+    """Build the system of a run on a device; raise `ValueError` for unknown or inconsistent options."""
     import torch
 
     from training.contract import Run
@@ -212,7 +212,7 @@ def make_system(system: "str | type[System]", options: TrainOptions, device: "to
 
 
 def defaults(cls: type) -> dict[str, Any]:
-    """What the fields of a dataclass are where nothing is said, as it reads back from JSON."""
+    """Return the default values of a dataclass, as they read back from JSON."""
     values = {}
     for field in dataclasses.fields(cls):
         if field.default_factory is not dataclasses.MISSING:
@@ -223,7 +223,7 @@ def defaults(cls: type) -> dict[str, Any]:
 
 
 def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
-    """One line for each leaf in which two nested dictionaries differ."""
+    """Return one line for each leaf in which two nested dictionaries differ."""
     if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
         lines = []
         for key in [*stored, *(key for key in wanted if key not in stored)]:
@@ -234,7 +234,7 @@ def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
 
 
 def list_runs(outdir: str | Path) -> list[Path]:
-    """The run directories in `outdir`, which begin with a number, oldest first."""
+    """Return the run directories in `outdir`, whose names begin with a number, oldest first."""
     outdir = Path(outdir)
     runs = [path for path in outdir.iterdir() if path.is_dir() and path.name[:1].isdigit()] if outdir.is_dir() else []
     return sorted(runs, key=run_number)
@@ -247,14 +247,14 @@ def run_number(run_dir: Path) -> int:
 
 
 def new_run_dir(options: TrainOptions, suffix: str = "") -> Path:
-    """Return the next `<outdir>/<5-digit id>-<dataset>-<batch>batch-<accum>accum[-<suffix>]`, not made yet."""
+    """Return the next `<outdir>/<5-digit id>-<dataset>-<batch>batch-<accum>accum[-<suffix>]`, without creating it."""
     number = 1 + max((run_number(path) for path in list_runs(options.outdir)), default=-1)
     name = f"{number:05d}-{options.dataset_name}-{options.batch}batch-{options.grad_accum}accum"
     return Path(options.outdir) / (f"{name}-{suffix}" if suffix else name)
 
 
 def read_options(run_dir: Path) -> dict[str, Any]:
-    """The stored options of a run; `ValueError` when the directory does not hold any."""
+    """Return the stored options of a run; raise `ValueError` if the directory holds none."""
     try:
         return json.loads((run_dir / "options.json").read_text())
     except (FileNotFoundError, NotADirectoryError):
@@ -268,20 +268,20 @@ def read_options(run_dir: Path) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class Beginning:
-    """Where a run goes on: its directory (None: a new one is to be made), and in what it differs from what it was."""
+    """The run to start from: its directory (None: create one) and the options that differ from the stored ones."""
 
     run_dir: Path | None = None
-    origin: str | None = None  # the training state that the run branches or was branched from
+    origin: str | None = None  # training state that the run is branched from
     changes: list[str] = dataclasses.field(default_factory=list)
 
 
 def find_run(options: TrainOptions) -> Beginning:
-    """The run that `options.resume` asks to continue.
+    """Return the run that `options.resume` selects.
 
-    `auto`: the newest with the same identity. `latest`: the newest. A directory: that one, also if it was given as
-    `outdir`. A training state: the newest run of the same identity that was branched from it, else a new one that is to
-    be. Except for `auto`, options that differ from the stored ones are a `ValueError` that lists the differences,
-    unless `options.override`.
+    `auto`: the newest with the same identity. `latest`: the newest. A directory: that run, also if it was given as
+    `outdir`. A training state: the newest run of the same identity that was branched from it, else a new one. Except
+    for `auto`, raises `ValueError` with the list of differences if options differ from the stored ones, unless
+    `options.override`.
     """
     outdir = Path(options.outdir)
     is_state = options.resume.endswith(".pt")
@@ -311,7 +311,10 @@ def find_run(options: TrainOptions) -> Beginning:
 
 
 def check_changes(stored: Mapping[str, Any], options: TrainOptions, where: str) -> list[str]:
-    """What `options` change in the identity of a run; `ValueError` if that is anything and was not asked for."""
+    """Return the differences between `options` and the identity of a run.
+
+    Raises `ValueError` if there are any, unless `options.override`.
+    """
     lines = differences(identity(stored), identity(options))
     if lines and not options.override:
         raise ValueError(

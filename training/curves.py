@@ -1,13 +1,13 @@
-"""Draw the curves of training runs from what they logged.
+"""Draw the curves of training runs from their log files.
 
-# Draw the curves of a run, also while it trains
+# Draw the curves of a run, also during training
 python -m training.curves runs/mine/00000-clips-64batch
 
-# Draw several runs over each other
+# Compare several runs
 python -m training.curves runs/mine/00000-* runs/mine/00001-* --out=compared.png
 
-The picture is drawn from stats.jsonl and metric-*.jsonl alone, as RUN_DIR/curves.png unless --out says otherwise. It
-needs matplotlib: pip install 'longtake[plots]'.
+The image is drawn from stats.jsonl and metric-*.jsonl alone and written to RUN_DIR/curves.png, or to --out. It needs
+matplotlib: pip install 'longtake[plots]'.
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ CHARTS = (
     ChartSpec("Memory in GiB", {"resources/cpu_mem_gb": "CPU", "resources/peak_gpu_mem_gb": "GPU, peak"}),
 )
 
-_warned = False  # that there are no curves
+_warned = False  # whether the warning about missing matplotlib was printed
 
 
 def update_curves(run_dir: Path, say: Callable[[str], None]) -> None:
-    """Draw the curves of a run that trains, if it has any; say once per process that matplotlib is missing."""
+    """Draw the curves of a run in training, if it has statistics; warn once per process if matplotlib is missing."""
     global _warned
     try:
         if read_lines(run_dir / "stats.jsonl"):
@@ -53,10 +53,10 @@ def update_curves(run_dir: Path, say: Callable[[str], None]) -> None:
 
 
 def draw_curves(run_dirs: Path | Sequence[Path], out: Path | None = None) -> Path:
-    """Draw what the log files of a run say, or those of several runs over each other, and return the picture's path.
+    """Draw the logged statistics of one or several runs, and return the path of the image.
 
-    One run is drawn into RUN_DIR/curves.png, several into curves.png in the folder that holds them all, if `out` names
-    no other place. Raises `ValueError` for a directory without statistics and without matplotlib.
+    Without `out`, one run is drawn into RUN_DIR/curves.png, and several into curves.png in their common parent folder.
+    Raises `ValueError` for a directory without statistics, or without matplotlib.
     """
     run_dirs = [run_dirs] if isinstance(run_dirs, Path) else list(run_dirs)
     runs = {name: curves_of(run_dir) for name, run_dir in zip(_short_names(run_dirs), run_dirs, strict=True)}
@@ -67,7 +67,7 @@ def draw_curves(run_dirs: Path | Sequence[Path], out: Path | None = None) -> Pat
         if len(runs) == 1:
             charts += parts.values()
             continue
-        # A colour is a run then, so each statistic gets a chart of its own.
+        # With several runs a colour identifies a run, so each statistic gets a chart of its own.
         for label in dict.fromkeys(line.label for chart in parts.values() for line in chart.lines):
             lines = [
                 dataclasses.replace(line, label=run, colour=colours[run])
@@ -122,14 +122,14 @@ def curves_of(run_dir: Path) -> dict[str, Chart]:
 
 
 def charts_of(system: str) -> tuple[ChartSpec, ...]:
-    """Return the charts that a system brings for its statistics; none for an unknown name."""
+    """Return the charts that a system defines for its statistics; empty for an unknown system."""
     if system not in registry.SYSTEMS:
         return ()
     return registry.resolve(registry.spec(system).system).charts
 
 
 def _loss_charts(names: Iterable[str], known: Collection[str]) -> list[ChartSpec]:
-    """Return a chart for each loss that is in none of the charts; what is validated shares that of its training."""
+    """Return a chart for each loss that is not in `known`; a validation loss joins the chart of its training loss."""
     losses = [name for name in names if name.startswith(("loss/", "validation/")) and name not in known]
     return [
         ChartSpec(loss, {f"loss/{loss}": "train", f"validation/{loss}": "validation"}, log=True)
@@ -138,7 +138,7 @@ def _loss_charts(names: Iterable[str], known: Collection[str]) -> list[ChartSpec
 
 
 def _by_step(path: Path) -> dict[int, dict[str, Any]]:
-    """Return the lines of a log file in ascending steps; of a step that was told twice, the last."""
+    """Return the lines of a log file by ascending step; the last one wins where a step occurs twice."""
     lines = {line["step"]: line for line in read_lines(path)}
     return dict(sorted(lines.items()))
 
@@ -149,7 +149,7 @@ def _options_of(run_dir: Path) -> dict[str, Any]:
 
 
 def _add_chart(charts: dict[str, Chart], spec: ChartSpec, drawn: Mapping[str, Mapping[int, float]]) -> None:
-    """Add a chart of the lines, label -> step -> value, that have a finite value, if any has."""
+    """Add a chart of the lines, label -> step -> value, that have at least one finite value."""
     lines = [
         Line(label, list(points), list(points.values()))
         for label, points in drawn.items()
@@ -160,15 +160,15 @@ def _add_chart(charts: dict[str, Chart], spec: ChartSpec, drawn: Mapping[str, Ma
 
 
 def _value(line: Mapping[str, Any], name: str) -> float:
-    """Return the mean of a statistic in a line of stats.jsonl, NaN where it has none."""
+    """Return the mean of a statistic in a line of stats.jsonl, NaN if absent."""
     mean = line.get(name, {}).get("mean")
-    if mean is None or (mean == 0 and name == "timing/sec_per_step"):  # the first tick comes before any step
+    if mean is None or (mean == 0 and name == "timing/sec_per_step"):  # the first tick precedes any step
         return math.nan
     return mean
 
 
 def _short_names(run_dirs: Sequence[Path]) -> list[str]:
-    """Return the numbers of the runs, with their folders where numbers are equal, their paths where those are too."""
+    """Return short names of the runs: their numbers, with parent folders if these repeat, or paths if both repeat."""
     paths = [run_dir.resolve() for run_dir in run_dirs]
     numbers = [path.name.partition("-")[0] for path in paths]
     for names in (numbers, [f"{path.parent.name}/{number}" for path, number in zip(paths, numbers, strict=True)]):
@@ -178,7 +178,7 @@ def _short_names(run_dirs: Sequence[Path]) -> list[str]:
 
 
 def _describe_run(name: str, run_dir: Path) -> str:
-    """Return how far a run is, in one line."""
+    """Return the progress of a run, in one line."""
     *_, last = _by_step(run_dir / "stats.jsonl").values()
     options = _options_of(run_dir)
     steps = f" of {options['steps']}" if "steps" in options else ""
@@ -195,7 +195,7 @@ def _describe_run(name: str, run_dir: Path) -> str:
 @click.command(help=str(__doc__).replace("# ", "\b\n"))
 @click.argument("run_dirs", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--out", help="Picture to write  [default: curves.png in the run directory]", type=click.Path(path_type=Path)
+    "--out", help="Image to write  [default: curves.png in the run directory]", type=click.Path(path_type=Path)
 )
 def main(run_dirs: tuple[Path, ...], out: Path | None) -> None:
     """Draw the curves; the help text is the module's docstring."""

@@ -1,4 +1,4 @@
-"""Metrics of a run in training, and which of its checkpoints is the best."""
+"""Evaluate metrics during training, and select the best checkpoint."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ BEST = "best.json"
 MetricFunction = Callable[[Sequence[str], Any], Sequence[Mapping[str, Any]]]
 
 
-VAL_BATCHES = 8  # of the validation split, each time
+VAL_BATCHES = 8  # batches of the validation split per evaluation
 
 
 @torch.no_grad()
@@ -41,11 +41,11 @@ def evaluate(
     run_dir: Path,
     step: int,
 ) -> None:
-    """Evaluate the metrics that this step has no result of yet: a run may have ended between saving and measuring.
+    """Evaluate the metrics without a result for this step; a run may have stopped between saving and evaluation.
 
-    They share one pass over the videos; where that fails, each is tried alone. A metric that fails then is logged, and
-    training goes on, unless it fails on one rank in the midst of a collective: the others wait in that until their
-    time is out, which ends the process group.
+    All metrics share one pass over the videos; if that fails, each is evaluated alone. A metric that fails then is
+    logged and training continues, except after a failure of one rank inside a collective operation: the other ranks
+    then wait until the timeout of the process group ends it.
     """
 
     def known(name: str) -> bool:
@@ -65,7 +65,7 @@ def evaluate(
 def _measured(
     metric_fn: MetricFunction, names: Sequence[str], model: Any
 ) -> Iterator[tuple[str, Mapping[str, Any], Exception | None]]:
-    """Each name with its result, or with the first error of any rank: all together, or where that fails one by one."""
+    """Yield each name with its result, or with the first error of any rank; all together, else one by one."""
     results, error = [], None
     try:
         results = metric_fn(names, model)
@@ -90,7 +90,7 @@ def _log_metric(
     run_dir: Path,
     step: int,
 ) -> None:
-    """Write what a metric gave, and which checkpoint is the best by now."""
+    """Log the result of a metric, and update the best checkpoint."""
     if error is not None:
         result = {"error": f"{type(error).__name__}: {error}"}
         logger.text(f"step {step}  metric/{name} failed ({result['error']}); training goes on")
@@ -104,10 +104,10 @@ def _log_metric(
 
 
 def best_steps(run_dir: Path, metrics: tuple[str, ...]) -> list[int]:
-    """The step of the best checkpoint by the first metric; none if it has not been measured.
+    """Return the step of the best checkpoint by the first metric; empty if it has not been evaluated.
 
-    Less is better, unless the result says `"higher_is_better": true`. Where no metrics are asked for any more, that
-    which was the first before goes on to decide.
+    Lower is better, unless the result has `"higher_is_better": true`. If `metrics` is empty, the metric that was first
+    before still decides.
     """
     if not metrics and (run_dir / BEST).is_file():
         metrics = (json.loads((run_dir / BEST).read_text())["metric"],)
@@ -121,7 +121,7 @@ def best_steps(run_dir: Path, metrics: tuple[str, ...]) -> list[int]:
 
 
 def mark_best(run_dir: Path, metrics: tuple[str, ...]) -> None:
-    """Say in best.json which checkpoint is the best by the first metric, as far as it has been measured."""
+    """Write the best checkpoint by the first metric to best.json, if that metric has been evaluated."""
     for step in best_steps(run_dir, metrics) if metrics else []:
         (line,) = [line for line in read_lines(run_dir / f"metric-{metrics[0]}.jsonl") if line["step"] == step][-1:]
         path = checkpoint.network_path(run_dir, step).relative_to(run_dir)

@@ -1,6 +1,6 @@
-"""What a run says about itself: stats.jsonl is the truth, log.txt its reading; wandb and tensorboard may listen.
+"""Log a run: stats.jsonl is authoritative, log.txt is for reading; wandb and tensorboard are optional listeners.
 
-A listener is a convenience. What it fails to do, for want of a network or of room on its disk, is said once and never
+A listener that fails, for example without a network connection or with a full disk, causes one warning and never
 stops a run.
 """
 
@@ -28,13 +28,13 @@ from dnnlib.util import atomic_path
 from torch_utils import host_memory
 from training.config import check_keys
 
-# What --log may name, and how to install what it needs.
+# Values of --log, and how to install the package that each needs.
 LOGGERS = {"none": "", "wandb": "pip install wandb", "tensorboard": "pip install -e '.[tensorboard]'"}
 PACKAGES = ("numpy", "pillow", "scipy", "imageio-ffmpeg")
 
 
 class Listener(Protocol):
-    """Something that is told what the log files are told; any of it may raise, and nothing depends on it."""
+    """A receiver of everything that is logged; any method may raise, and training does not depend on it."""
 
     name: str
 
@@ -46,11 +46,10 @@ class Listener(Protocol):
 
 
 class RunLogger:
-    """Writes the log files of a run directory and passes the same on to listeners; made on rank 0 only.
+    """Write the log files of a run directory and pass everything on to listeners; created on rank 0 only.
 
-    `options["log"]` names the listeners. Lines of the JSON files that belong to steps after `step`, the one that
-    training goes on from, are removed: they will be written again. Without a step the run is new. `wandb_id` is that
-    of the run so far, if it has one.
+    `options["log"]` names the listeners. Lines of the JSON files for steps after `step`, from which training resumes,
+    are removed, since they will be written again; None marks a new run. `wandb_id` is the existing wandb id of the run.
 
     Raises `ValueError` for a listener that is unknown, or whose package is not installed.
     """
@@ -58,7 +57,7 @@ class RunLogger:
     def __init__(self, run_dir: Path, options: Mapping[str, Any], step: int = -1, wandb_id: str | None = None):
         names = listener_names(options["log"])
         self.run_dir = run_dir
-        self.wandb_id = wandb_id  # so that a resumed run goes on in the same charts
+        self.wandb_id = wandb_id  # a resumed run continues the same wandb charts
         self.listeners: list[Listener] = []
         self._complained: set[str] = set()
         for path in [run_dir / "stats.jsonl", *run_dir.glob("metric-*.jsonl")]:
@@ -69,30 +68,30 @@ class RunLogger:
             self._listen("tensorboard", lambda: TensorboardListener(run_dir, step))
 
     def text(self, line: str) -> None:
-        """Print a line and keep it in log.txt."""
+        """Print a line and append it to log.txt."""
         print(line, flush=True)
         with open(self.run_dir / "log.txt", "a") as file:
             file.write(line + "\n")
 
     def scalars(self, step: int, stats: Mapping[str, Mapping[str, float]]) -> None:
-        """Add a line to stats.jsonl: name -> {num, mean, std}, and when; listeners get the means."""
+        """Append a line to stats.jsonl: name -> {num, mean, std}, and the time; listeners get the means."""
         line = {"step": step, **stats, "timestamp": time.time()}
         append_line(self.run_dir / "stats.jsonl", line)
         means = {name: values["mean"] for name, values in stats.items()}
         self._tell(lambda listener: listener.scalars(step, means))
 
     def metric(self, step: int, name: str, result: Mapping[str, Any]) -> None:
-        """Add a line to metric-<name>.jsonl: the result as the metric gave it, the step, and when."""
+        """Append a line to metric-<name>.jsonl: the result of the metric, the step, and the time."""
         append_line(self.run_dir / f"metric-{name}.jsonl", {"step": step, **result, "timestamp": time.time()})
         values = {f"metric/{key}": value for key, value in metric_values(result).items()}
         self._tell(lambda listener: listener.scalars(step, values))
 
     def video(self, step: int, name: str, path: Path) -> None:
-        """Show a video that has been written, with a PNG of the same name beside it."""
+        """Pass on a video file, which has a PNG of the same name beside it."""
         self._tell(lambda listener: listener.video(step, name, path))
 
     def close(self) -> None:
-        """Let the listeners finish; the log files are always closed."""
+        """Close the listeners and the log files; the latter also if a listener fails."""
         self._tell(lambda listener: listener.close())
 
     def _listen(self, name: str, make: Callable[[], Listener]) -> None:
@@ -113,7 +112,7 @@ class RunLogger:
                 self._complain(listener.name, error)
 
     def _complain(self, name: str, error: Exception) -> None:
-        """Warn of a listener's first failure."""
+        """Print a warning on the first failure of a listener."""
         if name not in self._complained:
             self._complained.add(name)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -121,7 +120,7 @@ class RunLogger:
 
 
 class SilentLogger:
-    """What the other ranks have in place of a `RunLogger`."""
+    """The `RunLogger` of the other ranks, which does nothing."""
 
     wandb_id: str | None = None
 
@@ -142,12 +141,12 @@ class SilentLogger:
 
 
 class WandbListener:
-    """Passes scalars and videos on to Weights & Biases; never asks for a key, and stays offline where there is none."""
+    """Pass scalars and videos to Weights & Biases; never ask for a key, and record offline without one."""
 
     name = "wandb"
 
     def __init__(self, run_dir: Path, options: Mapping[str, Any], run_id: str | None):
-        import wandb  # imported here: it takes a second, and most runs do without
+        import wandb  # imported here: it takes a second, and most runs do not use it
 
         self.wandb = wandb
         arguments = {
@@ -170,47 +169,47 @@ class WandbListener:
         self.id: str = self.run.id
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Add values at a step; those of steps that wandb has seen before, it leaves as they are."""
+        """Log values at a step; wandb ignores steps that it has seen before."""
         self.run.log(dict(values), step=step)
 
     def video(self, step: int, name: str, path: Path) -> None:
-        """Add an mp4."""
+        """Log an mp4."""
         self.run.log({name: self.wandb.Video(str(path))}, step=step)
 
     def close(self) -> None:
-        """Wait until everything is sent, or on the disk."""
+        """Wait until everything is uploaded or written."""
         self.run.finish()
 
 
 class TensorboardListener:
-    """Writes scalars and the sheets of previews as TensorBoard events into <run>/tensorboard."""
+    """Write scalars and the contact sheets of previews as TensorBoard events to <run>/tensorboard."""
 
     name = "tensorboard"
 
     def __init__(self, run_dir: Path, step: int):
-        from torch.utils.tensorboard import SummaryWriter  # imported here: it is an extra
+        from torch.utils.tensorboard import SummaryWriter  # imported here: an optional dependency
 
-        # What an earlier process wrote of steps that will now be taken again is hidden.
+        # Hides events that an earlier process wrote for steps that are repeated now.
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Add values at a step."""
+        """Log values at a step."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
     def video(self, step: int, name: str, path: Path) -> None:
-        """Add the sheet that lies beside an mp4: videos would need one package more."""
+        """Log the contact sheet beside an mp4; videos would need a further package."""
         with Image.open(path.with_suffix(".png")) as sheet:
             self.writer.add_image(name, np.asarray(sheet), step, dataformats="HWC")
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Flush and close the event file."""
         self.writer.close()
 
 
 def listener_names(log: str | Sequence[str]) -> list[str]:
-    """The listeners that `--log` names, without repetition; a plain string is a single name, as older runs have it.
+    """Return the listeners that `--log` names, without duplicates; older runs store a single name as a string.
 
     Raises `ValueError` for a name that is unknown, or whose package is not installed.
     """
@@ -224,7 +223,7 @@ def listener_names(log: str | Sequence[str]) -> list[str]:
 
 
 def wandb_mode() -> str:
-    """What WANDB_MODE says; online, also without a word, only if there is a key, since wandb would ask for one."""
+    """Return WANDB_MODE, by default "online" if an API key is configured and "offline" if wandb would ask for one."""
     mode = os.environ.get("WANDB_MODE", "online")
     if mode != "online" or "WANDB_API_KEY" in os.environ:
         return mode
@@ -236,9 +235,9 @@ def wandb_mode() -> str:
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Add one JSON object to a file of them; numbers that JSON cannot say, NaN and infinities, become null.
+    """Append one JSON object to a JSON Lines file; NaN and infinities become null.
 
-    Where the disk is full, OSError is raised and the file stays as it was: half a line would spoil the next one.
+    Raises OSError if the write fails, and leaves the file unchanged: a partial line would corrupt the next one.
     """
     size = path.stat().st_size if path.exists() else 0
     try:
@@ -259,13 +258,13 @@ def _finite(value: Any) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON lines file, none if there is no file; a last line cut short by a crash is left out."""
+    """Return the objects of a JSON Lines file, empty without a file; a last line truncated by a crash is skipped."""
     lines = path.read_text().split("\n") if path.is_file() else []
     return [json.loads(line) for line in lines[:-1]]
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Remove what a JSON lines file says about steps after `step`."""
+    """Remove the lines of a JSON Lines file for steps after `step`."""
     if path.is_file():
         lines = [line for line in read_lines(path) if line["step"] <= step]
         with atomic_path(path) as temporary:
@@ -273,14 +272,14 @@ def forget_after(path: Path, step: int) -> None:
 
 
 def metric_values(result: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers that a metric measured: those under `results` if it has such an entry, else its own."""
+    """Return the values of a metric: the numbers under `results` if the result has that entry, else its own numbers."""
     values = result.get("results", result)
     numbers = {key: value for key, value in values.items() if type(value) in (int, float)}
     return {key: float(value) for key, value in numbers.items() if key not in ("step", "timestamp")}
 
 
 def environment_text(device: torch.device, world_size: int) -> str:
-    """Versions, devices, command and git commit, so that a run can be understood years later."""
+    """Return versions, devices, command and git commit, for reproducibility."""
     lines = [
         f"date      {time.strftime('%Y-%m-%d %H:%M:%S %z')}",
         f"command   {continue_command()}",
@@ -303,7 +302,7 @@ def environment_text(device: torch.device, world_size: int) -> str:
 
 
 def continue_command() -> str:
-    """The command line that started this process, with torchrun where torchrun did."""
+    """Return the command line that started this process, including torchrun."""
     local_ranks = os.environ.get("LOCAL_WORLD_SIZE")
     if local_ranks is None:
         return shlex.join(["python", *sys.argv])

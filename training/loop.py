@@ -1,9 +1,9 @@
-"""The training loop: it knows no system, only `training.contract.System`.
+"""The training loop, which uses a system only through `training.contract.System`.
 
-At step s the loop first does what is due at s (status line, preview, checkpoint, metrics) and then takes one training
-step, so it runs one time more than there are steps and the end needs no code of its own. All randomness of a step
-follows from the options and the step number; a checkpoint therefore holds no generator state, and a run that was
-interrupted continues as if nothing had happened.
+At step s the loop first runs the tasks due at s (status line, preview, checkpoint, metrics) and then takes one training
+step, so it iterates once more than there are steps and the end needs no separate code. All randomness of a step is a
+function of the options and the step number; a checkpoint therefore holds no generator state, and an interrupted run
+continues exactly as an uninterrupted one.
 """
 
 import contextlib
@@ -44,13 +44,13 @@ from training.preview import RealClips, write_preview
 from training.sampling import Request
 from training.status import Clock, disk_may_be_full, last_good, tick
 
-RETRY_SEC = 60.0  # after a checkpoint that could not be written
-SECOND_INTERRUPT_SEC = 1.0  # torchrun passes on what the terminal has sent already: one Ctrl-C arrives twice
+RETRY_SEC = 60.0  # until the next attempt after a failed checkpoint
+SECOND_INTERRUPT_SEC = 1.0  # torchrun forwards signals that the terminal has sent already: one Ctrl-C arrives twice
 
 
 @dataclasses.dataclass
 class TrainResult:
-    """Where a run is and how far it came; `finished` is False if a signal ended it early."""
+    """The run directory and the last step of a run; `finished` is False if a signal stopped it early."""
 
     run_dir: Path
     step: int
@@ -58,11 +58,11 @@ class TrainResult:
 
 
 def train(system: str | type[System], options: TrainOptions, metric_fn: MetricFunction | None = None) -> TrainResult:
-    """Train a system, given by its registered name or its class, until `options.steps` or a signal.
+    """Train a system, given as a registered name or a class, until `options.steps` or a signal.
 
-    `metric_fn(names, system)` evaluates some of `options.metrics` on all ranks and returns for each what goes into
-    metric-<name>.jsonl. SIGTERM, SIGUSR1 and SIGINT end the run after a last checkpoint; the call then returns with
-    `finished` False. Ranks are joined here if need be; leaving them is up to the caller.
+    `metric_fn(names, system)` evaluates some of `options.metrics` on all ranks and returns for each the values for
+    metric-<name>.jsonl. SIGTERM, SIGUSR1 and SIGINT stop the run after a last checkpoint; the call then returns with
+    `finished` False. The process group is initialised here if needed; destroying it is left to the caller.
 
     Raises `ValueError` for options, datasets and run directories that do not fit, when a loss has not been finite for
     a whole tick, and when the last checkpoint could not be written. Errors of other ranks are raised here, too.
@@ -78,7 +78,7 @@ def train(system: str | type[System], options: TrainOptions, metric_fn: MetricFu
         listener_names(options.log)
         options = settle(options, system_class(system))
         if distributed.is_main():
-            find_run(options)  # refuses before anything is built
+            find_run(options)  # fail before anything is built
         model = make_system(system, options, device)
         for network in model.frozen.values():
             network.to(device).eval().requires_grad_(False)
@@ -99,7 +99,7 @@ def train(system: str | type[System], options: TrainOptions, metric_fn: MetricFu
         )
         held_out = open_held_out(model, dataset, options)
 
-    # ---- State to continue from -------------------------------------------------------------------------------------
+    # ---- State to resume from ---------------------------------------------------------------------------------------
     path = state = None
     with distributed.together():
         if distributed.is_main():
@@ -121,7 +121,7 @@ def train(system: str | type[System], options: TrainOptions, metric_fn: MetricFu
         collector.load_state_dict(loop_state["stats"])
     step = first_step = loop_state["step"]
     num_batches = loop_state["num_batches"]
-    seen = state is not None  # what is due at this step was done before the checkpoint was written
+    seen = state is not None  # the tasks due at this step were done before the checkpoint was written
     branches = path is not None and path.parent.parent != beginning.run_dir
     del state
     run_dir, logger = Path(), SilentLogger()
@@ -198,11 +198,11 @@ def train(system: str | type[System], options: TrainOptions, metric_fn: MetricFu
 
 
 # ----------------------------------------------------------------------------
-# Beginning.
+# Start of a run.
 
 
 def open_dataset(model: System, options: TrainOptions) -> ClipDataset:
-    """Return the dataset with all that the system reads, and the frames of its previews where there are such."""
+    """Return the dataset with all parts that the system needs, and the frames of its previews if there are any."""
     inputs, sampler = model.inputs(), model.sampler()
     wanted = [*inputs.sizes, *sampler.outputs.values(), *([sampler.needs.size] if sampler.needs.size else [])]
     there = [size for size in wanted if size in inputs.sizes or (Path(options.dataset) / size_name(size)).is_dir()]
@@ -213,7 +213,7 @@ def open_dataset(model: System, options: TrainOptions) -> ClipDataset:
 
 
 def open_held_out(model: System, dataset: ClipDataset, options: TrainOptions) -> BatchStream | None:
-    """Return the batches of the validation split, never mirrored, with the numbers that the dataset gives to names."""
+    """Return the batches of the validation split, never mirrored, with the vocabularies of the training dataset."""
     if options.val_dataset is None:
         return None
     inputs, ranks = model.inputs(), (distributed.get_rank(), distributed.get_world_size())
@@ -225,9 +225,9 @@ def open_held_out(model: System, dataset: ClipDataset, options: TrainOptions) ->
 
 
 def find_state(options: TrainOptions, beginning: Beginning) -> tuple[Path | None, dict[str, Any] | None]:
-    """Return the path and the content of the training state to continue from.
+    """Return the path and the contents of the training state to resume from.
 
-    That is the newest whole one of the run, else the one that the run branches from, if any.
+    It is the newest readable one of the run, else the one that the run branches from, if any.
     """
     if beginning.run_dir is not None:
         found = checkpoint.latest_whole_checkpoint(beginning.run_dir)
@@ -241,13 +241,13 @@ def find_state(options: TrainOptions, beginning: Beginning) -> tuple[Path | None
 
 
 def restore(model: System, state: Mapping[str, Any], path: Path) -> None:
-    """Load a training state into a system; optimisers move their part to the device of their parameters."""
+    """Load a training state into a system; optimisers move their state to the device of their parameters."""
     try:
         for name, module in model.modules.items():
             module.load_state_dict(state["modules"][name])
         for name, optimizer in model.optimizers.items():
-            # Learning rates and the like are options, which may have been changed since. Whether the kernel is fused
-            # decides where the optimiser keeps its count of steps, so it has to know before it takes them.
+            # Learning rates and the like are options, which may have changed since. Whether the kernel is fused decides
+            # on which device the optimiser keeps its step count, so it must be set before the state is loaded.
             saved = state["optimizers"][name]
             groups = [
                 {**group, "params": then["params"]}
@@ -264,14 +264,14 @@ def restore(model: System, state: Mapping[str, Any], path: Path) -> None:
 
 
 def load_weights(path_or_url: str) -> Bundle | Mapping[str, Any]:
-    """Return what `init_from` names: an exported file, or the state dicts of a training state by module."""
+    """Return the weights that `init_from` names: an exported file, or the state dicts of a training state by module."""
     if path_or_url.endswith(".pt"):
         return checkpoint.load_run_state(open_url(path_or_url, return_filename=True))["modules"]
     return load_bundle(path_or_url)
 
 
 def make_run_dir(options: TrainOptions, suffix: str) -> Path:
-    """Make a new run directory, also where another process makes one at the same moment."""
+    """Create a new run directory, also if another process creates one at the same time."""
     while True:
         run_dir = new_run_dir(options, suffix)
         try:
@@ -282,7 +282,7 @@ def make_run_dir(options: TrainOptions, suffix: str) -> Path:
 
 
 def write_run_files(run_dir: Path, options: TrainOptions, device: torch.device, step: int) -> None:
-    """options.json, and in environment.txt one section for each time that the run was begun or continued."""
+    """Write options.json, and append a section to environment.txt each time that the run is started or resumed."""
     (run_dir / "checkpoints").mkdir(exist_ok=True)
     with atomic_path(run_dir / "options.json") as path:
         path.write_text(json.dumps(to_dict(options), indent=2) + "\n")
@@ -302,7 +302,7 @@ def describe(
     step: int,
     beginning: Beginning,
 ) -> None:
-    """Log what is trained, how large it is, and where it comes from."""
+    """Log the networks, the dataset, the batch and the start of the run."""
     for name, module in model.modules.items():
         num_params, num_buffers = (sum(t.numel() for t in ts) for ts in (module.parameters(), module.buffers()))
         logger.text(f"{name:8s} {type(module).__name__:24s} {num_params:>12,} parameters {num_buffers:>10,} in buffers")
@@ -325,13 +325,13 @@ def describe(
 
 
 def plan_batches(model: System, step: int, num_steps: int, num_batches: int) -> Iterator[tuple[int, BatchSpec]]:
-    """Yield numbers and contents of the global batches of steps [step, num_steps); `num_batches` were taken."""
+    """Yield numbers and contents of the global batches of steps [step, num_steps), after `num_batches` earlier ones."""
     specs = itertools.chain.from_iterable(model.batch_spec(s) for s in range(step, num_steps))
     return zip(itertools.count(num_batches), specs)
 
 
 # ----------------------------------------------------------------------------
-# What is due now and then. All ranks take part, rank 0 writes.
+# Periodic tasks. All ranks take part, rank 0 writes.
 
 
 def is_due(step: int, interval: int, last: bool) -> bool:
@@ -339,7 +339,7 @@ def is_due(step: int, interval: int, last: bool) -> bool:
 
 
 def take(batches: Iterator[Batch], num_batches: int, clock: Clock, device: torch.device) -> Iterator[Batch]:
-    """Yield the next batches on the device; the clock counts the seconds that training waits for them."""
+    """Yield the next batches on the device, and add the time that training waits for them to the clock."""
     for _ in range(num_batches):
         begin = time.monotonic()
         batch = next(batches)
@@ -348,7 +348,7 @@ def take(batches: Iterator[Batch], num_batches: int, clock: Clock, device: torch
 
 
 def preview_clips(model: System, dataset: ClipDataset, options: TrainOptions) -> RealClips | None:
-    """Return the real clips beside the previews, which also prompt them; None if there are no frames to show."""
+    """Return the real clips beside the previews, which also prompt them; None without frames of the preview's size."""
     info, needs, sampler = model.info(), model.sampler().needs, model.sampler()
     sizes = [size for size in dict.fromkeys(sampler.outputs.values()) if size in dataset.sizes]
     missing = needs.frames and needs.size not in dataset.sizes
@@ -389,7 +389,7 @@ def save(
     clock: Clock,
     loop_state: Mapping[str, Any],
 ) -> str | None:
-    """Write both files of a checkpoint, then prune older ones; on all ranks, returns a sentence if that failed.
+    """Write both files of a checkpoint, then prune older ones; on all ranks, return an error message if that failed.
 
     Kept besides the newest are the best by the first metric, and the last one before a loss was not finite.
     """
@@ -399,7 +399,7 @@ def save(
     state = {
         "modules": {name: module.state_dict() for name, module in model.modules.items()},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in model.optimizers.items()},
-        "system": model.state_dict(),  # may sum over ranks, so all of them ask
+        "system": model.state_dict(),  # may reduce over ranks, so all ranks call it
         "loop": dict(loop_state),
         "options": to_dict(options),
     }
@@ -417,21 +417,21 @@ def save(
             good = [step for step, _ in last_good(run_dir, clock)]
             checkpoint.prune_checkpoints(run_dir, options.keep, [*best_steps(run_dir, options.metrics), *good])
         except OSError as error:
-            network.unlink(missing_ok=True)  # half a checkpoint takes the room that the next one needs
+            network.unlink(missing_ok=True)  # a partial checkpoint takes the disk space that the next one needs
             newest = checkpoint.list_checkpoints(run_dir)[-1:]
             instead = f"the newest checkpoint is {newest[0][1]}" if newest else "there is no checkpoint yet"
-            problem = f"Step {loop_state['step']} was not saved in {path} ({error}); {instead}. Make room on the disk."
+            problem = f"Step {loop_state['step']} was not saved in {path} ({error}); {instead}. Free disk space."
     return distributed.broadcast_object(problem)
 
 
 class StopSignals:
-    """While open, SIGTERM, SIGUSR1 and SIGINT only set `received`; a later second SIGINT interrupts at once."""
+    """A context in which SIGTERM, SIGUSR1 and SIGINT only set `received`; a later second SIGINT interrupts at once."""
 
     NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
 
     def __init__(self):
         self.received = False
-        self._interrupted = math.inf  # when the first SIGINT came
+        self._interrupted = math.inf  # time of the first SIGINT
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":

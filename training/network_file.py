@@ -1,13 +1,13 @@
-"""Networks as files: a persistent pickle as the published ones are, a bundle, or .safetensors; read without running it.
+"""Read and write networks as persistent pickles (the published format), bundles, or .safetensors files.
 
-| file | holds |
+| file | contents |
 |---|---|
 | persistent pickle | one network whose modules are all persistent classes, as LongVideoGAN was published |
 | bundle | a pickle of plain values and tensors: networks by role, with options, tokenizer hash and frame rate |
 | .safetensors | either of the two |
 
-A file of ours ends with its own SHA-256, or has that of its content in its header, so that damage is noticed. In a
-pickle it comes after the last opcode, where no reader of pickles looks.
+Reading runs no code from the file. Files written here hold a SHA-256 of their contents, which detects damage: pickles
+after the last opcode, where unpicklers stop reading, .safetensors files in the header.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ from training.network_format import (
 Network = TypeVar("Network", bound=nn.Module)
 
 
-# The models that come with this repository, each NAME.pkl or NAME-ROLE.pkl beside a card that describes it.
+# The included models, each NAME.pkl or NAME-ROLE.pkl beside its model card.
 MODELS = Path(__file__).parents[1] / "models"
-DEFAULT_MODEL = "labdoom-tiny"  # what is shown to those who name no model
+DEFAULT_MODEL = "labdoom-tiny"  # used if no model is given
 
 
 # ----------------------------------------------------------------------------
@@ -58,16 +58,16 @@ DEFAULT_MODEL = "labdoom-tiny"  # what is shown to those who name no model
 
 
 def save_network(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write one network; see `save_bundle`. Its class must be known to the registry to be read again."""
+    """Write one network; see `save_bundle`. Its class must be registered to be read again."""
     known = registry.find_network(type(module).__name__)
     save_bundle(Bundle({ONLY: module}, known[1].name if known else ""), path)
 
 
 def save_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
-    """Write CPU copies of the networks in eval mode without gradients, with all that the bundle says of them.
+    """Write CPU copies of the networks in eval mode without gradients, with the metadata of the bundle.
 
-    The suffix of `path` decides about .safetensors. The file is read back, without running any of it, before it gets
-    its name. Networks that are not of persistent classes need `options`, the arguments that make them.
+    A `path` that ends in .safetensors selects that format. The file is read back, without running code, before it is
+    moved to `path`. Networks of non-persistent classes need an attribute `options`, their constructor arguments.
     """
     networks = {
         role: copy.deepcopy(network).cpu().eval().requires_grad_(False) for role, network in bundle.networks.items()
@@ -93,12 +93,12 @@ def save_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
 
 
 def _is_plain(bundle: Bundle) -> bool:
-    """Return whether a bundle is one network that needs no further words."""
+    """Return whether a bundle is one network without metadata."""
     return len(bundle.networks) == 1 and not bundle.options and bundle.tokenizer is None
 
 
 def _to_pickle(bundle: Bundle) -> Any:
-    """Return what is pickled: the network itself if it can be a file of the published kind, else plain values."""
+    """Return the object to pickle: the network itself if it fits the published format, else plain values."""
     (first, *_) = bundle.networks.values()
     if _is_plain(bundle) and all(_is_picklable(module) for module in first.modules()):
         return first
@@ -119,7 +119,7 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
 
 
 def _describe(network: nn.Module) -> dict[str, Any]:
-    """Return name of the class and arguments of a network."""
+    """Return the class name and the constructor arguments of a network."""
     options = getattr(network, "options", None)
     if not isinstance(options, Mapping):
         raise ValueError(
@@ -152,19 +152,19 @@ def content_hash(network: nn.Module) -> str:
 
 
 # ----------------------------------------------------------------------------
-# Finding.
+# Locating files.
 
 
 @dataclass(frozen=True)
 class ModelPath:
-    """A model's file: path, address or name in `MODELS`; with a role, only a file of that role is taken."""
+    """The file of a model: path, URL or name in `MODELS`; with a role, only a file of that role is accepted."""
 
     path: str
     role: str = ""
 
 
 def expand(model: str | ModelPath) -> list[ModelPath]:
-    """Return the files of a model, which may be given by the name of one in `MODELS`, with or without a role."""
+    """Return the files of a model, which may be given by its name in `MODELS`, with or without a role."""
     model = ModelPath(model) if isinstance(model, str) else model
     if not re.fullmatch(r"[\w-]+", model.path) or os.path.exists(model.path):
         return [model]
@@ -186,14 +186,14 @@ def list_models() -> dict[str, list[str]]:
 
 
 def model_name(path: str | os.PathLike[str]) -> str:
-    """Return the name of the model that a file is, or is a part of."""
+    """Return the name of the model that a file belongs to."""
     stem = Path(path).stem
     ends = [f"-{role}" for role in _roles() if stem.endswith(f"-{role}")]
     return stem.removesuffix(ends[0]) if ends else stem
 
 
 def locate(path_or_url: str | os.PathLike[str], role: str = "") -> str:
-    """Return the path or address of one file, which may be given by the name of one in `MODELS`."""
+    """Return the path or URL of one file, which may be given by the name of a model in `MODELS`."""
     found = expand(ModelPath(os.fspath(path_or_url), role))
     return found[0].path if len(found) == 1 else os.fspath(path_or_url)
 
@@ -208,7 +208,7 @@ def load_network(
     trust: bool = False,
     expect: type[Network] = nn.Module,
 ) -> Network:
-    """Open a file of one network from a path, an address or a name in `MODELS`; see `load_bundle`.
+    """Load a file of one network from a path, a URL or a name in `MODELS`; see `load_bundle`.
 
     Raises WrongNetworkError if the network is not of class `expect`.
     """
@@ -226,13 +226,13 @@ def load_bundle(
     role: str = "",
     expect: type = nn.Module,
 ) -> Bundle:
-    """Open a file from a path, an address or a name in `MODELS`: our files, published ones, .safetensors.
+    """Load a file from a path, a URL or a name in `MODELS`: bundles, published files, .safetensors.
 
-    Networks come in eval mode, without gradients. No code that came with the file is run: its tensors are matched to
-    the classes that the registry knows. With `trust`, the file's own code is run instead. `role` completes a name.
+    Networks are returned in eval mode, without gradients. No code from the file is run: its tensors are loaded into the
+    registered classes. With `trust`, the file's own code is run instead. `role` completes a name.
 
     Raises WrongNetworkError if its only network is not of class `expect`, and ValueError if the file is missing,
-    damaged, not of networks, or of networks that no class of ours takes.
+    damaged, holds no networks, or networks of no registered class.
     """
     path = util.open_url(locate(path_or_url, role), return_filename=True)
     try:
@@ -259,7 +259,7 @@ def load_bundle(
 
 
 def load_tokenizer(path_or_url: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[Any, str]:
-    """Open a tokenizer: the network, which satisfies `training.contract.Tokenizer`, and its SHA-256."""
+    """Load a tokenizer, which satisfies `training.contract.Tokenizer`, and return it with its SHA-256."""
     bundle = load_bundle(path_or_url, device)
     found = [network for network in bundle.networks.values() if isinstance(network, Tokenizer)]
     if len(found) != 1:
@@ -275,7 +275,7 @@ def _role_of(cls: type) -> str:
 
 
 def _read_published(path: str) -> Bundle | None:
-    """Return what an adapter of a system makes of a file of its published release; None if it is no such file."""
+    """Read a file of a published release through the adapters of the systems; return None if no adapter accepts it."""
     for spec in registry.specs():
         for adapter in spec.published_adapters:
             bundle = registry.resolve(adapter)(path)
@@ -285,15 +285,15 @@ def _read_published(path: str) -> Bundle | None:
 
 
 def _is_safetensors(path: str) -> bool:
-    """Looks at the beginning of a file, and refuses what is neither a pickle nor .safetensors."""
+    """Return whether a file is .safetensors, by its first bytes; raise ValueError if it is not a pickle either."""
     if os.path.isdir(path):
         networks = sorted([*Path(path).glob("*-G-ema.pkl"), *Path(path, "checkpoints").glob("*-G-ema.pkl")])
         raise ValueError(f"{path} is a folder, expected a network{f': pass {networks[-1]}' if networks else ''}")
     if not os.path.isfile(path):
         names = ", ".join(sorted(model.stem for model in MODELS.glob("*.pkl")))
         raise ValueError(
-            f"there is no file {path}; expected a network (.pkl or .safetensors) or the address of one"
-            + (f", or a model that comes along: {names}" if names else "")
+            f"there is no file {path}; expected a network (.pkl or .safetensors) or the URL of one"
+            + (f", or an included model: {names}" if names else "")
         )
     try:
         with open(path, "rb") as file:
@@ -306,7 +306,7 @@ def _is_safetensors(path: str) -> bool:
         raise ValueError(f"{path} is a web page, expected a network: download the file that the page is about")
     if head.startswith(b"PK"):
         _refuse_archive(path)
-    # The length of a header fits into six of its eight bytes, and the header is JSON.
+    # The header length fits into six of its eight bytes, and the header is JSON.
     return head[6:9] == b"\0\0{" or path.endswith(".safetensors")
 
 

@@ -1,6 +1,6 @@
-"""Optimisation that all systems share: accumulated updates, clipping, learning-rate schedules, moving averages.
+"""Shared optimisation: gradient accumulation, clipping, learning-rate schedules, exponential moving averages.
 
-Nothing here waits for the device: what is returned are tensors.
+No function synchronises with the device: return values are tensors.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ SCHEDULES = ("constant", "cosine", "polynomial")
 
 
 class Report:
-    """The values that a step reports by name, gathered over its rounds of accumulation."""
+    """The values that a step reports by name, collected over its accumulation rounds."""
 
     def __init__(self) -> None:
         self._values: dict[str, list[Tensor]] = {}
 
     def add(self, group: str, **values: Tensor) -> None:
-        """Add more values of each "group/name"."""
+        """Add values of each "group/name"."""
         for name, value in values.items():
             self._values.setdefault(f"{group}/{name}", []).append(value.detach().flatten())
 
     def values(self) -> dict[str, Tensor]:
-        """Return all values of each name, one after another: 1-D tensors."""
+        """Return all values of each name, concatenated to 1-D tensors."""
         return {name: torch.cat(values) for name, values in self._values.items()}
 
 
@@ -46,14 +46,14 @@ def update(
     frozen: Sequence[nn.Module] = (),
     clip_norm: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Take one optimiser step on the mean over rounds and ranks of the sum of `losses`, times `gain`.
+    """Take one optimiser step on the sum of `losses`, averaged over rounds and ranks and multiplied by `gain`.
 
-    Each of `losses` takes the clips of one round and is differentiated before the next one is computed, so that one
-    graph at a time is in memory. Only `network`, but for its parts in `frozen`, needs gradients meanwhile. Gradients
-    are scaled to a norm of at most `clip_norm`.
+    Each of `losses` takes the clips of one round and is differentiated before the next one is computed, so only one
+    graph is in memory. Only `network`, except for its parts in `frozen`, requires gradients meanwhile. Gradients are
+    scaled to a norm of at most `clip_norm`.
 
     Returns the number of non-finite entries of the gradient, which are replaced by zeros, and the gradient's norm
-    before clipping, averaged over ranks and times `gain`.
+    before clipping, averaged over ranks and multiplied by `gain`.
     """
     network.requires_grad_(True)
     for part in frozen:
@@ -78,9 +78,9 @@ def make_adam(
     betas: tuple[float, float] = (0.9, 0.999),
     weight_decay: float = 0.0,
 ) -> torch.optim.Adam:
-    """Return Adam over all parameters, or AdamW if there is weight decay, in one kernel where torch has one.
+    """Return Adam over all parameters, or AdamW with weight decay, fused if torch supports it.
 
-    Its state has the same layout either way: a `step`, which the fused kernel keeps on the device, and two averages.
+    The state has the same layout in both cases: `step`, on the device for the fused kernel, and two moments.
     """
     parameters: Any = list(networks.parameters() if isinstance(networks, nn.Module) else networks)
     tensors = [p for item in parameters for p in (item["params"] if isinstance(item, dict) else [item])]
@@ -96,7 +96,7 @@ class Schedule:
     peak: float
     kind: str = "constant"
     warmup: int = 0  # steps
-    steps: int = 0  # at which the rate reaches `end`
+    steps: int = 0  # step at which the rate reaches `end`
     end: float = 0.0
     power: float = 1.0
 
@@ -122,7 +122,7 @@ class Schedule:
         return self.end + (self.peak - self.end) * share
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Set and return the rate of a step; a group's rate is times its "lr_scale", if it has one."""
+        """Set and return the rate of a step; the rate of a group is multiplied by its "lr_scale", if any."""
         rate = self.at(step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -130,13 +130,13 @@ class Schedule:
 
 
 def ema_decay(beta: float, rampup_steps: int, step: int) -> float:
-    """Return the decay of a moving average at a step: its half-life grows linearly over the first `rampup_steps`."""
+    """Return the EMA decay at a step: its half-life grows linearly over the first `rampup_steps`."""
     return min(beta ** ((rampup_steps + 1) / (step + 1)), beta)
 
 
 @torch.no_grad()
 def update_ema(average: nn.Module, current: nn.Module, beta: float) -> None:
-    """Move `average` towards `current`, parameters and floating-point buffers alike; other buffers are copied."""
+    """Update the EMA `average` from `current`: parameters and floating-point buffers; other buffers are copied."""
     averages, currents = ([*module.parameters(), *module.buffers()] for module in (average, current))
     is_float = [tensor.is_floating_point() for tensor in averages]
     if all(is_float):
@@ -147,19 +147,19 @@ def update_ema(average: nn.Module, current: nn.Module, beta: float) -> None:
 
 
 def cut(batch: Batch, piece: slice) -> Batch:
-    """Return the clips of one round of accumulation."""
+    """Return the clips of one accumulation round."""
     return {name: part[piece] for name, part in batch.items()}
 
 
 def seeded(seed: int, build: Callable[[], T]) -> T:
-    """Call `build` with torch's CPU generator at `seed`, and leave that generator as it was."""
+    """Call `build` with torch's CPU generator seeded by `seed`, and restore the generator's state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
 
 
 def load_weights(modules: Mapping[str, nn.Module], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Load state dicts into the modules of the same names, after all of them were found to fit.
+    """Load state dicts into the modules of the same names, after checking all of them.
 
     Raises `ValueError` with the first name or shape that differs.
     """
@@ -170,7 +170,7 @@ def load_weights(modules: Mapping[str, nn.Module], weights: Mapping[str, Mapping
 
 
 def check_fit(name: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise `ValueError` unless weights for the module `name` have the names and shapes of those `wanted`."""
+    """Raise `ValueError` unless the weights `found` for module `name` have the names and shapes of `wanted`."""
 
     def describe(state: Mapping[str, Tensor], key: str) -> str:
         return "x".join(map(str, state[key].shape)) or "one number" if key in state else "absent"

@@ -1,4 +1,4 @@
-"""Previews of training: real clips once, and generated videos of the same seeds at every preview."""
+"""Write previews of training: real clips once, and generated videos of the same seeds at every preview."""
 
 import itertools
 import math
@@ -23,8 +23,8 @@ SHEET_COLUMNS = 8
 class RealClips:
     """A few fixed clips of a dataset, for comparison and as the prompt of previews.
 
-    Frame 0 of the preview is frame `needs.past` of a clip, so that the frames which a sampler needs before and after
-    the preview are real. `num_frames` is less than asked for where no clip of the dataset is long enough.
+    Frame 0 of the preview is frame `needs.past` of a clip, so that the context frames before and after the preview are
+    real. `num_frames` is less than requested if no clip of the dataset is long enough.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class RealClips:
         self.clips = np.resize(random_state("preview", seed, 0).permutation(eligible), num_videos).tolist()
 
     def chunks(self, size: Size) -> Iterator[np.ndarray]:
-        """Yield all frames of the preview at (height, width), in pieces: uint8 (N, T, H, W, 3)."""
+        """Yield all frames of the preview at (height, width) in chunks: uint8 (N, T, H, W, 3)."""
         for start in range(self.needs.past, self.needs.past + self.num_frames, CHUNK_FRAMES):
             frames = range(start, min(start + CHUNK_FRAMES, self.needs.past + self.num_frames))
             yield np.stack([self.dataset.read(clip, size, frames) for clip in self.clips])
@@ -58,7 +58,7 @@ class RealClips:
 def write_preview(stem: Path, chunks: Iterable[np.ndarray | torch.Tensor], num_frames: int, fps: float) -> None:
     """Write `<stem>.mp4`, all videos in a grid, and `<stem>.png`, a row of evenly spaced frames for each video.
 
-    `chunks` are successive uint8 (N, T, H, W, 3) of `num_frames` frames in all; one chunk is held at a time.
+    `chunks` are successive uint8 (N, T, H, W, 3) of `num_frames` frames in total; one chunk is in memory at a time.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     arrays = (chunk.cpu().numpy() if isinstance(chunk, torch.Tensor) else chunk for chunk in chunks)
@@ -81,7 +81,7 @@ def write_preview(stem: Path, chunks: Iterable[np.ndarray | torch.Tensor], num_f
 
 
 def contact_sheet(frames: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Pictures uint8 (H, W, 3) side by side, row after row -> uint8 (rows * H, columns * W, 3); gaps are black."""
+    """Arrange images uint8 (H, W, 3) row by row: uint8 (rows * H, columns * W, 3); empty cells are black."""
     height, width, _ = frames[0].shape
     rows = -(-len(frames) // columns)
     sheet = np.zeros((rows * height, columns * width, 3), np.uint8)
@@ -92,14 +92,14 @@ def contact_sheet(frames: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 
 def _tile(videos: np.ndarray, rows: int) -> np.ndarray:
-    """(N, T, H, W, 3) -> (T, rows * H, N / rows * W, 3), laid out column by column."""
+    """Arrange videos column by column: (N, T, H, W, 3) -> (T, rows * H, N / rows * W, 3)."""
     num_videos, num_frames, height, width, channels = videos.shape
     grid = videos.reshape(num_videos // rows, rows, num_frames, height, width, channels)
     grid = grid.transpose(2, 1, 3, 0, 4, 5)  # (T, rows, H, columns, W, 3)
     return grid.reshape(num_frames, rows * height, num_videos // rows * width, channels)
 
 
-if __name__ == "__main__":  # another name of the command that draws curves
+if __name__ == "__main__":  # alias of the command that draws curves
     from training.curves import main
 
     main()

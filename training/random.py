@@ -1,14 +1,14 @@
-"""Every draw has its own generator, named by what it is for, so nothing depends on the order of draws.
+"""Random generators keyed by purpose, seed and index, so that nothing depends on the order of draws.
 
 NumPy guarantees that the stream of a `RandomState` over a given bit generator never changes, which torch does not,
-and Philox takes a 128-bit key, so `(purpose, seed, index)` hashed to 128 bits is a whole, independent stream.
+and Philox takes a 128-bit key, so `(purpose, seed, index)` hashed to 128 bits selects an independent stream.
 """
 
 import hashlib
 
 import numpy as np
 
-NOISE_BLOCK = 256  # samples in one block of noise; part of the meaning of a seed, never to change
+NOISE_BLOCK = 256  # samples in one block of noise; defines the meaning of a seed, so it must never change
 
 
 def random_state(purpose: str, seed: int, index: int | str) -> np.random.RandomState:
@@ -20,8 +20,8 @@ def random_state(purpose: str, seed: int, index: int | str) -> np.random.RandomS
 def noise_blocks(purpose: str, seed: int, num_channels: int, start: int, num_samples: int) -> np.ndarray:
     """Return white noise samples [start, start + num_samples) of an endless stream: float32 (channels, samples).
 
-    The stream is made of blocks of 256 samples, numbered by a signed block number, each with its own generator, so
-    any window costs only its own blocks and windows that overlap agree bit for bit.
+    The stream consists of blocks of 256 samples, keyed by a signed block number, each with its own generator, so a
+    window computes only its own blocks, and overlapping windows agree bit for bit.
     """
     first, last = start // NOISE_BLOCK, -(-(start + num_samples) // NOISE_BLOCK)
     blocks = [

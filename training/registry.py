@@ -1,7 +1,7 @@
-"""Which systems exist. Modules are named by strings and imported when they are asked for.
+"""The registry of systems. Modules are named by strings and imported on demand.
 
 `SYSTEMS[name]` is "module:SPEC", a `Spec` in the `spec.py` of the system's folder; such a module imports neither torch
-nor the system, so that command lines can be built from it at once.
+nor the system, so that command lines can be built from it quickly.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ SYSTEMS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Alias:
-    """A further option of generate.py, calc_metrics.py and view.py that stands for a general one.
+    """An additional option of generate.py, calc_metrics.py and view.py that stands for a general one.
 
-    `target` is "model", "context", "save" (an output that is written too), or "option:<name>" for `-o <name>=VALUE`.
+    `target` is "model", "context", "save" (an additional output), or "option:<name>" for `-o <name>=VALUE`.
     """
 
     flag: str
     target: str
     help: str
     metavar: str | None = None
-    default: Any = None  # shown in the help; the value itself comes from the sampler's options
+    default: Any = None  # shown in the help; the effective default is that of the sampler's options
     multiple: bool = False
     kind: Any = str
     role: str = ""  # of the model that it names, or the output that it saves
@@ -36,7 +36,7 @@ class Alias:
 
 @dataclass(frozen=True)
 class Spec:
-    """What is known of a system before it is imported."""
+    """The description of a system, available without importing it."""
 
     name: str
     title: str  # one line, for the list of systems
@@ -44,21 +44,21 @@ class Spec:
     presets: str  # "module:TABLE": name of a preset -> fields of TrainOptions, and under "model" those of Options
     networks: Mapping[str, str]  # "module:Class" of every network that a file may hold -> its name in messages
     open_sampler: str  # "module:function": (list of Bundle, options) -> training.sampling.Sampler
-    role: str = ""  # the end of the names of its files in models/, where a model is several files
-    published_adapters: tuple[str, ...] = ()  # "module:function": path -> Bundle, or None if the file is another's
+    role: str = ""  # suffix of its file names in models/, if a model consists of several files
+    published_adapters: tuple[str, ...] = ()  # "module:function": path -> Bundle, or None for a file of another release
     next_command: str = "python generate.py --outdir=outputs --seed=0 --model={network}"
-    outdir: str = ""  # where train.py makes run directories; "": runs/<name>
+    outdir: str = ""  # parent of run directories made by train.py; "": runs/<name>
     aliases: tuple[Alias, ...] = field(default=())
 
 
 def resolve(path: str) -> Any:
-    """Import "module:name" and return what it names."""
+    """Import "module:name" and return the object."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def spec(name: str) -> Spec:
-    """Return the spec of a registered system; `KeyError` if there is none."""
+    """Return the spec of a registered system; raise `KeyError` if there is none."""
     return resolve(SYSTEMS[name])
 
 
@@ -69,7 +69,7 @@ def specs() -> Iterator[Spec]:
 
 
 def networks() -> dict[str, str]:
-    """Return "module:Class" -> name in messages, of every network class that a file may hold."""
+    """Return "module:Class" -> name in messages, for every network class that a file may hold."""
     return {path: words for item in specs() for path, words in item.networks.items()}
 
 

@@ -1,10 +1,10 @@
-"""Videos from trained models: what generation, previews, metrics and the explorer consume.
+"""Videos from trained models, as used by generation, previews, metrics and the explorer.
 
     sampler = open_sampler(["model.pkl"], device="cpu")
     for chunk in sampler.frames(Request(seeds=[0, 1], num_frames=300)):   # num_frames=None: without end
         print(quantize(chunk["video"]).shape)                             # uint8 (2, T, height, width, 3)
 
-Frame t of a video is fixed by (seed, start, prompt), whatever the chunks, the seeds beside it and `num_frames`.
+Frame t of a video is a function of (seed, start, prompt), independent of chunks, other seeds and `num_frames`.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ Start = int | Sequence[int]
 
 
 # ----------------------------------------------------------------------------
-# What is asked for.
+# Requests.
 
 
 class Prompt:
-    """What is given to a sampler: frames, streams, a label, a text. This one gives nothing.
+    """The conditioning input of a sampler: frames, streams, a label, a text. The base class is the empty prompt.
 
-    Frame numbers are those of the video that is generated: a sampler that continues a video asks for frames
-    [start - past, start), one that transforms a video asks for the frames that it makes and some around them. A prompt
-    holds as many videos as the request has seeds, or one for all of them.
+    Frame numbers are those of the generated video: a sampler that continues a video requests frames [start - past,
+    start), one that transforms a video requests the frames that it generates and some around them. A prompt holds one
+    video per seed of the request, or one for all of them.
     """
 
     label: int | None = None
     text: str | None = None
-    fps: float | None = None  # frames a second, where known
-    limit: int | None = None  # frames that its streams suffice for, where they end
+    fps: float | None = None  # frames per second, if known
+    limit: int | None = None  # number of frames that its streams cover, if finite
 
     def frames(self, start: Start, count: int, size: Size) -> Tensor:
         """Return frames [start, start + count) at `size`: float32 (N or 1, 3, count, height, width) in [-1, 1].
 
-        Fewer are returned only where the video ends. `start` is one int, or one for each video.
+        Fewer are returned only at the end of the video. `start` is one int, or one for each video.
         """
         raise ValueError(f"{count} frames of context at {size[0]}x{size[1]} are needed: give --context")
 
     def stream(self, name: str, start: Start, count: int) -> Tensor:
         """Return values [start, start + count) of a stream: int64 (N or 1, count), or float32 (N or 1, count, V).
 
-        Raises `ValueError` where it is absent or ends before.
+        Raises `ValueError` if the stream is absent or too short.
         """
         raise ValueError(f"the stream {name!r} is needed for {count} frames: give --{name}")
 
@@ -65,7 +65,7 @@ class Prompt:
 class Request:
     """Frames [start, start + num_frames) of the video of each seed; `num_frames` None: without end.
 
-    `start` is one int or one for each seed, and may be negative where a sampler has random access.
+    `start` is one int or one for each seed, and may be negative if a sampler has random access.
     """
 
     seeds: Sequence[int]
@@ -75,12 +75,12 @@ class Request:
 
     @property
     def starts(self) -> list[int]:
-        """Return one first frame for each video."""
+        """Return the first frame of each video."""
         return starts_of(self.start, len(self.seeds))
 
 
 def starts_of(start: Start, num_videos: int) -> list[int]:
-    """Return one first frame for each video."""
+    """Return the first frame of each video."""
     starts = [start] * num_videos if isinstance(start, int) else [int(value) for value in start]
     assert len(starts) == num_videos, f"{len(starts)} start frames for {num_videos} videos"
     return starts
@@ -88,10 +88,10 @@ def starts_of(start: Start, num_videos: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a sampler needs of its prompt.
+    """The parts of a prompt that a sampler needs.
 
-    `past` and `future` frames before and after the frames that it makes, at `size`; with `follows` also those
-    frames themselves, which it transforms; and streams for all of these.
+    `past` and `future` frames before and after the generated frames, at `size`; with `follows` also those frames
+    themselves, which it transforms; and streams for all of these.
     """
 
     past: int = 0
@@ -102,7 +102,7 @@ class Needs:
 
     @property
     def frames(self) -> bool:
-        """Return whether any frames are needed."""
+        """Return whether the sampler needs any frames."""
         return bool(self.past or self.future or self.follows)
 
 
@@ -116,60 +116,60 @@ class NoOptions:
 
 
 class Sampler:
-    """Makes videos. Subclasses set `outputs` and `networks` and define `frames`.
+    """Generate videos. Subclasses set `outputs` and `networks` and define `frames`.
 
-    A dataclass `Options` declares how videos are drawn; `options` is an instance. `stages` are the samplers whose
-    outputs follow each other, each with the one before as its prompt; a sampler of one stage has only itself.
+    The dataclass `Options` declares the sampling options; `options` is an instance. `stages` are the samplers of a
+    cascade, each prompted by the output of the previous one; a sampler of one stage has only itself.
     """
 
     Options: ClassVar[type] = NoOptions
 
-    outputs: Mapping[str, Size]  # name -> (height, width); "video" is the last, and what is measured
+    outputs: Mapping[str, Size]  # name -> (height, width); the last is "video", on which metrics are computed
     networks: Sequence[nn.Module] = ()
     needs: Needs = Needs()
-    random_access: bool = True  # False: frame t is computed from the frames before it
-    period: int = 1  # frames after which the statistics of a video repeat
+    random_access: bool = True  # False: frame t depends on the frames before it
+    period: int = 1  # period in frames of the statistics of a video
     block: int = 16  # frames that are computed together
-    live_block: int | None = None  # as many for somebody who waits for the first of them; None: as many
-    max_batch: int | None = None  # videos at a time at most
-    num_labels: int = 0  # classes that a prompt's label may name
+    live_block: int | None = None  # the same for interactive use; None: `block`
+    max_batch: int | None = None  # maximum number of videos per batch
+    num_labels: int = 0  # number of classes of a prompt's label
     takes_text: bool = False
-    num_actions: int | None = None  # for a stream of ints: how many values there are
-    vocabularies: Mapping[str, Sequence[str]] = {}  # names of a stream's whole numbers
+    num_actions: int | None = None  # number of values of an integer action stream
+    vocabularies: Mapping[str, Sequence[str]] = {}  # names of a stream's integer values
     depends_on_length: bool = False  # whether frames of a shorter video differ
-    default_frames: int | None = None  # the length of a video, where the options fix it
-    fps: float | None = None  # frames a second of what it was trained on, where known
+    default_frames: int | None = None  # the length of a video, if the options fix it
+    fps: float | None = None  # frames per second of the training data, if known
     options: Any = NoOptions()
-    file_labels: Mapping[str, str] = {}  # of outputs that files and pages do not call by their names
+    file_labels: Mapping[str, str] = {}  # names of outputs in files and on pages, if different
 
     @property
     def size(self) -> Size:
-        """Return height and width of the frames that are measured."""
+        """Return height and width of the output "video"."""
         return self.outputs["video"]
 
     @property
     def stages(self) -> Sequence[Sampler]:
-        """Return the samplers that it consists of, first to last."""
+        """Return the samplers of the cascade, first to last."""
         return (self,)
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """Return what each output is called in names of files and on pages."""
+        """Return the name of each output in file names and on pages."""
         return {name: self.file_labels.get(name, name) for name in self.outputs}
 
     def frames(self, request: Request) -> Iterator[dict[str, Tensor]]:
         """Yield successive frames of each output: name -> float32 (N, 3, T, height, width), not clamped.
 
-        All outputs of a chunk have the same T. Memory does not grow with the number of frames. A sampler that
-        follows its prompt ends with it.
+        All outputs of a chunk have the same T. Memory is constant in the number of frames. A sampler that follows its
+        prompt ends with it.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define its frames")
 
     def with_options(self, options: Any) -> Sampler:
         """Return a sampler of the same networks with other options, an instance of `Options`.
 
-        This one suits samplers that read their options in `frames` alone. Raises `ValueError` for options that do
-        not apply.
+        The default suits samplers that read their options only in `frames`. Raises `ValueError` for options that do not
+        apply.
         """
         other = copy.copy(self)
         other.options = options
@@ -182,7 +182,7 @@ class Sampler:
 
 
 class Resized(Sampler):
-    """Videos of another sampler, resized by bicubic interpolation: what a network that enlarges has to surpass."""
+    """Videos of another sampler, resized by bicubic interpolation: the baseline of super-resolution."""
 
     def __init__(self, base: Sampler, size: Size) -> None:
         self.base = base
@@ -212,7 +212,7 @@ def pieces(num_frames: int | None, size: int) -> Iterator[int]:
 
 
 # ----------------------------------------------------------------------------
-# Options of samplers, from text or values.
+# Sampler options, from text or values.
 
 
 def sampler_option(
@@ -221,7 +221,7 @@ def sampler_option(
 ) -> Any:  # fmt: skip
     """Declare a field of a sampler's `Options`.
 
-    `parse` reads it from text where its type does not tell how. `live` offers it in the explorer, between `low` and
+    `parse` reads it from text, by default according to its type. `live` offers it in the explorer, between `low` and
     `high` or among `choices`.
     """
     metadata = {"help": help, "parse": parse, "low": low, "high": high, "choices": tuple(choices), "live": live}
@@ -229,9 +229,9 @@ def sampler_option(
 
 
 def resolve_options(cls: type, values: Mapping[str, Any], where: str = "this model") -> Any:
-    """Return `cls(**values)`, where values that are text are read as their fields want them.
+    """Return `cls(**values)`; values given as text are parsed according to their fields.
 
-    Raises `ValueError` for a name that `cls` lacks, with the nearest, and for text that cannot be read.
+    Raises `ValueError` for an unknown name, with the closest match, and for text that cannot be parsed.
     """
     fields = {item.name: item for item in dataclasses.fields(cls)}
     if values and not fields:
@@ -242,7 +242,7 @@ def resolve_options(cls: type, values: Mapping[str, Any], where: str = "this mod
 
 
 def _read(value: Any, item: dataclasses.Field[Any], hint: Any, name: str) -> Any:
-    """Return the value of one field, read from text if it is text."""
+    """Return the value of one field, parsed if it is text."""
     parse = item.metadata.get("parse")
     if parse is not None and isinstance(value, str | list | tuple):
         return parse(value)
@@ -280,11 +280,11 @@ def open_sampler(
     device: torch.device | str = "cpu",
     trust: bool = False,
 ) -> Sampler:
-    """Return the sampler of one model, given by its file or files: paths, addresses, or names in `models/`.
+    """Return the sampler of one model, given by its file or files: paths, URLs, or names in `models/`.
 
-    Several files are the parts of one model, in any order. `options` are those of the sampler; text is read.
+    Several files are the parts of one model, in any order. `options` are those of the sampler; text is parsed.
 
-    Raises `ValueError` for files that cannot be opened, do not belong together, or are no generator, and for options
+    Raises `ValueError` for files that cannot be loaded, do not belong together, or hold no generator, and for options
     that the sampler lacks.
     """
     paths = [item for model in models for item in network_file.expand(model)]

@@ -1,4 +1,4 @@
-"""The status of a run: how its time is spent, a line in the log and in stats.jsonl, and a stop if a loss diverges."""
+"""Report the status of a run: timing, the status line and stats.jsonl; stop the run if a loss diverges."""
 
 import contextlib
 import dataclasses
@@ -20,9 +20,9 @@ from training.logger import RunLogger, SilentLogger
 
 @dataclasses.dataclass
 class Clock:
-    """Seconds in training steps, in waiting for data and in all since the last tick, and in all since the run began."""
+    """Time of training steps, of waiting for data and in total since the last tick, and in total since the start."""
 
-    past_sec: float  # of the run, before this process
+    past_sec: float  # time of the run before this process
     clean_step: int  # the last tick up to which every loss was finite
     train_sec: float = 0.0
     wait_sec: float = 0.0
@@ -40,14 +40,14 @@ class Clock:
         self.train_sec, self.wait_sec, self.num_steps, self.tick = 0.0, 0.0, 0, time.monotonic()
 
     def settle(self, device: torch.device) -> None:
-        """Wait for what training has queued on a GPU, and count that as training; what comes next would wait for it."""
+        """Wait for the GPU work that training has queued, and count the time as training, not as the next operation."""
         if device.type == "cuda":
             begin = time.monotonic()
             torch.cuda.synchronize(device)
             self.train_sec += time.monotonic() - begin
 
     def save_in(self, sec: float) -> None:
-        """Let a checkpoint be due in so many seconds; 0 means never."""
+        """Schedule the next checkpoint in so many seconds; 0 means never."""
         self.save = time.monotonic() + sec if sec else math.inf
 
     def save_is_due(self) -> bool:
@@ -64,7 +64,7 @@ def tick(
     step: int,
     run_dir: Path,
 ) -> None:
-    """Log the statistics reported since the last tick; raises SharedError if a loss was not finite once since then."""
+    """Log the statistics reported since the last tick; raise SharedError if a loss had no finite value since then."""
     values = measure(clock, options, device, step)
     for name, value in values.items():
         training_stats.report0(name, value)
@@ -108,12 +108,12 @@ def tick(
 
 
 def is_in_status(name: str, info: Info) -> bool:
-    """Return whether a statistic is shown in the status line."""
+    """Return whether the status line shows a statistic."""
     return name in info.status or (name.startswith(("loss/", "validation/")) and name.endswith("_loss"))
 
 
 def measure(clock: Clock, options: TrainOptions, device: torch.device, step: int) -> dict[str, float]:
-    """Return what the loop itself measures since the last tick: progress, seconds, GiB."""
+    """Return the measurements of the loop since the last tick: progress, seconds, GiB."""
     values = {
         "progress/step": step,
         "progress/tick": -(-step // options.tick_steps),
@@ -140,7 +140,7 @@ def last_good(run_dir: Path, clock: Clock) -> list[tuple[int, Path]]:
 
 @contextlib.contextmanager
 def disk_may_be_full() -> Iterator[None]:
-    """Warn instead of failing where a log or an image cannot be written; the block holds no collectives."""
+    """Print a warning instead of failing if a log or an image cannot be written; the block contains no collectives."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Chunks of generated frames -> finished files: videos alone or side by side, images and a contact sheet."""
+"""Write chunks of generated frames as files: single videos or grids, images and a contact sheet."""
 
 import contextlib
 import math
@@ -22,23 +22,23 @@ DEFAULT_CRF = 18
 
 @dataclass(frozen=True)
 class VideoPlan:
-    """Which frames become which files; the defaults are those of generate.py."""
+    """The files to write from the frames; the defaults are those of generate.py."""
 
     outdir: Path
     start: int = 0
     num_frames: int | None = DEFAULT_FRAMES  # None: until the prompt ends, or until stopped
-    outputs: Mapping[str, str] = field(default_factory=lambda: {"video": "video"})  # name -> end of file names
+    outputs: Mapping[str, str] = field(default_factory=lambda: {"video": "video"})  # name -> suffix of file names
     save_index: tuple[int, ...] = ()  # frames of "video" to write as PNG
     fps: float = DEFAULT_FPS
     format: str = "mp4"
     crf: int = DEFAULT_CRF
     grid: tuple[int, int] | None = None  # rows, columns
     batch: int = 4  # seeds computed at once
-    prefix: str = ""  # of the names of all files
-    depends_on_length: bool = False  # frames of a shorter video differ
+    prefix: str = ""  # prefix of all file names
+    depends_on_length: bool = False  # whether frames of a shorter video differ
 
     def stem(self, seeds: Sequence[int], num_frames: int) -> str:
-        """Return the beginning of the names of the files that show these seeds."""
+        """Return the stem of the file names for these seeds."""
         parts = [f"seed={seeds[0]}" if self.grid is None else f"seeds={format_seeds(seeds)}"]
         parts += [f"start={self.start}"] if self.start else []
         is_part = self.depends_on_length and num_frames != self.num_frames
@@ -48,13 +48,13 @@ class VideoPlan:
 
 
 def format_seeds(seeds: Sequence[int]) -> str:
-    """Return the shortest text that `parse_seeds` reads as these seeds, if they ascend by one; else a list."""
+    """Format seeds as text that `parse_seeds` reads: a range if they ascend by one, else a list."""
     in_a_row = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
     return f"{seeds[0]}-{seeds[-1]}" if in_a_row and len(seeds) > 1 else ",".join(map(str, seeds))
 
 
 class Sheet:
-    """Evenly spaced frames of a video, whether or not its end is known."""
+    """Evenly spaced frames of a video of known or unknown length."""
 
     def __init__(self, num_frames: int | None) -> None:
         self.picks: set[int] | None = None
@@ -65,7 +65,7 @@ class Sheet:
         self.num_seen = 0
 
     def add(self, frame: np.ndarray) -> None:
-        """Consider the next frame, uint8 (H, W, 3)."""
+        """Add the next frame, uint8 (H, W, 3), which may be dropped."""
         if self.num_seen in self.picks if self.picks is not None else self.num_seen % self.stride == 0:
             self.frames.append(frame.copy())
         if len(self.frames) == 2 * SHEET_FRAMES:
@@ -73,13 +73,13 @@ class Sheet:
         self.num_seen += 1
 
     def draw(self) -> np.ndarray:
-        """Return the frames, row after row."""
+        """Return the contact sheet of the frames."""
         frames = [self.frames[index] for index in _spread(len(self.frames), SHEET_FRAMES)]
         return contact_sheet(frames, columns=math.ceil((1.5 * len(frames)) ** 0.5))
 
 
 def _spread(num_items: int, num_picks: int) -> list[int]:
-    """Return at most `num_picks` indices, from the first item to the last."""
+    """Return at most `num_picks` evenly spaced indices, including the first and the last item."""
     return np.linspace(0, num_items - 1, min(num_picks, num_items)).round().astype(int).tolist()
 
 
@@ -88,7 +88,7 @@ def _spread(num_items: int, num_picks: int) -> list[int]:
 
 
 class VideoFiles:
-    """The files of one video: written in `stage`, a folder for unfinished files, then moved to the output folder."""
+    """The files of one video: written to `stage`, a temporary folder, then moved to the output folder."""
 
     def __init__(
         self, plan: VideoPlan, seeds: Sequence[int], stage: Path, sizes: Mapping[str, tuple[int, int]]
@@ -99,7 +99,7 @@ class VideoFiles:
         self.sizes = sizes
         self.writers: dict[str, FrameWriter] = {}
         self.pictures: dict[int, Path] = {}
-        self.files: list[Path] = []  # the finished ones
+        self.files: list[Path] = []  # finished files
         self.sheet = Sheet(plan.num_frames)
         self.num_frames = 0
 
@@ -132,7 +132,7 @@ class VideoFiles:
             self.num_frames += 1
 
     def finish(self) -> None:
-        """Give the files, once closed, their names, which state the final number of frames."""
+        """Close the files and move them to their final names, which state the number of frames."""
         stem = self.plan.stem(self.seeds, self.num_frames)
         outdir, suffix = self.plan.outdir, SUFFIXES[self.plan.format]
         for label in self.plan.outputs.values():
@@ -147,12 +147,12 @@ class VideoFiles:
         return self.stage / f"seed={self.seeds[0]}_{name}"
 
     def _factor(self, name: str) -> int:
-        """Return how often pixels are repeated: small frames stay crisp in players; lossless formats keep pixels."""
+        """Return the upscaling factor of an output: small videos are enlarged, lossless formats keep their size."""
         return 1 if self.plan.format in ("png", "npz") else whole_factor(*self.sizes[name])
 
 
 def tile(videos: np.ndarray, grid: tuple[int, int] | None) -> np.ndarray:
-    """(N, T, H, W, 3) -> (T, rows * H, columns * W, 3), row by row."""
+    """Arrange videos row by row: (N, T, H, W, 3) -> (T, rows * H, columns * W, 3)."""
     rows, columns = grid or (1, 1)
     _, num_frames, height, width, channels = videos.shape
     cells = videos.reshape(rows, columns, num_frames, height, width, channels).transpose(2, 0, 3, 1, 4, 5)
@@ -160,7 +160,7 @@ def tile(videos: np.ndarray, grid: tuple[int, int] | None) -> np.ndarray:
 
 
 def stream(sampler: Sampler, seeds: Sequence[int], plan: VideoPlan, prompt: Prompt) -> Iterator[dict[str, np.ndarray]]:
-    """Yield successive frames of all seeds, `plan.batch` of them computed at once: name -> uint8 (N, T, H, W, 3)."""
+    """Yield successive frames of all seeds, in batches of `plan.batch`: name -> uint8 (N, T, H, W, 3)."""
     size = min(plan.batch, sampler.max_batch or plan.batch)
 
     def draw(group: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
@@ -180,10 +180,10 @@ def write_videos(
     guard: Callable[[Iterator[Any]], Iterator[Any]] = iter,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Iterator[VideoFiles]:
-    """Write the videos of all seeds and yield the files of each once they are finished.
+    """Write the videos of all seeds, and yield the files of each once they are finished.
 
-    Videos that share a file, or have no end, are made at the same time; others `plan.batch` at a time. `guard` may
-    end the frames early: videos are then as long as they have become. `progress` gets the number of new frames.
+    Videos that share a file, or have no end, are generated concurrently; others in batches of `plan.batch`. `guard` may
+    stop the frames early, which shortens the videos. `progress` receives the number of new frames.
     """
     together = len(seeds) if plan.grid or plan.num_frames is None else plan.batch
     for first in range(0, len(seeds), together):

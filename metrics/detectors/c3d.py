@@ -1,9 +1,9 @@
-"""C3D, the network behind the Inception score of video on UCF-101.
+"""C3D, the network of the Inception score of video on UCF-101.
 
 Tran et al., "Learning Spatiotemporal Features with 3D Convolutional Networks", ICCV 2015; Saito et al., "Temporal
-Generative Adversarial Nets", ICCV 2017, took its class probabilities for clips of 16 frames. The published file is
-TorchScript that does its own scaling. Its sha256 is not known here, so whoever has it vouches for it by giving the
-hash; a state dict of the network is opened without.
+Generative Adversarial Nets", ICCV 2017, use its class probabilities for clips of 16 frames. The published file is
+TorchScript that includes the scaling of its input. Its SHA-256 is not known here, so the user must give the hash to
+confirm that the file is trusted; a state dict of the network needs no hash.
 """
 
 from pathlib import Path
@@ -20,11 +20,11 @@ NAME = "c3d-ucf101"
 NUM_FRAMES = 16
 NUM_CLASSES = 101
 EDGE = 112
-WIDE = (128, 171)  # frames are brought to this height and width before the middle is cut out
+WIDE = (128, 171)  # frames are resized to this height and width before the centre crop
 MEAN_BGR = (90.0, 98.0, 102.0)
 CLIPS_AT_ONCE = 4
 
-# Name, input and output channels; a pool that halves space and (but for the first) time follows where True.
+# Name, input and output channels; True: followed by a pool that halves space and (except for the first) time.
 CONVS = [
     ("conv1", 3, 64, True),
     ("conv2", 64, 128, True),
@@ -38,10 +38,10 @@ CONVS = [
 
 
 class C3D(nn.Module):
-    """The native network, with the names of layers that PyTorch ports share.
+    """The PyTorch network, with the layer names of the common ports.
 
-    How a state dict wants its pixels is not recorded in it: BGR, stretched to 128x171, the middle 112x112, less a
-    mean colour, as the most common port trains it. Scores agree with others only for weights trained that way.
+    A state dict does not record its input format: BGR, stretched to 128x171, centre-cropped to 112x112, minus a mean
+    colour, as in the most common port. Scores are comparable only for weights trained that way.
     """
 
     identity: dict[str, Any]
@@ -56,7 +56,7 @@ class C3D(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits: float32 (N, 3, 16, 112, 112), channels B G R less their means -> (N, 101)."""
+        """Return logits: float32 (N, 3, 16, 112, 112), channels B G R minus their means -> (N, 101)."""
         for name, _, _, is_pooled in CONVS:
             x = F.relu_(self.get_submodule(name)(x))
             if is_pooled:
@@ -66,7 +66,7 @@ class C3D(nn.Module):
         return self.fc8(F.relu_(self.fc7(x)))
 
     def features(self, video: Tensor) -> Tensor:
-        """What IS takes the softmax of: uint8 (N, 3, 16, H, W) -> float32 (N, 101) on the network's device.
+        """Return the logits of the Inception score: uint8 (N, 3, 16, H, W) -> float32 (N, 101) on the network's device.
 
         Raises `ValueError` for clips of another length.
         """
@@ -75,12 +75,12 @@ class C3D(nn.Module):
         )
 
     def logits(self, video: Tensor) -> Tensor:
-        """As `features`: the name that detectors behind an Inception score share."""
+        """Return `features`, under the name that all detectors of Inception scores have."""
         return self.features(video)
 
 
 class ScriptedC3D:
-    """The published file of code, behind the same two methods."""
+    """The published TorchScript file, with the same two methods."""
 
     def __init__(self, script: torch.jit.ScriptModule, device: torch.device, identity: dict[str, Any]) -> None:
         self.script = script.to(device)
@@ -88,26 +88,26 @@ class ScriptedC3D:
         self.identity = identity
 
     def features(self, video: Tensor) -> Tensor:
-        """As `C3D.features`, less a constant of each clip: the file gives probabilities, this their logarithms."""
+        """Return `C3D.features` up to a constant per clip: the logarithms of the probabilities in the file."""
         run = lambda clips: self.script(clips).log()  # noqa: E731
         return preprocess.in_batches(run, _checked(video), CLIPS_AT_ONCE, self.device)
 
     def logits(self, video: Tensor) -> Tensor:
-        """As `features`."""
+        """Return `features`."""
         return self.features(video)
 
 
 def load(device: torch.device | str = "cpu", file: Path | str | None = None) -> C3D | ScriptedC3D:
-    """The network from a `file` or address: a state dict, or TorchScript given as FILE#sha256=HEXDIGITS.
+    """Load the network from a `file` or URL: a state dict, or TorchScript given as FILE#sha256=HEXDIGITS.
 
     No hash of published weights is known here, so `identity["verified"]` is always False. Raises `ValueError` naming
-    the remedy when no file is given, it holds another network, or it is code that nobody vouches for.
+    the remedy when no file is given, it holds another network, or it is TorchScript without a hash.
     """
     stored = registry.locate(NAME, file)
     identity = registry.identity(NAME, stored)
     if weights.container(stored) == "torchscript":
         _, vouched = split_hash(str(file))
-        remedy = f"if you trust whoever made it, give  --detector-path '{NAME}={stored}#sha256={file_sha256(stored)}'"
+        remedy = f"if you trust its source, give  --detector-path '{NAME}={stored}#sha256={file_sha256(stored)}'"
         script = weights.load_script(stored, [vouched] if vouched else [], remedy)
         return ScriptedC3D(script, torch.device(device), identity)
     net = C3D()
@@ -124,7 +124,7 @@ def _checked(video: Tensor) -> Tensor:
 
 
 def _prepare(video: Tensor) -> Tensor:
-    """uint8 (N, 3, 16, H, W), R G B -> float32 (N, 3, 16, 112, 112), B G R."""
+    """Convert uint8 (N, 3, 16, H, W), R G B, to float32 (N, 3, 16, 112, 112), B G R."""
     frames = preprocess.stretch(video.transpose(1, 2).flatten(0, 1), *WIDE)  # (N 16, 3, 128, 171)
     top, left = (WIDE[0] - EDGE) // 2, (WIDE[1] - EDGE) // 2
     frames = frames[:, :, top : top + EDGE, left : left + EDGE].flip(1)

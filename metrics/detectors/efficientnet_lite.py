@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0, trained on ImageNet: the frame and motion features that every machine can have.
+"""EfficientNet-Lite0, trained on ImageNet: frame and motion features with freely available weights.
 
-Tan and Le, "EfficientNet", ICML 2019, in its variant without squeeze-and-excitation and with ReLU6. Its features are
-no substitute for Inception's or I3D's: distances of them carry names of their own.
+Tan and Le, "EfficientNet", ICML 2019, in its variant without squeeze-and-excitation and with ReLU6. Its features do not
+replace those of Inception or I3D: distances of them have names of their own.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ NAME = "efficientnet-lite0"
 MOTION_NAME = "efficientnet-lite0-motion"
 EDGE = 224
 NUM_FEATURES = 1280
-MOTION_STAGE = range(8, 11)  # the blocks that make the last 14x14 map, of 112 channels
+MOTION_STAGE = range(8, 11)  # the blocks that compute the last 14x14 map, of 112 channels
 MOTION_GRID = 3
 MOTION_MIN_FRAMES = 3  # a second difference spans three
 BATCH_NORM_EPS = 1e-3
@@ -35,7 +35,7 @@ STAGES = [
 
 
 class EfficientNetLite0(nn.Module):
-    """The classifier. Parameters and buffers carry the names of the published file."""
+    """The classifier. Parameters and buffers have the names of the published file."""
 
     identity: dict[str, Any]
 
@@ -55,25 +55,25 @@ class EfficientNetLite0(nn.Module):
         self.eval().requires_grad_(False)
 
     def maps(self, x: Tensor, num_blocks: int) -> Tensor:
-        """The map behind the first `num_blocks` of the 16 blocks: (N, 3, 224, 224) in [-1, 1] -> (N, C, h, w)."""
+        """Return the map after the first `num_blocks` of the 16 blocks: (N, 3, 224, 224) in [-1, 1] -> (N, C, h, w)."""
         x = F.relu6(self._bn0(self._conv_stem(x)), inplace=True)  # (N, 32, 112, 112)
         for block in self._blocks[:num_blocks]:
             x = block(x)
         return x
 
     def pooled(self, x: Tensor) -> Tensor:
-        """(N, 3, 224, 224) in [-1, 1] -> (N, 1280)."""
+        """Return pooled features: (N, 3, 224, 224) in [-1, 1] -> (N, 1280)."""
         x = self.maps(x, len(self._blocks))  # (N, 320, 7, 7)
         return F.relu6(self._bn1(self._conv_head(x)), inplace=True).mean(dim=[2, 3])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of the 1000 classes of ImageNet: (N, 3, 224, 224) in [-1, 1] -> (N, 1000)."""
+        """Return logits of the 1000 classes of ImageNet: (N, 3, 224, 224) in [-1, 1] -> (N, 1000)."""
         return self._fc(self.pooled(x))
 
     def features(self, images: Tensor) -> Tensor:
-        """What a frame looks like: uint8 (N, 3, H, W) -> float32 (N, 1280) on the network's device.
+        """Return the features of frames: uint8 (N, 3, H, W) -> float32 (N, 1280) on the network's device.
 
-        Frames of any size are stretched to 224x224: bilinear, antialiased, the aspect not kept.
+        Frames of any size are stretched to 224x224: bilinear, antialiased, aspect ratio not preserved.
         """
         assert images.ndim == 4 and images.shape[1] == 3 and images.dtype == torch.uint8, "uint8 N 3 H W"
         run = lambda part: self.pooled(prepare(part))  # noqa: E731
@@ -81,11 +81,11 @@ class EfficientNetLite0(nn.Module):
 
 
 class Motion:
-    """How a clip moves: mean absolute first and second differences, over time, of a map in the middle of the network.
+    """Motion features: mean absolute first and second temporal differences of an intermediate feature map.
 
-    The map (14x14, 112 channels) is averaged in a grid of 3x3, so that what moves within a cell without changing is
-    felt less than what appears and vanishes; each channel is in units of its standard deviation over ImageNet, as the
-    scales of batch normalisation imply it. Content that stands still gives zero, whatever it is.
+    The map (14x14, 112 channels) is averaged over a grid of 3x3 cells, so that motion within a cell has less influence
+    than appearance and disappearance; each channel is divided by its standard deviation over ImageNet, as given by the
+    scales of batch normalisation. Static content gives zero.
     """
 
     def __init__(self, net: EfficientNetLite0) -> None:
@@ -93,7 +93,8 @@ class Motion:
         self.identity = net.identity
 
     def features(self, video: Tensor) -> Tensor:
-        """uint8 (N, 3, T, H, W) -> float32 (N, 224): |first difference| of 112 channels, then |second difference|.
+        """Return uint8 (N, 3, T, H, W) -> float32 (N, 224): |first difference| of 112 channels, then |second
+        difference|.
 
         Raises `ValueError` for clips of fewer than 3 frames.
         """
@@ -116,18 +117,20 @@ class Motion:
         return F.adaptive_avg_pool2d(maps, MOTION_GRID) / scale  # (N, 112, 3, 3)
 
     def _scale(self) -> Tensor:
-        """Standard deviation of each channel of the map: the blocks of a stage add up, each with its own scale."""
+        """Return the standard deviation of each channel of the map: the variances of the residual blocks of a stage add
+        up.
+        """
         scales: list[Tensor] = [self.net.get_parameter(f"_blocks.{number}._bn2.weight") for number in MOTION_STAGE]
         return torch.stack(scales).norm(dim=0)
 
 
 def prepare(images: Tensor) -> Tensor:
-    """uint8 (N, 3, H, W) -> float32 (N, 3, 224, 224), scaled as in training: (x - 127) / 128."""
+    """Convert uint8 (N, 3, H, W) to float32 (N, 3, 224, 224), scaled as in training: (x - 127) / 128."""
     return (preprocess.stretch(images, EDGE, EDGE, antialias=True) - 127) / 128
 
 
 def load(device: torch.device | str = "cpu", file: Path | str | None = None) -> EfficientNetLite0:
-    """The network with the published weights, from the cache, or from a `file` or address of the same layout.
+    """Load the network with the published weights, from the cache, or from a `file` or URL of the same layout.
 
     Raises `ValueError` naming the remedy when the cache lacks the weights or the file holds another network.
     """
@@ -135,7 +138,7 @@ def load(device: torch.device | str = "cpu", file: Path | str | None = None) -> 
 
 
 def load_motion(device: torch.device | str = "cpu", file: Path | str | None = None) -> Motion:
-    """The motion descriptor on the same network; raises what `load` raises."""
+    """Load the motion descriptor on the same network; raises the errors of `load`."""
     return Motion(_load(MOTION_NAME, device, file))
 
 
@@ -148,7 +151,7 @@ def _load(name: str, device: torch.device | str, file: Path | str | None) -> Eff
 
 
 class _Block(nn.Module):
-    """Expand, filter each channel, project; the input is added where the shapes allow."""
+    """Expand, filter each channel, project; the input is added if the shapes allow."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -171,7 +174,7 @@ class _Block(nn.Module):
 
 
 class _Conv(nn.Conv2d):
-    """Convolution without bias and with TensorFlow's SAME padding: of an odd number, the extra one comes after."""
+    """Convolution without bias and with TensorFlow's SAME padding: the extra pixel of an odd number is at the end."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, groups=groups, bias=False)

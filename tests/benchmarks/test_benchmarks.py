@@ -1,4 +1,4 @@
-"""Every benchmark from its command to its report, with networks that take no time."""
+"""Every benchmark from its command to its report, with tiny networks."""
 
 import math
 from pathlib import Path
@@ -179,7 +179,7 @@ def test_start_up(tiny_stages, tmp_path, monkeypatch):
     assert len(set(caches)) == 3 and caches[2] == caches[3], "the last case finds what the one before it has built"
 
 
-def test_a_child_that_fails_is_told():
+def test_a_failing_child_process_is_reported():
     with pytest.raises(startup.click.ClickException, match="no_such_module"):
         startup.run_child("import no_such_module", [], {})
 
@@ -225,7 +225,7 @@ def test_a_page_is_brought_up_to_date(tmp_path):
         everything.fill_page(page, [make_report("ops", "cuda")])
 
 
-def test_the_manual_has_a_place_for_every_result():
+def test_the_documentation_has_marks_for_every_result():
     page = (ROOT / "docs/performance.md").read_text()
     for name in (*everything.NAMES, "bars", "slower"):
         for device in ("cpu", "cuda"):

@@ -1,4 +1,4 @@
-"""The comparison of two checkouts: what is counted, in which order, and what is said of it."""
+"""The comparison of two checkouts: measured times, order of the runs, and the report."""
 
 import importlib
 import math
@@ -114,7 +114,7 @@ def test_from_the_command_to_the_report(repo, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("kind", "output"), [("kinds", "windows batches\n"), ("batches", ""), ("windows", "")])
-def test_the_loader_reads_what_it_is_told(kind, output, tmp_path, monkeypatch, capsys):
+def test_the_loader_reads_the_given_kind(kind, output, tmp_path, monkeypatch, capsys):
     compare.make_dataset(tmp_path)
     monkeypatch.setattr("sys.argv", ["-c", str(tmp_path), kind, "3"])
     exec(compare.LOADER, {})

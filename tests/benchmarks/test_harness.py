@@ -1,4 +1,4 @@
-"""Timing in turns, and what a report says on the screen, on paper and in a file."""
+"""Alternating timing, and reports as text, Markdown and JSON."""
 
 import json
 import math
@@ -79,7 +79,7 @@ def test_numbers_have_three_digits(cell, text):
     assert harness.as_text(cell) == text
 
 
-def test_a_table_is_aligned_on_the_screen_and_plain_on_paper():
+def test_a_table_is_aligned_as_text_and_plain_as_markdown():
     table = Table("Title", ["name", "seconds"], [["one", 1.0], ["eleven", 0.125], ["none", None]], "A note.")
     assert table.text().splitlines() == [
         "Title",
@@ -119,7 +119,7 @@ def test_a_report_comes_back_from_its_file(tmp_path, capsys):
     assert json.loads(path.read_text())["options"] == {"device": "cpu", "threads": 1, "size": "toy"}
 
 
-def test_the_machine_is_told():
+def test_the_machine_is_described():
     facts = harness.machine()
     assert facts["torch"] == torch.__version__ and facts["threads"] == torch.get_num_threads()
     assert facts["operators"] in ("compiled", "matmul", "ref") and "gpu" not in facts

@@ -1,4 +1,4 @@
-"""Which kind of work an operation is, also when an operator is composed of others, and in backward passes."""
+"""Classification of operations by kind of work, inside composed operators and in backward passes."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_what_an_operator_is_made_of_is_a_filter_and_so_are_its_derivatives(orde
     assert shares["filters"] > 0.6 and shares["convolutions"] == 0
 
 
-def test_kinds_are_told_apart():
+def test_kinds_are_distinguished():
     x, weight = torch.randn(2, 16, 48, 48, requires_grad=True), torch.randn(16, 16, 3, 3, requires_grad=True)
 
     def work() -> None:
@@ -42,7 +42,7 @@ def test_kinds_are_told_apart():
     assert shares["convolutions"] > 0.5 and shares["filters"] == shares["bias and activation"] == 0
 
 
-def test_operators_are_themselves_again_afterwards():
+def test_operators_are_restored_afterwards():
     before = filtered_lrelu.filtered_lrelu, upfirdn2d.upfirdn2d, bias_act.bias_act
     with pytest.raises(KeyError), profiling.marked_operators():
         assert upfirdn2d.upfirdn2d is not before[1]

@@ -1,4 +1,4 @@
-"""Shards appear whole or not at all, hold the same bytes whenever made, and dataset.json keeps account of them."""
+"""Shards are written atomically and reproducibly, and dataset.json lists them."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Tokens are those of each clip's frames, the same however the work is divided, interrupted or repeated."""
+"""Tokens are those of each clip's frames, independent of partitions, interruptions and repetitions."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def test_tokens_are_those_of_the_frames(root, tokenizer_file, tmp_path, options,
     assert sha256 == content_hash(network)
     folder = out / f"codes-{sha256[:12]}"
     assert f"Next: python -m dataset_tools.inspect_dataset {out}" in output
-    assert "5 clips," in output and "frames a second" in output and "MB of frames" in output
+    assert "5 clips," in output and "frames per second" in output and "MB of frames" in output
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["tokenizer"] == sha256 and manifest["size"] == [8, 16] and manifest["num_partitions"] == 2
     assert manifest["stride"] == list(network.stride) and manifest["fps"] == 30
@@ -260,7 +260,7 @@ def test_tokens_without_frames_are_inspected_too(encoded):
     (encoded / "0008x0016").rename(encoded.parent / "0008x0016")
     assert "tokens without frames" in inspect(encoded) and "4 clips  24 steps" in inspect(encoded)
     (next(encoded.glob("codes-*")) / "partition_0000.zip").write_bytes(b"")
-    assert "1 errors: training would refuse this" in inspect(encoded, code=1)
+    assert "1 errors: training would reject this" in inspect(encoded, code=1)
 
 
 def test_merging_keeps_the_names_of_actions_and_leaves_tokens_alone(encoded):

@@ -1,4 +1,4 @@
-"""Frames are stored at full colour resolution, in order, at sizes that texts name."""
+"""Frames are stored at full colour resolution, in order, at the given sizes."""
 
 import io
 

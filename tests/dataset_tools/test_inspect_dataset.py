@@ -1,4 +1,4 @@
-"""Each way in which a dataset can be wrong is found, all at once, and said with the command that mends it."""
+"""Every kind of damage of a dataset is found in one run, and reported with the command that fixes it."""
 
 import io
 import json
@@ -115,7 +115,7 @@ def saved(mode, kind="JPEG", size=LARGE):
 def test_a_sound_dataset_is_described_and_accepted(described):
     result, report, found = inspect(described)
     assert result.exit_code == 0 and not found
-    assert "3 clips, 42 frames, 0.00 hours at 24 frames a second" in result.output
+    assert "3 clips, 42 frames, 0.00 hours at 24 frames per second" in result.output
     assert f"python train_lres.py --dataset={described}" in result.output
     assert report["fps"] == 24 and report["lengths"] == [{"from": 14, "to": 14, "clips": 3}]
     large = report["sizes"]["0036x0064"]
@@ -281,7 +281,7 @@ def test_only_sizes_of_one_aspect_are_compared(tmp_path):
     assert report["matching"]["clips_compared"] == 1
 
 
-def test_a_published_set_is_accepted_with_its_ways(published):
+def test_a_published_dataset_is_accepted_with_remarks(published):
     for path in published.rglob("*.zip"):
         rewrite(path, lambda content: None, zipfile.ZIP_DEFLATED)
         with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as twice:
@@ -316,7 +316,7 @@ def test_encrypted_and_strangely_compressed_zips_are_named(published):
     )
 
 
-def test_repeats_are_told_apart(tmp_path):
+def test_kinds_of_repeats_are_distinguished(tmp_path):
     moving = footage(0)
     halting = [*moving[:5], *[moving[5]] * 4, *moving[6:]]
     clips = {"moving": moving, "same": moving, "halting": halting, "still": [moving[0]] * 13}
@@ -335,8 +335,8 @@ def test_several_frame_rates_are_remarked(tmp_path):
     write(tmp_path / "d", {0: {"a": footage(0)}}, fps=24)
     _, _, found = inspect(write(tmp_path / "d", {1: {"b": footage(1)}}, fps=30))
     assert {entry["place"] for entry in found["several rates"]["places"]} == {
-        "24 frames a second",
-        "30 frames a second",
+        "24 frames per second",
+        "30 frames per second",
     }
     assert "--fps 30" in found["several rates"]["mend"]
 

@@ -1,4 +1,4 @@
-"""Mazes are whole, of their split alone, and varied; maps say what the maze says."""
+"""Mazes are connected, belong to one split, and vary; maps match the mazes."""
 
 import hashlib
 import re
@@ -36,7 +36,7 @@ def test_mazes_are_closed_connected_and_have_loops(mazes):
     assert {edge for shape in shapes for edge in shape} == {7, 9, 11, 13, 15}
 
 
-def test_normal_mazes_are_for_ever_the_same(mazes):
+def test_normal_mazes_never_change(mazes):
     content = b"".join(maze.open_tiles.tobytes() + maze.regions.astype("<i4").tobytes() for maze in mazes)
     assert hashlib.sha256(content + repr([maze.start for maze in mazes]).encode()).hexdigest() == (
         "813304983a0633542130237944af280e44432d99d600d7ca56f60f97b60aa66b"

@@ -1,4 +1,4 @@
-"""Walks keep off the walls, never stand still, turn smoothly, and are what their actions say."""
+"""Walks keep their distance from walls, never stop, turn smoothly, and match their actions."""
 
 import numpy as np
 import pytest

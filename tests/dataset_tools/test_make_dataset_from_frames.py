@@ -1,4 +1,4 @@
-"""Images of any kind become honest RGB frames, in the order of their numbers, at the rate asked for."""
+"""Images of any kind become RGB frames, in the order of their numbers, at the requested rate."""
 
 import io
 import json
@@ -77,7 +77,7 @@ def test_broken_and_moving_images_break_their_clip_only(tmp_path):
     result = run(tmp_path / "in", tmp_path / "out", "--sizes", "8x16")
     assert result.exit_code == 1 and "2 of 3 sources are broken" in result.output
     assert "torn/0002.png cannot be a frame: " in result.output
-    assert "moving/a.gif cannot be a frame: it holds 2 pictures; store one in each file" in result.output
+    assert "moving/a.gif cannot be a frame: it holds 2 images; store one in each file" in result.output
     assert [clip.path for clip in ClipDataset(tmp_path / "out", [SIZE]).clips] == ["good"]
     result = run(tmp_path / "in", tmp_path / "out", "--sizes", "8x16", "--dry-run")
     assert "good  4 images, the first 16x32, make 4 frames" in result.output and "moving  broken: " in result.output

@@ -1,4 +1,4 @@
-"""Real footage becomes a dataset that training reads; broken videos are named; partitions and reruns are safe."""
+"""Real videos become a dataset that training reads; broken videos are reported; partitions and reruns are safe."""
 
 import json
 import shutil
@@ -115,11 +115,11 @@ def test_no_truncated_file_is_stored_in_part(tmp_path, path):
     assert not list(tmp_path.glob("out/**/*.zip"))
 
 
-def test_a_dry_run_tells_what_there_is(tmp_path):
+def test_a_dry_run_lists_the_videos(tmp_path):
     make_video(tmp_path / "in" / "good.mp4", 100)
     (tmp_path / "in" / "noise.avi").write_bytes(b"noise" * 999)
     result = run(tmp_path / "in", tmp_path / "out", "--dry-run", "--num-partitions", 1)
-    assert "train  partition 0000  good  40x60, 20 frames a second, 0.5 s, makes 10 frames\n" in result.output
+    assert "train  partition 0000  good  40x60, 20 fps, 0.5 s, makes 10 frames\n" in result.output
     assert "partition 0000  noise  broken: " in result.output and "1 clips would be made" in result.output
     assert result.exit_code == 1 and not (tmp_path / "out").exists()
 

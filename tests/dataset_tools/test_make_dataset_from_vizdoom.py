@@ -1,4 +1,4 @@
-"""LabDoom renders what it planned: both sizes, actions, poses, difficulties, the same bytes from the same seed."""
+"""LabDoom renders the planned clips: both sizes, actions, poses, difficulties, equal bytes for equal seeds."""
 
 import hashlib
 import json
@@ -182,7 +182,7 @@ def test_the_discrete_walker_writes_action_names(tmp_path):
         assert (advance, turn) == pytest.approx(expected, abs=0.3)
 
 
-def test_the_picture_is_as_large_as_the_sizes_need():
+def test_the_rendered_image_is_as_large_as_the_sizes_need():
     resolution = make_dataset_from_vizdoom._resolution
     assert resolution(((36, 64),)) == (256, 144)
     assert resolution(((36, 64), (144, 256))) == (400, 225)

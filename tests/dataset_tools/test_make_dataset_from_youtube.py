@@ -1,4 +1,4 @@
-"""Intervals of videos on the web, here a server of our own, become a dataset; downloads survive whatever happens."""
+"""Intervals of web videos, here from a local server, become a dataset; downloads survive errors and kills."""
 
 import concurrent.futures
 import http.server
@@ -240,7 +240,7 @@ def test_overlaps_are_found_also_around_others(tmp_path):
 
 
 @given(st.lists(st.from_regex(youtube.patterns()["url"], fullmatch=True), unique=True, max_size=5))
-def test_names_of_addresses_are_safe_and_differ(urls):
+def test_names_of_urls_are_safe_and_differ(urls):
     names = [youtube.video_name(url) for url in urls]
     assert len(set(names)) == len(urls)
     for name in names:
@@ -283,7 +283,7 @@ def test_a_killed_download_goes_on(tmp_path, site):
     assert site.requests[-1] == ("/a.mp4", f"bytes={size}-") and 0 < size <= len(data) // 4
 
 
-def test_two_that_need_the_same_video_fetch_it_once(tmp_path, site):
+def test_two_callers_of_the_same_video_download_it_once(tmp_path, site):
     site.files["/a.mp4"] = DEMO.read_bytes()
     site.broken, site.hold = 2, threading.Event()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -328,7 +328,7 @@ def test_cookies_are_sent_and_their_file_is_only_read(tmp_path, site):
 @pytest.mark.parametrize(
     ("max_height", "chosen"), [(100, "v360"), (360, "v360"), (700, "tall"), (1080, "v1080"), (2160, "v2160")]
 )
-def test_the_largest_picture_within_bounds_is_chosen_without_sound(tmp_path, max_height, chosen):
+def test_the_largest_format_within_bounds_is_chosen_without_sound(tmp_path, max_height, chosen):
     def stream(name, height, width, acodec="none", dynamic_range="SDR"):
         return {
             "format_id": name,

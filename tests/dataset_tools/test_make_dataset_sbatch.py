@@ -1,4 +1,4 @@
-"""The tasks of a Slurm job array make together what one run makes."""
+"""The tasks of a Slurm job array together make the dataset of a single run."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The same sources make the same dataset to the byte, whatever the order, the workers and the accidents."""
+"""Equal sources give equal bytes, independent of order, workers and failures."""
 
 import functools
 import hashlib

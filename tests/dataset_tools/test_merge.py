@@ -1,4 +1,4 @@
-"""Merging tells from the zips alone what the makers tell, and what is missing."""
+"""Merging restores the descriptions of the makers from the zips, and reports missing parts."""
 
 import json
 

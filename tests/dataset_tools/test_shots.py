@@ -1,4 +1,4 @@
-"""Cuts are found to the frame in real footage; pans, repeated frames, flashes and dissolves are not taken for cuts."""
+"""Cuts in real videos are found exactly; pans, repeated frames, flashes and dissolves are not taken for cuts."""
 
 import sys
 import tracemalloc

@@ -1,4 +1,4 @@
-"""Downloads from a real server that cuts, lies, stalls and changes its mind; other processes ask at the same time."""
+"""Downloads from a real server that truncates, misreports, stalls and changes files; concurrent processes."""
 
 import hashlib
 import http.server
@@ -147,7 +147,7 @@ def test_cached_file_needs_no_server(server: Server, cache: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_offline_mode_asks_nobody(cached: bool, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_offline_mode_opens_no_connection(cached: bool, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DNNLIB_OFFLINE", "1")
     with pytest.raises(ValueError, match="DNNLIB_OFFLINE forbids downloads: unset DNNLIB_OFFLINE"):
         util.open_url(f"{server.address}/a", cache=cached)
@@ -212,7 +212,7 @@ def test_hash_is_checked(server: Server, cache: Path):
         ("cut-once-etag-changes-rude", f"bytes={HALF}-"),
     ],
 )
-def test_trouble_that_passes_is_got_over(page: str, second: str | None, server: Server, cache: Path):
+def test_temporary_errors_are_retried(page: str, second: str | None, server: Server, cache: Path):
     path = Path(util.open_url(f"{server.address}/{page}", return_filename=True))
     assert path.read_bytes() == (OTHER if "changes" in page else BODY)
     assert server.asked[1][1] == second
@@ -258,7 +258,7 @@ def test_body_without_a_length_is_taken_to_its_end(server: Server, cache: Path):
         assert file.read() == BODY
 
 
-def test_a_page_is_given_to_those_who_ask_for_one(server: Server, cache: Path):
+def test_an_html_page_is_returned_if_requested(server: Server, cache: Path):
     with util.open_url(f"{server.address}/page-.html") as file:
         assert b"Sign in" in file.read()
 
@@ -297,7 +297,7 @@ def test_of_two_processes_one_downloads(server: Server, cache: Path):
     assert sum("waiting for it" in output for output in outputs) <= 1
 
 
-def test_a_killed_download_is_taken_over_by_who_waits(server: Server, cache: Path):
+def test_a_killed_download_is_taken_over_by_a_waiting_process(server: Server, cache: Path):
     url = f"{server.address}/held-etag-once"
     owner = ask(url)
     while not any(path.suffix == ".part" and path.stat().st_size > 0 for path in cache.glob("*")):

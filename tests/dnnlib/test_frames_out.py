@@ -1,4 +1,4 @@
-"""Frames come back from every kind of file; what is not finished is nowhere to be seen."""
+"""Frames are read back from every kind of file; unfinished files are not visible."""
 
 import concurrent.futures
 import os
@@ -25,7 +25,7 @@ def write(path, num_frames=None):
 
 
 @pytest.mark.parametrize("planned", [7, 100, None])
-def test_an_array_tells_its_length_whatever_was_planned(tmp_path, planned):
+def test_an_array_file_has_its_actual_length(tmp_path, planned):
     write(tmp_path / "a.npz", planned)
     with np.load(tmp_path / "a.npz") as archive:
         assert archive.files == ["frames"]
@@ -34,7 +34,7 @@ def test_an_array_tells_its_length_whatever_was_planned(tmp_path, planned):
     assert os.listdir(tmp_path) == ["a.npz"]
 
 
-def test_pictures_are_numbered_from_zero(tmp_path):
+def test_images_are_numbered_from_zero(tmp_path):
     write(tmp_path / "seed=1")
     assert sorted(os.listdir(tmp_path / "seed=1")) == [f"{index:06d}.png" for index in range(7)]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "seed=1" / "000004.png")), FRAMES[4])

@@ -1,4 +1,4 @@
-"""A lock lets one in at a time, outlives no holder, and its file goes with the last."""
+"""A lock has one holder at a time, is freed when the holder dies, and its file is deleted by the last one."""
 
 import os
 import subprocess

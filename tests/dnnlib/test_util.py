@@ -1,4 +1,4 @@
-"""Small helpers: attribute dictionaries, files written whole, durations."""
+"""Small helpers: attribute dictionaries, atomic files, durations."""
 
 import hashlib
 import pickle
@@ -34,7 +34,7 @@ def test_local_files_are_opened_in_place(tmp_path: Path, cache: Path):
 
 
 @pytest.mark.parametrize("url", ["ftp://host/a", "s3://bucket/a", "http://"])
-def test_other_addresses_are_refused(url: str):
+def test_other_urls_are_refused(url: str):
     with pytest.raises(ValueError, match="expected a local path or an https://"):
         util.open_url(url)
 

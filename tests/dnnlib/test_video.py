@@ -1,4 +1,4 @@
-"""Videos written are read back as they were; whatever users have is read upright, in its colours and on time."""
+"""Written videos are read back unchanged; user videos are read with the right orientation, colours and times."""
 
 import concurrent.futures
 import functools
@@ -179,7 +179,7 @@ def test_a_variable_rate_comes_evenly(make, name):
     assert numbers(path, fps=60, start_sec=0.5, end_sec=0.75) == shown(60, 0.5, 0.75)
 
 
-def test_pictures_that_stay_are_repeated_to_the_end(make):
+def test_still_images_are_repeated_to_the_end(make):
     # Theora has empty packets for pictures that stay.
     path = make("stills.ogv", "-f", "lavfi", "-i", "testsrc=s=64x48:r=1:d=4", "-r", "24", "-c:v", "libtheora")
     assert video.scan(path) == video.Timing(96, 24, True, pytest.approx(4))  # pyright: ignore[reportArgumentType]
@@ -356,7 +356,7 @@ def test_steps_at_another_rate_are_even_and_windows_are_parts_of_the_whole(tmp_p
         assert read(start, start + 3) == whole[start : start + 3]
 
 
-def test_a_cover_picture_beside_a_video_is_passed_over(make):
+def test_a_cover_image_beside_a_video_is_skipped(make):
     picture = make("cover.png", "-f", "lavfi", "-i", "color=s=64x64", "-frames:v", "1")
     source = make("whole.mp4", *counted(), *X264, "-g", "15")
     both = ("-i", picture, "-i", source, "-map", "0", "-map", "1", "-c", "copy", "-disposition:v:0", "attached_pic")

@@ -1,4 +1,4 @@
-"""Rates are found in rounded times, constant and variable ones are told apart, and hidden packets skipped."""
+"""Frame rates are found from rounded times, constant and variable ones are distinguished, hidden packets skipped."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""Sessions of tiny networks behind a real server, and how their answers are asked for and read."""
+"""Sessions of tiny networks behind a real server, and helpers that request and parse their answers."""
 
 import contextlib
 import http.client

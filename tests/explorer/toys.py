@@ -1,4 +1,4 @@
-"""Systems whose samplers compute in no time: a rollout that needs a prompt, one in two stages, and one with options."""
+"""Systems with fast samplers: a rollout that needs a prompt, one with two stages, and one with options."""
 
 import contextlib
 import time

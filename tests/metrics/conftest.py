@@ -1,4 +1,4 @@
-"""A dataset small enough to be made in a test, and a cache of its own."""
+"""A small dataset and a separate cache folder."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Cached features belong to the dataset's content and to the protocol, not to a path."""
+"""Cached features are keyed by the contents of the dataset and the protocol, not by a path."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The command: each combination of networks gives a line of JSON that says what was measured."""
+"""The command: each combination of networks gives a line of JSON that describes the measurement."""
 
 import json
 from pathlib import Path

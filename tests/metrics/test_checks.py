@@ -1,4 +1,4 @@
-"""Mistakes of units are named in a sentence that says what to do."""
+"""Wrong units, sizes and rates are reported in one sentence with a remedy."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from metrics import checks
         (np.zeros((2, 4, 3, 5, 6), np.uint8), r"save x.transpose\(0, 1, 3, 4, 2\)"),
         (np.zeros((4, 3, 5, 6), np.uint8), r"save x.transpose\(0, 2, 3, 1\)"),
         (np.zeros((2, 4, 5, 6, 1), np.uint8), "are grey, so save x.repeat"),
-        (np.zeros((2, 4, 5, 6, 4), np.uint8), r"with alpha, so save x\[..., :3\]"),
+        (np.zeros((2, 4, 5, 6, 4), np.uint8), r"an alpha channel, so save x\[..., :3\]"),
         (np.zeros((5, 3), np.uint8), r"shape \(5, 3\): make it uint8"),
         (np.zeros((0, 4, 5, 6, 3), np.uint8), "is empty"),
     ],
@@ -46,7 +46,7 @@ def test_sizes_and_rates_must_agree():
     checks.check_same_rate(30, None, "a", "b")
     with pytest.raises(ValueError, match="a has 30 frames a second, b 25, .* give --fps=25"):
         checks.check_same_rate(30, 25, "a", "b")
-    with pytest.raises(ValueError, match="a has 30 frames a second, but --fps asks for 25"):
+    with pytest.raises(ValueError, match="a has 30 frames per second, but --fps asks for 25"):
         checks.check_rate(30, 25, "a")
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run measured one after the other, sharp by a network or by interpolation."""
+"""Evaluation of the checkpoints of a run, enlarged by a network or by interpolation."""
 
 import json
 import shutil
@@ -71,7 +71,7 @@ def test_a_run_that_began_with_the_state_of_another_one_goes_on_from_its_step(ru
         assert [step for step, _ in curve.find_networks([tmp_path / "last"])] == steps
 
 
-def test_ways_to_enlarge_are_told_apart(run_dir, dataset, tmp_path, own_cache):
+def test_ways_to_enlarge_are_distinguished(run_dir, dataset, tmp_path, own_cache):
     torch.manual_seed(1)
     widths = {"z_channels": 8, "w_channels": 8, "num_layers": 8, "channel_base": 256, "channel_max": 4}
     save_network(SuperResGenerator(36, 64, 18, 32, **widths), tmp_path / "sres.pkl")

@@ -1,4 +1,4 @@
-"""What names mean, and names that mean nothing."""
+"""The meaning of metric names, and unknown names."""
 
 import pytest
 

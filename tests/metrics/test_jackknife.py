@@ -1,4 +1,4 @@
-"""The jackknife against the textbook, and groups that keep videos whole."""
+"""The jackknife compared with closed forms, and groups that keep videos together."""
 
 import numpy as np
 import pytest

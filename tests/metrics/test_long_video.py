@@ -1,4 +1,4 @@
-"""Measures of long videos: values known in closed form, faults found where they were put, and any chunking alike."""
+"""Metrics of long videos: closed forms, inserted faults, and independence of the chunks."""
 
 import functools
 import json

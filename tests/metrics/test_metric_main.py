@@ -1,4 +1,4 @@
-"""Metrics by name: values that depend on the clips alone, results that say everything, one pass for all."""
+"""Metrics by name: values that depend only on the clips, complete results, one pass for all metrics."""
 
 import json
 from collections.abc import Iterator

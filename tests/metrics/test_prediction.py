@@ -1,4 +1,4 @@
-"""A sampler that continues real videos: the frames and actions it is given, and the real frames it is compared with."""
+"""A sampler that continues real videos: its context frames and actions, and the real frames for comparison."""
 
 import dataclasses
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The page of results: what it takes in, what it says, and where its marks lie."""
+"""The results page: accepted inputs, its text, and the positions of its marks."""
 
 import base64
 import html
@@ -134,7 +134,7 @@ def texts_of(axes: "Axes") -> list[str]:
     return [text.get_text() for text in axes.texts if text.get_text()]
 
 
-def test_the_picture_holds_charts_and_the_table():
+def test_the_image_holds_charts_and_the_table():
     report = collect({"a": [result(1.75, warning="few videos")], "b": [result(-0.25)]})
     figure = draw_report(report, "Title")
     chart, table = figure.axes
@@ -162,7 +162,7 @@ def test_a_report_needs_no_charts():
     assert "gap" in texts_of(table)
 
 
-def test_the_page_holds_its_picture_and_escapes_what_it_is_given():
+def test_the_page_embeds_its_image_and_escapes_text():
     report = collect({"<a>": [result(1.0)], "b": [result(2.0)]})
     page = write_html(report, "R & D", draw_report(report, "R & D"))
     (picture,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)

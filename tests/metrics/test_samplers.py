@@ -1,4 +1,4 @@
-"""Which clips are compared: uniform over videos, the same for any batch size and number of ranks."""
+"""The choice of clips: uniform over videos, independent of batch size and number of ranks."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

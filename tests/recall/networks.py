@@ -1,4 +1,4 @@
-"""A tokenizer that looks colours up, and a network that predicts the next token grid from 36 past ones and actions."""
+"""A tokenizer with a colour table, and a network that predicts the next token grid from past ones and actions."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Rollouts: one token grid after another, each drawn from numbers that belong to its seed and frame alone."""
+"""Rollouts: token grids in sequence, each sampled by random numbers of its seed and frame alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

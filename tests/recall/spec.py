@@ -1,4 +1,4 @@
-"""Recall, as `training.registry` knows it when a test registers it."""
+"""The registry entry of Recall."""
 
 from training.registry import Spec
 

@@ -14,7 +14,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
 
 
-def test_the_doctor_finds_operators_good(repo):
+def test_the_report_accepts_correct_operators(repo):
     done = subprocess.run(
         [sys.executable, "-m", "torch_utils.custom_ops"], cwd=repo, capture_output=True, text=True, check=False
     )
@@ -22,7 +22,7 @@ def test_the_doctor_finds_operators_good(repo):
     assert done.stdout.count(": good") >= 3 and "cuda: " in done.stdout and done.stderr == ""
 
 
-def test_the_doctor_finds_a_wrong_operator(monkeypatch, capsys):
+def test_the_report_finds_a_wrong_operator(monkeypatch, capsys):
     wrong = doctor.probes()
     right = wrong["upfirdn2d"]
     wrong["upfirdn2d"] = lambda x, b, f, impl: right(x, b, f, impl) * (1 if impl == "ref" else 1.001)

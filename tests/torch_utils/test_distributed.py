@@ -1,4 +1,4 @@
-"""Collectives over two gloo processes against the same arithmetic in one process, and start-up errors."""
+"""Collectives over two gloo processes compared with one process, and start-up errors."""
 
 import math
 
@@ -119,7 +119,7 @@ def test_one_process_needs_no_group(monkeypatch, capsys):
     distributed.shutdown()
 
 
-def test_gradients_of_one_process_are_scaled_and_cured():
+def test_gradients_of_one_process_are_scaled_and_made_finite():
     params = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
     params[0].grad = torch.tensor([1.0, math.nan, -math.inf])
     assert distributed.sync_grads(iter(params), gain=16.0) == 2
@@ -127,7 +127,7 @@ def test_gradients_of_one_process_are_scaled_and_cured():
     assert distributed.sync_grads([]) == 0
 
 
-def test_half_an_environment_is_refused(monkeypatch):
+def test_an_incomplete_environment_is_refused(monkeypatch):
     for name in distributed.ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "4")

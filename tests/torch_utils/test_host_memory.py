@@ -1,4 +1,4 @@
-"""Freed memory is kept where it helps, and where nobody has said otherwise."""
+"""Freed memory is kept where it helps, unless the user has configured the allocator."""
 
 import platform
 import subprocess

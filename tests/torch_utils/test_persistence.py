@@ -1,4 +1,4 @@
-"""Persistent pickles: the container's layout, what survives a round trip, and the embedded source text at work."""
+"""Persistent pickles: the layout of the container, round trips, and execution of the embedded source text."""
 
 import copy
 import dataclasses
@@ -280,5 +280,5 @@ def test_other_versions_are_refused(nets: Any):
         persistence._reconstruct_persistent_obj(meta | {"version": 7})
 
 
-def test_is_persistent_knows_strangers():
+def test_is_persistent_is_false_for_other_classes():
     assert not persistence.is_persistent(torch.nn.Identity()) and not persistence.is_persistent(types.ModuleType)

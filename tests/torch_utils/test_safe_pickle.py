@@ -1,4 +1,4 @@
-"""The passive reader: equal to what was written, deaf to everything else that a pickle can ask for."""
+"""The safe reader returns the written data and rejects everything else that a pickle can request."""
 
 import builtins
 import io
@@ -365,6 +365,6 @@ def test_nested_modules_are_built_rightly():
         (persistent({"_buffers": {"x": 3}}), "'x' in it is not a tensor"),
     ],
 )
-def test_other_pickles_are_told_apart(obj: Any, message: str):
+def test_other_pickles_are_distinguished(obj: Any, message: str):
     with pytest.raises(ValueError, match=message):
         read(obj)

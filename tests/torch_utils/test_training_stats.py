@@ -1,4 +1,4 @@
-"""Reported statistics against numpy, over updates, collectors, saved states and ranks."""
+"""Reported statistics compared with NumPy, over updates, collectors, saved states and ranks."""
 
 import math
 
@@ -63,7 +63,7 @@ def test_an_empty_value_registers_its_name():
     assert training_stats.Collector("empty/.*").names() == ["empty/a"]
 
 
-def test_a_value_that_is_not_finite_is_counted_and_spoils_nothing():
+def test_a_nonfinite_value_is_counted_and_excluded_from_moments():
     collector = training_stats.Collector("nan/.*")
     training_stats.report("nan/a", [1.0, math.nan, 3.0, math.inf])
     collector.update()

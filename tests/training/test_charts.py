@@ -1,4 +1,4 @@
-"""Axes that hold the values, and lines, bands and legends where they should be in the figure."""
+"""Axes that contain the values, and the positions of lines, bands and legends in the figure."""
 
 import math
 import subprocess
@@ -179,7 +179,7 @@ def test_legends_and_titles_cover_nothing():
     assert boxes[0].y0 > boxes[3].y1 and boxes[3].y0 > boxes[6].y1 and boxes[6].y0 >= 0
 
 
-def test_charts_are_written_as_one_picture(tmp_path):
+def test_charts_are_written_as_one_image(tmp_path):
     draw_charts([chart(1.0, 2.0)] * 4, tmp_path / "a.png", "Title")
     picture = Image.open(tmp_path / "a.png").convert("RGB")
     assert picture.width > picture.height > 500 and len(picture.getcolors(100_000) or []) > 10

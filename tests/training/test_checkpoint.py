@@ -1,4 +1,4 @@
-"""Checkpoints: networks in three formats, training states, and a run's folder after crashes."""
+"""Checkpoints: networks in three formats, training states, and run directories after crashes."""
 
 import dataclasses
 import fractions

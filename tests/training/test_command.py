@@ -1,4 +1,4 @@
-"""The training scripts: published commands, what each option reaches, and both stages stopped and continued.
+"""The training scripts: published commands, the effect of each option, and both stages stopped and resumed.
 
 The file is a script as well, `torchrun test_command.py DATASET FOLDER`, for the test that needs two ranks.
 """
@@ -259,7 +259,7 @@ def test_every_preset_is_offered_and_resolves(stage):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--freeze-d=2", "--init-from=net.pkl"], "only a whole training state holds: add --init-from="),
+        (["--freeze-d=2", "--init-from=net.pkl"], "only a training state holds: add --init-from="),
         (["--override"], "not with --resume=auto; add --resume=latest or --resume=<run directory>"),
         (["--resume=nowhere/ckpt-00000001-train.pt"], "ckpt-00000001-train.pt is not a whole training state"),
         (["--g-lr=0"], "0 is not in the range x>0"),

@@ -1,4 +1,4 @@
-"""Options: unknown names, identities, and the directories of runs."""
+"""Options: unknown names, identities, and run directories."""
 
 import dataclasses
 import json

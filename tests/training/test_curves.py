@@ -1,4 +1,4 @@
-"""Curves of runs: what was logged is in the charts, and the command draws them."""
+"""Curves of runs: the charts contain the logged values, and the command draws them."""
 
 import json
 import math
@@ -58,7 +58,7 @@ def test_curves_are_what_was_logged(tmp_path):
     assert "R1" not in charts and "Norm of gradients" not in charts
 
 
-def test_losses_that_nobody_foresaw_are_drawn(tmp_path):
+def test_losses_without_a_chart_are_drawn(tmp_path):
     lines = [{"step": 0, "loss/codebook": 0.5, "loss/G_loss": 1.0}]
     assert points(curves_of(write_run(tmp_path / "run", lines, system=SYSTEM))["codebook"]) == {"train": {0: 0.5}}
     for number, options in enumerate([{}, {"system": "another"}]):  # whose charts are not known
@@ -90,7 +90,7 @@ def test_values_that_were_left_out_are_counted(tmp_path):
     assert points(curves_of(run_dir)["Not finite"])["values a tick"] == {0: 0, 1: 4}
 
 
-def test_curves_are_one_picture_in_the_run(tmp_path):
+def test_curves_are_one_image_in_the_run(tmp_path):
     lines = [{"step": step, "loss/G_loss": 1.0 + step} for step in range(3)]
     run_dir = write_run(tmp_path / "00007-maze-4batch", lines, steps=3, system=SYSTEM)
     result = CliRunner().invoke(main, [str(run_dir)])
@@ -142,7 +142,7 @@ def test_without_matplotlib_the_command_says_what_to_install(tmp_path, monkeypat
     assert not (run_dir / "curves.png").exists()
 
 
-def test_without_matplotlib_a_run_hears_of_it_once(tmp_path, monkeypatch):
+def test_without_matplotlib_a_run_warns_once(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr(curves, "_warned", False)
     said = []

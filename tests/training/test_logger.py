@@ -1,4 +1,4 @@
-"""What a run writes about itself: lines that survive crashes and resuming, and wandb without a question asked."""
+"""The log files of a run: lines that survive crashes and resuming, and wandb without prompts."""
 
 import json
 import math
@@ -69,7 +69,7 @@ def test_lines_hold_no_numbers_that_json_lacks(tmp_path):
     assert (tmp_path / "a.jsonl").read_text() == '{"x": [null, 1.5], "y": {"z": null}}\n'
 
 
-def test_a_line_that_finds_no_room_leaves_no_half(tmp_path):
+def test_a_line_that_does_not_fit_on_the_disk_leaves_no_part(tmp_path):
     path = tmp_path / "stats.jsonl"
     append_line(path, {"step": 1})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""The loop with a real, tiny GAN: resuming, checkpoints, metrics, previews and what a run leaves behind."""
+"""The loop with a tiny GAN: resuming, checkpoints, metrics, previews and the files of a run."""
 
 import json
 import signal
@@ -102,7 +102,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(options, tmp_path):
     assert (result.run_dir / "environment.txt").read_text().count("command ") == 3
 
 
-def test_a_finished_run_stays_as_it_is(options):
+def test_a_finished_run_is_unchanged(options):
     run_dir = train(TinyGAN, options()).run_dir
     before = {path: path.read_bytes() for path in run_dir.rglob("*train.pt")}
     stats = (run_dir / "stats.jsonl").read_text()

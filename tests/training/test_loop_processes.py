@@ -1,4 +1,4 @@
-"""The loop in processes of their own: signals, a full disk, several ranks."""
+"""The loop in separate processes: signals, a full disk, several ranks."""
 
 import contextlib
 import json
@@ -98,7 +98,7 @@ def test_a_full_disk_costs_no_checkpoint_and_no_training(options, tmp_path):
         output = stream.read()
         assert process.wait(60) == 1
     assert "Step 4 was not saved in" in output and "File too large" in output and "Training goes on" in output
-    assert "Step 6 was not saved in" in output.splitlines()[-1] and "ckpt-00000002-train.pt. Make room" in output
+    assert "Step 6 was not saved in" in output.splitlines()[-1] and "ckpt-00000002-train.pt. Free disk space" in output
     assert before == {path: path.read_bytes() for path in run_dir.glob("checkpoints/*")}
     assert not list(run_dir.glob("checkpoints/.*"))
     assert train(TinyGAN, options(steps=6)).run_dir == run_dir

@@ -1,4 +1,4 @@
-"""Files given for networks: the formats and their conversion, the wrong and the hostile, damage of any kind."""
+"""Network files: formats and their conversion, wrong and malicious files, damage of any kind."""
 
 import builtins
 import contextlib
@@ -81,7 +81,7 @@ def assert_same(found: Any, expected: Any) -> None:
 
 @pytest.fixture
 def models(networks: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A pair among the models that come along."""
+    """Return a pair among the included models."""
     monkeypatch.setattr(network_file, "MODELS", tmp_path / "models")
     (tmp_path / "models").mkdir()
     for role in ("lres", "sres"):
@@ -89,7 +89,7 @@ def models(networks: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyP
     return tmp_path / "models"
 
 
-def test_models_that_come_along_have_names(models: Path, networks: dict[str, Any], tmp_path: Path, monkeypatch: Any):
+def test_included_models_have_names(models: Path, networks: dict[str, Any], tmp_path: Path, monkeypatch: Any):
     monkeypatch.chdir(tmp_path)
     assert_same(checkpoint.load_network("doom-small-lres"), networks["lres"])
     for role in ("lres", "sres"):
@@ -99,7 +99,7 @@ def test_models_that_come_along_have_names(models: Path, networks: dict[str, Any
     assert str(models / "doom-small-sres.pkl") in run("info", "doom-small-sres").output
     options = TrainOptions("runs", "data", "longvideogan-lres", init_from="doom-small-lres")
     assert options.init_from == str(models / "doom-small-lres.pkl")
-    with pytest.raises(ValueError, match="there is no file doom.*comes along: doom-small-lres, doom-small-sres"):
+    with pytest.raises(ValueError, match="there is no file doom.*an included model: doom-small-lres, doom-small-sres"):
         checkpoint.load_network("doom")
     # What lies here goes before a name.
     checkpoint.save_network(networks["lres-D"], tmp_path / "doom-small")
@@ -121,7 +121,7 @@ def test_conversion_there_and_back_changes_no_bit(name: str, networks: Any, file
 
 
 @pytest.mark.parametrize("stage", ["lres", "sres"])
-def test_the_averaged_network_is_taken_out_of_a_training_state(stage: str, tmp_path: Path):
+def test_the_ema_generator_is_exported_from_a_training_state(stage: str, tmp_path: Path):
     system = f"longvideogan-{stage}"
     generator, discriminator = CLASSES[stage][1], CLASSES[f"{stage}-D"][1]
     size = LRES_SIZE if stage == "lres" else SRES_SIZE
@@ -368,7 +368,7 @@ def test_payloads_are_not_run(name: str, tmp_path: Path, monkeypatch: pytest.Mon
             assert os.listdir(tmp_path) == ["net.pkl"], place
 
 
-def test_the_canary_would_sing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_payload_works_when_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     for name in ("system", "partial", "eval", "popen", "in a tensor, as once", "in a tensor, as now"):
         result = pickle.loads(pickle.dumps(payloads()[name], protocol=4))
@@ -430,7 +430,7 @@ LIES = [
 
 
 @pytest.mark.parametrize(("name", "lie"), LIES)
-def test_options_that_lie_cost_neither_memory_nor_time(name: str, lie: dict[str, Any], networks: Any, tmp_path: Path):
+def test_false_options_cost_neither_memory_nor_time(name: str, lie: dict[str, Any], networks: Any, tmp_path: Path):
     network = networks[name]
     tensors = network.state_dict()
     with bounded_memory(200 << 20), pytest.raises(ValueError, match="net.pkl"):
@@ -499,7 +499,7 @@ def test_a_wrong_value_in_safetensors_is_noticed(files: dict[str, Path], tmp_pat
 
 
 @pytest.mark.timeout(60)
-def test_lengths_in_the_pickle_that_lie(tmp_path: Path):
+def test_false_lengths_in_the_pickle_are_refused(tmp_path: Path):
     path = tmp_path / "net.pkl"
     for data in (
         b"\x80\x04\x8e" + (1 << 45).to_bytes(8, "little") + b"x.",  # bytes

@@ -1,4 +1,4 @@
-"""Grid videos and contact sheets, read back and compared with the frames that went in."""
+"""Grid videos and contact sheets, read back and compared with the written frames."""
 
 import io
 import json

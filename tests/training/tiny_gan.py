@@ -1,6 +1,6 @@
-"""A system so small that a step takes a millisecond, and what the tests of the loop do with it.
+"""A tiny system with steps of a millisecond, and helpers of the tests of the loop.
 
-The file is a script as well, `python tiny_gan.py OPTIONS_JSON`, for the tests that need processes of their own.
+The file is a script as well, `python tiny_gan.py OPTIONS_JSON`, for the tests that need separate processes.
 """
 
 import copy

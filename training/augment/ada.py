@@ -1,8 +1,8 @@
-"""Augmentation that never leaks: one random transform per clip, fired with an adaptive probability (ADA).
+"""Adaptive discriminator augmentation (ADA): one random transform per clip, applied with an adaptive probability.
 
-The pipe of "Training Generative Adversarial Networks with Limited Data" (Karras et al., NeurIPS 2020, appendix B) for
-video: all frames of a clip share one transform. LongVideoGAN (Brooks et al., NeurIPS 2022) uses it twice: in front of
-the super-resolution discriminator with adaptive strength (`BGC`), and at a fixed probability to roughen the
+The pipeline of "Training Generative Adversarial Networks with Limited Data" (Karras et al., NeurIPS 2020, appendix B)
+for video: all frames of a clip share one transform. LongVideoGAN (Brooks et al., NeurIPS 2022) uses it twice: before
+the super-resolution discriminator with adaptive strength (`BGC`), and with a fixed probability to corrupt the
 low-resolution clips that condition the super-resolution generator (`CONDITION`).
 """
 
@@ -25,10 +25,10 @@ SYM6 = (
     *(-0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148),
 )
 NUM_BANDS = 4
-BAND_POWER = np.array([10, 1, 1, 1]) / 13  # expected share of each band in a natural image, whose power falls as 1/f
+BAND_POWER = np.array([10, 1, 1, 1]) / 13  # expected power of each band in natural images, whose spectrum falls as 1/f
 
-# Multipliers of a discriminator's pipe, by the first letters of their kinds: pixel blitting, geometry, colour, bands of
-# frequencies, noise and cutout. Each set has all kinds of the one before it.
+# Multipliers of a discriminator's pipeline, by the first letters of their kinds: pixel blitting, geometry, colour,
+# image filtering, noise and cutout. Each set includes all kinds of the previous one.
 KINDS: dict[str, tuple[str, ...]] = {
     "b": ("xflip", "rotate90", "xint"),
     "g": ("scale", "rotate", "aniso", "xfrac"),
@@ -44,8 +44,8 @@ AUGMENTATIONS: dict[str, dict[str, float]] = {
         for count in range(1, len(KINDS) + 1)
     },
 }
-BGC = AUGMENTATIONS["bgc"]  # that of the published super-resolution run
-# Multipliers and strengths of the pipe that roughens the condition ("strength 8" of LongVideoGAN).
+BGC = AUGMENTATIONS["bgc"]  # as in the published super-resolution run
+# Multipliers and strengths of the pipeline that corrupts the condition ("strength 8" of LongVideoGAN).
 CONDITION: dict[str, float] = {
     **dict.fromkeys(("scale", "rotate", "aniso", "xfrac", "noise"), 1.0),
     **{"scale_std": 0.08, "rotate_max": 0.016, "aniso_std": 0.08, "xfrac_std": 0.016, "noise_std": 0.08},
@@ -53,10 +53,10 @@ CONDITION: dict[str, float] = {
 
 
 def band_filters() -> np.ndarray:
-    """Four symmetric octave filters that add up to a unit impulse: float64 (4, 43), lowest band first.
+    """Return four symmetric octave filters that sum to a unit impulse: float64 (4, 43), lowest band first.
 
     Each level of the filter bank is a power-complementary low-pass / high-pass pair, the autocorrelations of the sym2
-    filters; the bands found so far are moved down an octave and low-passed, and the high-pass is the next band.
+    filters; the existing bands are moved down an octave and low-passed, and the high-pass is the next band.
     """
     low = np.array(SYM2)
     high = low * (1, -1, 1, -1)
@@ -87,20 +87,20 @@ def _rotation(angle: float) -> np.ndarray:
 
 
 def warp(clip: torch.Tensor, inverse: np.ndarray, taps: torch.Tensor) -> torch.Tensor:
-    """Resamples all frames of one clip under one affine map, nearly free of aliasing (ADA, appendix B.1).
+    """Resample all frames of one clip under one affine map with little aliasing (ADA, appendix B.1).
 
-    The frames are padded by reflection as far as the map reaches outside, upsampled by two with an orthogonal wavelet
-    filter, sampled bilinearly, and downsampled with the same filter reversed, so that the identity stays one. The
-    filter delays by 0.098 pixels of the doubled image more than the whole number that is made up for: flips and
-    turns move the image by that many of its own pixels, which the published filter and alignment imply as well.
+    The frames are reflection-padded as far as the map reaches outside, upsampled by two with an orthogonal wavelet
+    filter, sampled bilinearly, and downsampled with the same filter reversed, so that the identity is preserved. The
+    filter's delay exceeds the whole number of pixels that is compensated by 0.098 pixels of the upsampled image: flips
+    and rotations shift the image by that many of its own pixels, as the published filter and alignment imply.
 
-    How far to pad is found for each clip alone, where the published code takes the largest need in the batch. Zooming
-    out, the filters see the end of the padding, and a larger one changes pixels by up to 2e-5 (measured): clips would
-    depend on their batch mates and a batch divided among ranks would not give what one rank gives. The result is that
-    of the published code at batch size 1.
+    The padding is computed for each clip separately, where the published code uses the maximum over the batch. When
+    zooming out, the filters reach the end of the padding, and a larger padding changes pixels by up to 2e-5 (measured):
+    clips would depend on the other clips of the batch, and results on the number of ranks. The result is that of the
+    published code at batch size 1.
 
     Args:
-        clip: (C, T, H, W), any floating dtype, which is kept; differentiable twice.
+        clip: (C, T, H, W), any floating dtype, which is kept; twice differentiable.
         inverse: (3, 3), from pixel offsets (x, y, 1) to the centre of the output to those of the input.
         taps: (12,) `AugmentPipe.Hz_geom`.
 
@@ -110,19 +110,19 @@ def warp(clip: torch.Tensor, inverse: np.ndarray, taps: torch.Tensor) -> torch.T
     height, width = clip.shape[-2:]
     size = np.array([width, height])
     centre = (size - 1) / 2
-    reach = len(taps) // 4 * 2  # pixels that up- and downsampling see beyond a border
+    reach = len(taps) // 4 * 2  # pixels beyond a border that up- and downsampling read
     corners = np.array([[x, y, 1.0] for x in (-centre[0], centre[0]) for y in (-centre[1], centre[1])]).T  # 3 4
     seen = (inverse @ corners)[:2]  # 2 4
     need = np.stack([-seen.min(axis=1), seen.max(axis=1)]) - centre + reach  # 2 2: before and after, x and y
-    # Without the small subtraction, rounding errors of the matrices would decide whether whole numbers are exceeded.
+    # The small offset keeps rounding errors of the matrices from adding a pixel of padding.
     (left, top), (right, bottom) = np.ceil(np.clip(need, 0, size - 1) - 1e-6).astype(int).tolist()
 
     frames = clip.flatten(0, 1)[None]  # 1 CT H W
     frames = F.pad(frames, (left, right, top, bottom), mode="reflect")
     frames = upfirdn2d.upsample2d(frames, taps, up=2)
     canvas = (size + reach) * 2
-    # Coordinates are taken from the centre, and the centre of the doubled image lies half of its pixels further on
-    # than the doubled centre, because pixel i becomes pixel 2 i; affine_grid wants half edges as units.
+    # Coordinates are relative to the centre. The centre of the upsampled image is half of its pixels beyond the doubled
+    # centre, because pixel i becomes pixel 2 i; affine_grid uses half edges as units.
     inverse = _translation((left - right) / 2, (top - bottom) / 2) @ inverse
     inverse = _scaling(2, 2) @ inverse @ _scaling(0.5, 0.5)
     inverse = _translation(-0.5, -0.5) @ inverse @ _translation(0.5, 0.5)
@@ -136,17 +136,17 @@ def warp(clip: torch.Tensor, inverse: np.ndarray, taps: torch.Tensor) -> torch.T
 
 @dataclass(frozen=True)
 class Draw:
-    """One clip's transform: what the pipe is about to do to it."""
+    """The transform drawn for one clip."""
 
     inverse: np.ndarray  # (3, 3), see `warp`
-    color: np.ndarray  # (3, 4): colour is mapped by the first three columns, then the last is added
+    color: np.ndarray  # (3, 4): a linear map of colours (first three columns) and an offset (last column)
     band_gains: np.ndarray  # (4,) of the filter bank
     noise_sigma: float
     cutout: tuple[float, float] | None  # centre (x, y) of the hole, in image edges
 
 
 class Dice:
-    """Takes draws from a clip's generator; how many are taken never depends on their values or on the probability."""
+    """Draw from a clip's generator; the number of draws never depends on their values or on the probability."""
 
     def __init__(self, rng: np.random.RandomState, p: float):
         self.rng = rng
@@ -156,7 +156,7 @@ class Dice:
         return self.rng.random_sample() < multiplier * self.p
 
     def uniform(self) -> float:
-        """Uniform in [-1, 1)."""
+        """Draw from the uniform distribution on [-1, 1)."""
         return 2 * self.rng.random_sample() - 1
 
     def normal(self) -> float:
@@ -242,15 +242,15 @@ class AugmentPipe(torch.nn.Module):
     def forward(
         self, video: torch.Tensor, rngs: Sequence[np.random.RandomState], p: float | None = None
     ) -> torch.Tensor:
-        """Augments each clip with one draw that all its frames share.
+        """Augment each clip with one draw that all its frames share.
 
         Args:
             video: (N, 3, T, H, W) in [-1, 1], any floating dtype, which is kept.
-            rngs: one generator per clip. The number of draws taken does not depend on p; noise of pixels comes last.
-            p: the probability; None reads the buffer of that name, which on a GPU waits for all that is queued there.
+            rngs: one generator per clip. The number of draws does not depend on p; pixel noise is drawn last.
+            p: the probability; None reads the buffer of that name, which synchronises with a GPU.
 
         Returns:
-            (N, 3, T, H, W), not clamped; differentiable twice. No clip depends on the others.
+            (N, 3, T, H, W), not clamped; twice differentiable. No clip depends on the others.
         """
         assert video.ndim == 5 and video.shape[1] == 3 and len(rngs) == len(video), (tuple(video.shape), len(rngs))
         p = float(self.p) if p is None else p
@@ -263,7 +263,7 @@ class AugmentPipe(torch.nn.Module):
         )
 
     def draw(self, rng: np.random.RandomState, p: float, height: int, width: int) -> Draw:
-        """Draws one clip's transform at probability p."""
+        """Draw one clip's transform at probability p."""
         dice = Dice(rng, p)
         inverse = self._draw_geometry(dice, height, width)
         color = self._draw_color(dice)
@@ -274,7 +274,7 @@ class AugmentPipe(torch.nn.Module):
         return Draw(inverse, color, gains, sigma, hole if dice.fires(self.cutout) else None)
 
     def _draw_geometry(self, dice: Dice, height: int, width: int) -> np.ndarray:
-        """The inverse of the composed transform: each one's own inverse is multiplied from the right."""
+        """Draw the inverse of the composed transform: the inverse of each transform is multiplied from the right."""
         inverse = np.eye(3)
 
         flip = dice.choice(2)
@@ -290,7 +290,8 @@ class AugmentPipe(torch.nn.Module):
         zoom = 2.0 ** (dice.normal() * self.scale_std)
         if dice.fires(self.scale):
             inverse = inverse @ _scaling(1 / zoom, 1 / zoom)
-        # Rotation before and after the stretch, each with the probability that makes "neither" as likely as 1 - p.
+        # Rotation before and after anisotropic scaling, each with a probability such that "neither" has probability 1 -
+        # p.
         rotate = 1 - np.sqrt(1 - np.clip(self.rotate * dice.p, 0, 1))
         angle = dice.uniform() * np.pi * self.rotate_max
         if dice.rng.random_sample() < rotate:
@@ -307,7 +308,7 @@ class AugmentPipe(torch.nn.Module):
         return inverse
 
     def _draw_color(self, dice: Dice) -> np.ndarray:
-        """The composed affine map of colours, (3, 4); luma is the direction of grey."""
+        """Draw the composed affine map of colours, (3, 4); the luma axis is the grey axis."""
         linear, offset = np.eye(3), np.zeros(3)
         grey = np.ones(3) / np.sqrt(3)
         luma = np.outer(grey, grey)
@@ -334,7 +335,7 @@ class AugmentPipe(torch.nn.Module):
         return np.concatenate([linear, offset[:, None]], axis=1)
 
     def _draw_band_gains(self, dice: Dice) -> np.ndarray:
-        """Gains of the bands, each amplification paid for by the others so that expected power stays."""
+        """Draw the gains of the bands, normalised after each amplification to keep the expected power."""
         gains = np.ones(NUM_BANDS)
         for band in range(NUM_BANDS):
             step = np.ones(NUM_BANDS)
@@ -344,8 +345,8 @@ class AugmentPipe(torch.nn.Module):
         return gains
 
     def apply_draw(self, clip: torch.Tensor, draw: Draw, rng: np.random.RandomState) -> torch.Tensor:
-        """Transforms one clip (3, T, H, W); `rng` gives the noise of the pixels."""
-        # Resampling under the identity would change pixels by some 1e-5 and cost as much as any other transform.
+        """Transform one clip (3, T, H, W); pixel noise is drawn from `rng`."""
+        # Resampling under the identity would change pixels by about 1e-5 and cost as much as any other transform.
         if not np.array_equal(draw.inverse, np.eye(3)):
             clip = warp(clip, draw.inverse, self.Hz_geom)
         if not np.array_equal(draw.color, np.eye(3, 4)):
@@ -366,7 +367,7 @@ class AugmentPipe(torch.nn.Module):
         return clip
 
     def _filter(self, clip: torch.Tensor, gains: np.ndarray) -> torch.Tensor:
-        """Filters all frames of a clip (3, T, H, W) along both axes with the weighted sum of the band filters."""
+        """Filter all frames of a clip (3, T, H, W) along both axes with the weighted sum of the band filters."""
         kernel = misc.upload(gains, clip.device, clip.dtype) @ self.Hz_fbank.to(clip)  # 43
         margin = len(kernel) // 2
         frames = clip.flatten(0, 1)[:, None]  # 3T 1 H W
@@ -377,11 +378,10 @@ class AugmentPipe(torch.nn.Module):
 
 
 class AdaController:
-    """Raises p while the discriminator is too sure of real clips and lowers it otherwise (ADA, section 3.1).
+    """Adapt p to the overfitting of the discriminator (ADA, section 3.1).
 
-    The measure of overfitting is r_t, the mean sign of the discriminator's outputs for real clips. Every `interval`
-    steps p moves by `interval * speed` towards r_t = target. Signs are counted where they are, on each rank's device;
-    p is a number of the host.
+    The overfitting heuristic is r_t, the mean sign of the discriminator's logits for real clips. Every `interval` steps
+    p moves by `interval * speed` towards r_t = target. Signs are summed on each rank's device; p is kept on the host.
     """
 
     def __init__(self, target: float = 0.6, interval: int = 4, speed: float = 0.000125, max_p: float = 0.5):
@@ -391,15 +391,15 @@ class AdaController:
         self.max_p = max_p
         self.p = 0.0
         self.num_steps = 0
-        self.sign_sum = 0.0  # over all ranks, of what has been gathered from them
+        self.sign_sum = 0.0  # over all ranks, up to the last reduction
         self.sign_count = 0  # over all ranks
-        self._own: torch.Tensor | None = None  # this rank's sum, not gathered yet
+        self._own: torch.Tensor | None = None  # sum of this rank since the last reduction
 
     def update(self, real_signs: torch.Tensor) -> float:
-        """Takes the signs of one step's outputs for this rank's real clips; returns p for the next step.
+        """Add the signs of one step's logits for this rank's real clips; return p for the next step.
 
-        Ranks take equally many; a NaN says nothing, but counts. Every `interval` steps this is a collective and waits
-        for the device, since the next clips are augmented by what it finds.
+        All ranks pass equally many; a NaN adds 0 to the sum and counts. Every `interval` steps this is a collective
+        that synchronises with the device, since the augmentation of the next clips depends on it.
         """
         own = real_signs.detach().nan_to_num().sum()
         self._own = own if self._own is None else self._own + own
@@ -413,13 +413,13 @@ class AdaController:
         return self.p
 
     def _gather(self) -> None:
-        """Adds what the ranks have counted to the sum that all of them know."""
+        """Add the sums of all ranks to the global sum."""
         if self._own is not None:
             self.sign_sum += distributed.all_reduce_sum(self._own).item()
             self._own = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values only, the same on all ranks, which must all ask."""
+        """Return plain values, the same on all ranks; a collective."""
         self._gather()
         return {name: getattr(self, name) for name in ("p", "num_steps", "sign_sum", "sign_count")}
 

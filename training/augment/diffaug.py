@@ -1,10 +1,10 @@
 """Differentiable augmentation of clips (DiffAugment) and random changes of their speed and phase.
 
-The low-resolution discriminator only ever sees augmented clips, real and generated alike: colour, translation and
-cutout of "Differentiable Augmentation for Data-Efficient GAN Training" (Zhao et al., NeurIPS 2020) with one draw per
-clip, then a temporal stretch (Brooks et al., "Generating Long Videos of Dynamic Scenes", NeurIPS 2022). Every clip has
-its own generator, each function takes a fixed number of draws from it, whatever they turn out to be, and nothing
-depends on which clips share a batch. All functions are affine in the video, so they differentiate twice.
+The low-resolution discriminator sees only augmented clips, real and generated: colour, translation and cutout of
+"Differentiable Augmentation for Data-Efficient GAN Training" (Zhao et al., NeurIPS 2020) with one draw per clip, then
+a temporal stretch (Brooks et al., "Generating Long Videos of Dynamic Scenes", NeurIPS 2022). Every clip has its own
+generator, each function takes a fixed number of draws from it, independent of their values, and nothing depends on the
+other clips of a batch. All functions are affine in the video, and therefore twice differentiable.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ CUTOUT_RATIO = 0.5  # of each edge
 
 
 def parse_policy(policy: str) -> list[str]:
-    """The augmentations of a policy such as "color,cutout", in its order; "" and "none" have none.
+    """Return the augmentations of a policy such as "color,cutout", in its order; "" and "none" have none.
 
     Raises:
         ValueError: the policy names an unknown augmentation.
@@ -38,12 +38,12 @@ def parse_policy(policy: str) -> list[str]:
 def diff_augment(
     video: torch.Tensor, rngs: Sequence[np.random.RandomState], policy: str = "color,translation,cutout"
 ) -> torch.Tensor:
-    """Augments each clip with one draw that is constant over its frames.
+    """Augment each clip with one draw that is constant over its frames.
 
     Args:
         video: (N, 3, T, H, W) in [-1, 1], any floating dtype, which is kept.
-        rngs: one generator per clip; each gives 7 numbers, whatever the policy is.
-        policy: comma-separated subset of "color", "translation" and "cutout", applied in the order written, or "none".
+        rngs: one generator per clip; 7 draws are taken from each, independent of the policy.
+        policy: comma-separated subset of "color", "translation" and "cutout", applied in the given order, or "none".
 
     Returns:
         (N, 3, T, H, W), not clamped.
@@ -65,7 +65,7 @@ def diff_augment(
 
 
 def _color(video: torch.Tensor, draws: np.ndarray) -> torch.Tensor:
-    """Brightness, saturation and contrast, in this order; `draws` (N, 3) are uniform in [0, 1)."""
+    """Change brightness, saturation and contrast, in this order; `draws` (N, 3) are uniform in [0, 1)."""
     factors = misc.upload(draws, video.device, video.dtype)[..., None, None, None, None]  # N 3 1 1 1 1
     video = video + (factors[:, 0] - 0.5)
     mean = video.mean(dim=1, keepdim=True)  # N 1 T H W
@@ -75,19 +75,19 @@ def _color(video: torch.Tensor, draws: np.ndarray) -> torch.Tensor:
 
 
 def _translation(video: torch.Tensor, draws: np.ndarray) -> torch.Tensor:
-    """Shifts each clip by whole pixels, filling with zeros."""
+    """Shift each clip by whole pixels, filling with zeros."""
     reach = round(TRANSLATION_RATIO * max(video.shape[-2:]))
     shifts = np.floor(draws * (2 * reach + 1)).astype(int) - reach  # N 2
-    # Padding one side by what is cropped from the other copies memory once and, unlike a gather, has a backward pass
-    # without atomic additions.
+    # Padding one side and cropping the other copies memory once and, unlike a gather, has a backward pass without
+    # atomic additions.
     return torch.stack([F.pad(clip, (x, -x, y, -y)) for clip, (y, x) in zip(video, shifts.tolist(), strict=True)])
 
 
 def _cutout(video: torch.Tensor, draws: np.ndarray) -> torch.Tensor:
-    """Sets one rectangle of each clip to zero; its centre may lie on the border, so part of it may lie outside."""
+    """Set one rectangle of each clip to zero; its centre may lie on the border, so part of it may lie outside."""
     sizes = np.array(video.shape[-2:])
     holes = np.floor(sizes * CUTOUT_RATIO + 0.5).astype(int)
-    # An even hole has its centre between pixels, and there is one more such place than there are pixels.
+    # The centre of an even-sized hole lies between pixels, where there is one more position than there are pixels.
     starts = np.floor(draws * (sizes + 1 - holes % 2)).astype(int) - holes // 2  # N 2
     inside = []
     for axis in range(2):
@@ -98,15 +98,15 @@ def _cutout(video: torch.Tensor, draws: np.ndarray) -> torch.Tensor:
 
 
 def temporal_stretch(video: torch.Tensor, rngs: Sequence[np.random.RandomState], strength: float = 1.0) -> torch.Tensor:
-    """Plays each clip at its own speed, keeping the number of frames.
+    """Change the speed of each clip at random, keeping the number of frames.
 
     Each clip is stretched by f = 2^u, u uniform in [-strength, strength], to floor(T f) frames by linear interpolation
-    between frames (half-pixel centres, clamped at the ends, no low-pass filter). A clip that got shorter is placed at
-    a random position among zero frames; of one that got longer a random window is kept.
+    between frames (half-pixel centres, clamped at the ends, no low-pass filter). A shortened clip is placed at a random
+    position among zero frames; of a lengthened one a random window is kept.
 
     Args:
         video: (N, C, T, H, W), any floating dtype, which is kept.
-        rngs: one generator per clip; each gives 2 numbers.
+        rngs: one generator per clip; 2 draws are taken from each.
         strength: largest change of speed in octaves.
 
     Returns:
@@ -120,9 +120,9 @@ def temporal_stretch(video: torch.Tensor, rngs: Sequence[np.random.RandomState],
     slack = np.abs(length - num_frames)
     offset = np.floor(draws[:, 1:] * (slack + 1)) * np.where(length < num_frames, -1, 1)
 
-    frame = np.arange(num_frames) + offset  # N T: which frame of the stretched clip
+    frame = np.arange(num_frames) + offset  # N T: frame of the stretched clip
     present = (frame >= 0) & (frame < length)
-    position = np.clip((frame + 0.5) / factor - 0.5, 0, num_frames - 1)  # in the given clip
+    position = np.clip((frame + 0.5) / factor - 0.5, 0, num_frames - 1)  # frame of the input clip
     before = position.astype(int)
     after = np.minimum(before + 1, num_frames - 1)
     clip = torch.arange(num_clips, device=video.device)[:, None]  # N 1
@@ -134,16 +134,16 @@ def temporal_stretch(video: torch.Tensor, rngs: Sequence[np.random.RandomState],
 
 
 def temporal_crop(video: torch.Tensor, num_frames: int, rngs: Sequence[np.random.RandomState]) -> torch.Tensor:
-    """Keeps `num_frames` frames of each clip from an offset of its own.
+    """Keep `num_frames` frames of each clip from a random offset.
 
-    A generator that upsamples time makes frames whose statistics repeat with its coarsest lattice; the offset hides
-    that lattice from the discriminator. With S spare frames the offset is uniform in 0 ... S - 1, which for S equal to
-    the lattice spacing means each phase once.
+    The statistics of a generator that upsamples time are periodic in its coarsest temporal grid; the offset hides that
+    grid from the discriminator. With S spare frames the offset is uniform in 0 ... S - 1, which for S equal to the grid
+    spacing gives each phase once.
 
     Args:
         video: (N, C, T, H, W).
         num_frames: frames to keep, at most T.
-        rngs: one generator per clip; each gives 1 number.
+        rngs: one generator per clip; 1 draw is taken from each.
 
     Returns:
         (N, C, num_frames, H, W).

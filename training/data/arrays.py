@@ -12,9 +12,9 @@ _NAMES = ("frames", "videos", "video")
 
 
 def check_array(video: np.ndarray, name: str) -> None:
-    """Raise `ValueError`, saying what to do, unless an array is uint8 (N, T, H, W, 3) or (T, H, W, 3) of real pixels.
+    """Raise `ValueError` with a remedy unless an array is uint8 (N, T, H, W, 3) or (T, H, W, 3).
 
-    `name` is what the message calls it.
+    `name` is its name in messages.
     """
     if video.dtype.kind == "f":
         low, high = (float(np.nanmin(video)), float(np.nanmax(video))) if video.size else (0.0, 0.0)
@@ -40,14 +40,14 @@ def check_array(video: np.ndarray, name: str) -> None:
         elif video.shape[-1] == 1:
             remedy = "its frames are grey, so save x.repeat(3, axis=-1)"
         elif video.shape[-1] == 4:
-            remedy = "its frames come with alpha, so save x[..., :3]"
+            remedy = "its frames have an alpha channel, so save x[..., :3]"
         raise ValueError(f"{name} has the shape {video.shape}: {remedy}")
     if video.size == 0:
         raise ValueError(f"{name} is empty, with the shape {video.shape}: save at least one frame")
 
 
 def load_array(path: Path) -> np.ndarray:
-    """Return the one array of an npz file, or the one called `frames`, `videos` or `video`.
+    """Return the only array of an npz file, or the one named `frames`, `videos` or `video`.
 
     It is uint8 (N, T, H, W, 3) or (T, H, W, 3). Raises `ValueError` for anything else.
     """
@@ -81,7 +81,7 @@ def iter_array(path: Path) -> Iterator[np.ndarray]:
 
 
 def _choose(files: Sequence[str]) -> str:
-    """Return the name of the array that holds the videos; ValueError if there are several that might."""
+    """Return the name of the array that holds the videos; raise ValueError if it is ambiguous."""
     names = [name for name in files if name in _NAMES] or files
     if len(names) != 1:
         raise ValueError(f"it has the arrays {', '.join(files) or 'none'}: name the one `videos`")

@@ -1,9 +1,9 @@
-"""Read token shards: what a tokenizer made of each clip, beside the frames of a dataset.
+"""Read token shards, which hold the tokens of a dataset's clips, encoded by a tokenizer.
 
 Layout: `<root>/codes-<first 12 hex digits of the tokenizer's SHA-256>/<shard>.zip`, each zip holding one stored `.npy`,
 uint16 (T, h, w), for each clip, and `clips.json`, an object that maps each clip to the name of that member and to the
-clip's number of frames. `manifest.json` in the folder says what all of them share. `dataset_tools.encode_dataset`
-writes them.
+clip's number of frames. `manifest.json` in the folder describes all of them. `dataset_tools.encode_dataset` writes
+them.
 """
 
 import io
@@ -25,7 +25,7 @@ CLIPS = "clips.json"
 MAX_VOCABULARY = 1 << 16  # tokens are stored as uint16
 DTYPE = np.dtype("<u2")
 
-_HEAD_BYTES = 1024  # of a member, in which the header of its array must end
+_HEAD_BYTES = 1024  # limit for the header of a member's array
 _FAULTS = (
     OSError,
     EOFError,
@@ -49,35 +49,35 @@ def codes_folder(root: Path, tokenizer: str) -> Path:
 
 
 def encode_command(root: Path) -> str:
-    """Return the command that makes the tokens of a dataset."""
+    """Return the command that encodes a dataset."""
     return f"python -m dataset_tools.encode_dataset {root} --tokenizer=FILE"
 
 
 # ----------------------------------------------------------------------------
-# What all shards share.
+# The manifest.
 
 
 @dataclass(frozen=True)
 class CodesManifest:
-    """What the shards of a folder share, as its manifest.json says."""
+    """The properties common to all shards of a folder, stored in its manifest.json."""
 
     tokenizer: str  # SHA-256, hex digits
     grid: tuple[int, int]  # cells along the height and along the width
     vocabulary: int  # tokens are 0 ... vocabulary - 1
-    stride: tuple[int, int]  # frames in a step of the grid, pixels along an edge of a cell
+    stride: tuple[int, int]  # frames per step of the grid, pixels along an edge of a cell
     size: tuple[int, int]  # of the frames that were encoded: height, width
-    clip_frames: int  # that were encoded together
+    clip_frames: int  # frames that were encoded together
     fps: float
     num_partitions: int
     partitions: dict[str, dict[str, Any]]  # "0000" -> "clips", "frames", "steps", and of the zip "sha256" and "bytes"
 
     def shards(self) -> list[str]:
-        """Return the file names of the zips that there should be: partitions without clips have none."""
+        """Return the file names of the expected zips: partitions without clips have none."""
         return [f"partition_{index}.zip" for index, entry in sorted(self.partitions.items()) if entry["clips"]]
 
 
 def read_codes_manifest(folder: Path) -> CodesManifest:
-    """Read the manifest of a folder of tokens; `ValueError` if it is missing or is none."""
+    """Read the manifest of a folder of tokens; raise `ValueError` if it is missing or invalid."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text())
@@ -128,18 +128,20 @@ def _text(value: Any) -> str:
 
 @dataclass(frozen=True)
 class CodesShard:
-    """What one zip holds: for each of C clips its path, numbers of frames and of steps, and where its tokens lie."""
+    """The contents of one zip: for each of C clips its path, numbers of frames and of steps, and the offset of its
+    tokens.
+    """
 
     clips: list[Clip]
     steps: np.ndarray  # (C,) int64
-    offsets: np.ndarray  # (C,) int64: where the tokens of the clip begin in the file
+    offsets: np.ndarray  # (C,) int64: byte offset of the clip's tokens in the file
 
 
 def open_codes_shard(path: Path, manifest: CodesManifest) -> CodesShard:
-    """Read where the tokens of each clip lie in a zip.
+    """Read the offsets of the tokens of each clip in a zip.
 
-    Raises `ValueError` naming the zip, and the clip where there is one, if the zip is damaged, or holds anything but
-    uint16 arrays on the manifest's grid with as many steps as the clip's frames give.
+    Raises `ValueError` naming the zip, and the clip if known, if the zip is damaged, or holds anything but uint16
+    arrays on the manifest's grid with as many steps as the clip's frames give.
     """
     place = str(path)
     try:
@@ -147,7 +149,7 @@ def open_codes_shard(path: Path, manifest: CodesManifest) -> CodesShard:
             num_bytes = os.fstat(file.fileno()).st_size
             members = {info.filename: info for info in archive.infolist()}
             for info in members.values():
-                # What is read below, and how much memory that takes, then follows from the bytes that are there.
+                # Without compression, memory use is bounded by the size of the file.
                 if info.compress_type != zipfile.ZIP_STORED or not 0 <= info.file_size == info.compress_size:
                     raise ValueError(f"{info.filename} is compressed")
             listed = json.loads(archive.read(CLIPS))
@@ -169,7 +171,7 @@ def open_codes_shard(path: Path, manifest: CodesManifest) -> CodesShard:
 def _locate_array(
     descriptor: int, info: zipfile.ZipInfo, path: Path, manifest: CodesManifest, num_bytes: int
 ) -> tuple[int, int]:
-    """Return where in the file the values of a member's array begin, and its number of steps."""
+    """Return the byte offset of the values of a member's array in the file, and its number of steps."""
     start, length, _, _ = locate_member(descriptor, info, path)
     if start + length > num_bytes:
         raise ValueError(f"{info.filename} reaches beyond the end of the file")
@@ -197,10 +199,10 @@ def _check_steps(steps: int, num_frames: int, manifest: CodesManifest) -> None:
 
 
 class CodeStore:
-    """The tokens of all clips of a dataset, made by the tokenizer whose SHA-256 is given.
+    """The tokens of all clips of a dataset, encoded by the tokenizer with the given SHA-256.
 
     Values are read with `os.pread` at known offsets, so threads and forked processes may share a store; a pickled copy
-    opens the files anew. Raises `ValueError` if there are no such tokens, or they are not whole.
+    reopens the files. Raises `ValueError` if the tokens are missing or damaged.
     """
 
     def __init__(self, root: Path, tokenizer: str) -> None:
@@ -229,27 +231,27 @@ class CodeStore:
                 f"clip {twice} is in two zips of {self.directory}; delete the folder and make it again: "
                 f"{encode_command(root)}"
             )
-        self.steps = np.concatenate([shard.steps for shard in found])  # (clips,) int64: of the grid
+        self.steps = np.concatenate([shard.steps for shard in found])  # (clips,) int64: steps of the grid
         self._offsets = np.concatenate([shard.offsets for shard in found])
         self._files = OpenFiles(self.shards)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Return the cells of a step along the height and along the width."""
+        """Return the number of cells of the grid along the height and along the width."""
         return self.manifest.grid
 
     @property
     def vocabulary(self) -> int:
-        """Return how many tokens there are."""
+        """Return the size of the codebook."""
         return self.manifest.vocabulary
 
     @property
     def stride(self) -> tuple[int, int]:
-        """Return the frames in a step of the grid and the pixels along an edge of a cell."""
+        """Return the number of frames per step of the grid and of pixels along an edge of a cell."""
         return self.manifest.stride
 
     def missing_partitions(self) -> int:
-        """Return how many partitions have not been made."""
+        """Return the number of partitions that have not been encoded."""
         return max(self.manifest.num_partitions - len(self.manifest.partitions), 0)
 
     def _check_shards(self) -> None:
@@ -265,9 +267,9 @@ class CodeStore:
             raise ValueError(f"{self.directory} holds no tokens yet; make them: {encode_command(self.root)}")
 
     def read(self, clip: int, start: int, count: int, stride: int = 1) -> np.ndarray:
-        """Return steps start, start + stride, ... (`count` of them) of clip number `clip`: uint16 (count, h, w).
+        """Return `count` steps start, start + stride, ... of clip number `clip`: uint16 (count, h, w).
 
-        Raises `ValueError` naming the clip if the bytes are not there or are no tokens of the vocabulary.
+        Raises `ValueError` naming the clip if the bytes are missing or are no tokens of the vocabulary.
         """
         span = (count - 1) * stride + 1
         assert count > 0 and stride > 0 and 0 <= start <= self.steps[clip] - span, (clip, start, count, stride)

@@ -1,8 +1,8 @@
-"""Read video clips from sharded zips of JPEG frames and deal them out in batches that depend on nothing but a seed.
+"""Read video clips from sharded zips of JPEG frames, and draw batches that depend only on the seed and the dataset.
 
 Layout: `<root>/<HHHHxWWWW>/<shard>.zip`, each zip holding `<clip>/<frame>.jpg` and `frame_paths.json`, an object that
-maps each clip to its frame names in order. `<root>/dataset.json` may say how many frames a second there are. Tokens of
-the frames are read by `training.data.codes`, values beside the frames by `training.data.streams`.
+maps each clip to its frame names in order. `<root>/dataset.json` may give the frame rate. Tokens of the frames are read
+by `training.data.codes`, values of each frame by `training.data.streams`.
 """
 
 import collections
@@ -26,7 +26,7 @@ from training.data.shards import FrameStore, Size, size_name
 from training.data.streams import LABEL, StreamStore
 from training.random import random_state
 
-ASSUMED_FPS = 30.0  # published datasets do not store a frame rate; this is theirs
+ASSUMED_FPS = 30.0  # the frame rate of the published datasets, which do not store it
 WEIGHTINGS = ("clip", "frame")
 _BATCHES_AHEAD = 2
 
@@ -36,13 +36,13 @@ _BATCHES_AHEAD = 2
 
 
 class ClipDataset:
-    """The clips of one dataset root at one or several sizes, which must show the same frames of the same clips.
+    """The clips of one dataset root at one or several sizes, which must have the same frames of the same clips.
 
     With `cache` "ram" or "memmap" decoded frames are kept, in memory or in a file below the cache folder, the smallest
-    sizes first and as many as fit. `codes` is the SHA-256 of the tokenizer whose tokens are read, with which `sizes`
-    may be empty; `streams` are names such as "actions". `vocabularies` gives the names that the whole numbers of a
-    stream stand for, in place of what the dataset says. Raises ValueError if the dataset is not whole, is not what its
-    dataset.json says, or does not fit into the cache, or if sizes, codes and streams are not of the same clips.
+    sizes first and as many as fit. `codes` is the SHA-256 of the tokenizer whose tokens are read, in which case `sizes`
+    may be empty; `streams` are names such as "actions". `vocabularies` gives the names of a stream's integer values,
+    and overrides those of the dataset. Raises ValueError if the dataset is incomplete, does not match its dataset.json,
+    or does not fit into the cache, or if sizes, codes and streams are not of the same clips.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class ClipDataset:
         for other in others:
             _check_same_clips(self.path, first, other)
         self.clips = first.clips
-        self.lengths = np.array([clip.num_frames for clip in self.clips], np.int64)  # of each, that windows take
-        self.alignment = 1  # windows begin at multiples of so many frames
+        self.lengths = np.array([clip.num_frames for clip in self.clips], np.int64)  # (clips,) in frames
+        self.alignment = 1  # windows begin at multiples of this number of frames
         if self.codes is not None:
             self._number_in_codes = np.array([self.codes.index[clip.path] for clip in self.clips])
             self.alignment = self.codes.stride[0]
@@ -91,7 +91,7 @@ class ClipDataset:
                 self._stores[size].cache = frames
 
     def store(self, size: Size) -> FrameStore:
-        """Return all frames of one size; the clips of the first size that was opened have the dataset's numbers."""
+        """Return all frames of one size; only the clips of the first size are numbered as in the dataset."""
         return self._stores[size]
 
     def read(self, clip_index: int, size: Size, frames: Sequence[int]) -> np.ndarray:
@@ -101,13 +101,13 @@ class ClipDataset:
         return video
 
     def read_into(self, out: np.ndarray, clip_index: int, frames: Sequence[int]) -> None:
-        """Decode `frames` of a clip into `out`, contiguous uint8 (T, H, W, 3), at the size that `out` has."""
+        """Decode `frames` of a clip into `out`, contiguous uint8 (T, H, W, 3), at the size of `out`."""
         size = (out.shape[1], out.shape[2])
         assert size in self._stores, f"{size_name(size)} was not opened"
         self._stores[size].read(self._number_in_store[size][clip_index], frames, out)
 
     def read_codes(self, clip_index: int, start: int, count: int, stride: int = 1) -> np.ndarray:
-        """Return steps start, start + stride, ... (`count` of them) of a clip's tokens: uint16 (count, h, w)."""
+        """Return `count` steps start, start + stride, ... of a clip's tokens: uint16 (count, h, w)."""
         assert self.codes is not None, "no codes were opened"
         return self.codes.read(int(self._number_in_codes[clip_index]), start, count, stride)
 
@@ -117,7 +117,7 @@ class ClipDataset:
         return self.streams[name].read(clip_index, start, count, stride)
 
     def eligible(self, num_frames: int) -> list[int]:
-        """Indices of the clips of at least `num_frames` frames; ValueError if there is none."""
+        """Return the indices of the clips of at least `num_frames` frames; raise ValueError if there is none."""
         indices = np.flatnonzero(self.lengths >= num_frames).tolist()
         if not indices:
             raise ValueError(
@@ -160,14 +160,14 @@ def _check_same_clips(root: Path, first: FrameStore | CodeStore, other: FrameSto
 
 
 def _digests(store: FrameStore | CodeStore, are_compared: bool) -> Iterable[bytes]:
-    """Return for each clip what tells the names of its frames, nothing if these are not compared."""
+    """Return for each clip a digest of its frame names, empty if these are not compared."""
     if are_compared and isinstance(store, FrameStore):
         return (digest.tobytes() for digest in store.digests)
     return [b""] * len(store.clips)
 
 
 def _read_description(root: Path) -> dict[str, Any]:
-    """The content of dataset.json, nothing if there is none."""
+    """Return the contents of dataset.json, empty if there is none."""
     path = root / "dataset.json"
     if not path.exists():
         return {}
@@ -182,7 +182,7 @@ def _frame_rate(root: Path, description: Mapping[str, Any], codes: CodeStore | N
     if not path.exists():
         if codes is not None:
             return codes.manifest.fps
-        _say_once(f"{root} has no dataset.json: assuming {ASSUMED_FPS:g} frames a second")
+        _say_once(f"{root} has no dataset.json: assuming {ASSUMED_FPS:g} frames per second")
         return ASSUMED_FPS
     try:
         return float(description["fps"])
@@ -196,13 +196,13 @@ def _warn_if_unfinished(root: Path, description: Mapping[str, Any], codes: CodeS
     if codes is not None and (missing := codes.missing_partitions()):
         _say_once(
             f"{codes.directory} is unfinished: {missing} of its {codes.manifest.num_partitions} partitions have not "
-            "been made; going on with the others"
+            "been made; continuing with the others"
         )
     missing = description.get("num_partitions", 0) - len(description.get("partitions", {}))
     if missing > 0:
         _say_once(
             f"{root} is unfinished: {missing} of its {description['num_partitions']} partitions have not been made; "
-            "going on with the others"
+            "continuing with the others"
         )
 
 
@@ -212,7 +212,7 @@ def _say_once(message: str) -> None:
 
 
 class VideoDataset(torch.utils.data.Dataset):
-    """Windows of one size, one for each clip; item i is a random window of clip i.
+    """Windows of one size, one per clip; item i is a random window of clip i.
 
     Items hold "video", float32 (3, T, H, W) in [-1, 1], and "spacing", an int. The spacing of frames is uniform over
     [min_spacing, the largest that fits, at most max_spacing], the start uniform over all positions, and with `x_flip`
@@ -263,12 +263,12 @@ class VideoDataset(torch.utils.data.Dataset):
 
 
 class BatchStream:
-    """An endless stream of batches whose n-th global batch is a pure function of (seed, n) and the dataset.
+    """An infinite stream of batches whose n-th global batch is a pure function of (seed, n) and the dataset.
 
-    With `weighting` "clip", positions n * batch_size ... of the stream run through permutation after permutation of
-    the clips that are long enough, so each clip is seen once an epoch however many clips there are, and its window is
-    drawn uniformly. With "frame", each item is drawn uniformly from all windows of all clips, so that long clips
-    count for more. A rank gets its slice of each global batch, so the number of ranks changes nothing else.
+    With `weighting` "clip", the stream is a sequence of permutations of the clips that are long enough, one per epoch,
+    and batch n holds its positions n * batch_size ...; the window in a clip is drawn uniformly. With "frame", each item
+    is drawn uniformly from all windows of all clips, so long clips have more weight. A rank gets its slice of each
+    global batch, so the global batch does not depend on the number of ranks.
     """
 
     def __init__(
@@ -297,9 +297,9 @@ class BatchStream:
         self._windows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def items(self, n: int, num_frames: int) -> list[tuple[int, int, bool]]:
-        """Clip index, first frame and flip of each item of the n-th global batch of windows of `num_frames`.
+        """Return clip index, first frame and flip of each item of the n-th global batch of windows of `num_frames`.
 
-        Where the dataset has codes whose steps cover several frames, windows begin where a step does.
+        If the dataset has codes whose steps cover several frames, windows begin at the start of a step.
         """
         if num_frames not in self._windows:
             eligible = np.array(self.dataset.eligible(num_frames))
@@ -323,11 +323,11 @@ class BatchStream:
         return list(zip(eligible[picks].tolist(), starts.tolist(), flips.tolist(), strict=True))
 
     def batch(self, n: int, spec: BatchSpec) -> dict[str, torch.Tensor]:
-        """This rank's slice of the n-th global batch by part name, N / world_size clips.
+        """Return this rank's slice of the n-th global batch by part name, N / world_size clips.
 
         Frames are uint8 (N, T, H, W, 3), codes int32 (N, T, h, w), streams int64 (N, T) or float32 (N, T, V). With
-        `x_flip` there is also "x_flip", bool (N,): which clips are to be mirrored. `to_device` does that, and is where
-        it costs least.
+        `x_flip` there is also "x_flip", bool (N,): the clips to mirror, which `to_device` does on the device, where it
+        is cheapest.
         """
         batch, jobs = self._plan(n, spec)
         for job in jobs:
@@ -335,9 +335,9 @@ class BatchStream:
         return batch
 
     def prefetch(self, requests: Iterable[tuple[int, BatchSpec]]) -> Generator[dict[str, torch.Tensor], None, None]:
-        """`batch(n, spec)` for each request in order, decoded up to two batches ahead by `num_workers` threads.
+        """Yield `batch(n, spec)` for each request in order, decoded up to two batches ahead by `num_workers` threads.
 
-        Reading and JPEG decoding run outside Python's lock, so threads scale and nothing is copied between processes.
+        Reading and JPEG decoding release the GIL, so threads scale and nothing is copied between processes.
         """
         if self.num_workers == 0:
             yield from itertools.starmap(self.batch, requests)
@@ -356,7 +356,7 @@ class BatchStream:
             pool.shutdown(cancel_futures=True)
 
     def _plan(self, n: int, spec: BatchSpec) -> tuple[dict[str, torch.Tensor], list[functools.partial[None]]]:
-        """An empty batch and the jobs that fill it, one for each clip and part."""
+        """Return an empty batch and the jobs that fill it, one for each clip and part."""
         self._check_asked(spec)
         _check_parts(spec, self.dataset.alignment)
         num_local = self.batch_size // self.world_size
@@ -364,7 +364,7 @@ class BatchStream:
         batch, jobs = {}, []
         for part in spec.parts:
             shape, dtype = self._layout(part)
-            # Pinned memory lets the copy to a GPU run beside the computation.
+            # Pinned memory lets the copy to a GPU overlap with computation.
             batch[part.name] = torch.empty((num_local, *shape), dtype=dtype, pin_memory=torch.cuda.is_initialized())
             for out, (clip, start, _) in zip(batch[part.name].numpy(), items, strict=True):
                 jobs.append(functools.partial(_fill, out, self.dataset, clip, part, start))
@@ -373,7 +373,7 @@ class BatchStream:
         return batch, jobs
 
     def _layout(self, part: Part) -> tuple[tuple[int, ...], torch.dtype]:
-        """Return shape and type of what one clip has of a part."""
+        """Return shape and dtype of one clip of a part."""
         if isinstance(part, FrameClip):
             return (part.count, part.height, part.width, 3), torch.uint8
         if isinstance(part, CodeClip):
@@ -384,7 +384,7 @@ class BatchStream:
         return ((part.count, stream.num_values), torch.float32) if stream.is_vector else ((part.count,), torch.int64)
 
     def _check_asked(self, spec: BatchSpec) -> None:
-        """Raise ValueError if the windows cannot be cut from the dataset, or mirroring would spoil a part."""
+        """Raise ValueError if the dataset has no such windows, or if mirroring would invalidate a part."""
         has_codes = any(isinstance(part, CodeClip) for part in spec.parts)
         if has_codes and spec.num_frames % self.dataset.alignment:
             raise ValueError(
@@ -404,7 +404,7 @@ def _can_be_mirrored(part: Part) -> bool:
 
 
 def _fill(out: np.ndarray, dataset: ClipDataset, clip: int, part: Part, start: int) -> None:
-    """Read what a clip has of a part, in the window that begins at frame `start`, into `out`."""
+    """Read a part of the window of a clip that begins at frame `start` into `out`."""
     if isinstance(part, FrameClip):
         dataset.read_into(out, clip, _steps(part, start))
     elif isinstance(part, CodeClip):
@@ -421,7 +421,7 @@ def _steps(part: Part, start: int) -> range:
 
 @functools.lru_cache(maxsize=64)
 def _check_parts(spec: BatchSpec, alignment: int) -> None:
-    """Assert that the parts of a batch have names of their own and lie in its windows."""
+    """Assert that the parts of a batch have unique names and lie in its windows."""
     names = [part.name for part in spec.parts]
     assert len({*names, "x_flip"}) == len(names) + 1, f"parts share a name, or take that of the flips: {names}"
     for part in spec.parts:
@@ -432,7 +432,7 @@ def _check_parts(spec: BatchSpec, alignment: int) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, num_clips: int) -> np.ndarray:
-    """The order of the clips in an epoch, (num_clips,), read-only because shared."""
+    """Return the order of the clips in an epoch, (num_clips,), read-only because it is cached."""
     order = random_state("data-order", seed, epoch).permutation(num_clips)
     order.flags.writeable = False
     return order
@@ -445,10 +445,10 @@ def _finished(batch: dict[str, torch.Tensor], jobs: list[concurrent.futures.Futu
 
 
 def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """Return the parts of a batch on `device`, frames mirrored where it says so.
+    """Return the parts of a batch on `device`, with the selected clips mirrored.
 
-    Frames, which are uint8 (N, T, H, W, 3), become float32 (N, 3, T, H, W) in [-1, 1], and int32 becomes int64: codes
-    (N, T, h, w). All else is moved as it is.
+    Frames, uint8 (N, T, H, W, 3), become float32 (N, 3, T, H, W) in [-1, 1], and int32 codes (N, T, h, w) become int64.
+    Everything else is moved unchanged.
     """
     x_flip = batch.get("x_flip")
     return {name: _send(part, device, x_flip) for name, part in batch.items() if name != "x_flip"}
@@ -462,11 +462,11 @@ def _send(part: torch.Tensor, device: torch.device, x_flip: torch.Tensor | None)
 
 
 def to_float(frames: torch.Tensor, device: torch.device, x_flip: torch.Tensor | None = None) -> torch.Tensor:
-    """uint8 (N, T, H, W, 3) anywhere -> float32 (N, 3, T, H, W) in [-1, 1] on `device`.
+    """Convert uint8 (N, T, H, W, 3) to float32 (N, 3, T, H, W) in [-1, 1] on `device`.
 
     Clips for which `x_flip`, bool (N,) on the CPU, is true are mirrored.
     """
-    # Bytes are rearranged before they become floats, which are four times as many.
+    # Permute before the conversion to float32, which takes four times as much memory.
     planes = frames.to(device, non_blocking=True).permute(0, 4, 1, 2, 3).contiguous()
     for n in [] if x_flip is None else x_flip.nonzero()[:, 0].tolist():
         planes[n] = planes[n].flip(3)

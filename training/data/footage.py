@@ -1,4 +1,4 @@
-"""Read videos in whatever form they lie on a disk: datasets, video files, folders of pictures, npz arrays.
+"""Read videos in any supported form: datasets, video files, folders of images, npz arrays.
 
     side = open_videos("outputs/samples", fps=None)
     frames = side.footage.read(0, side.size, range(16))        # uint8 (16, H, W, 3)
@@ -6,8 +6,8 @@
     for frame in iter_frames("clip.mp4"):                      # uint8 (H, W, 3), in constant memory
         ...
 
-Each form has the methods of `training.data.dataset.ClipDataset`, so that a clip gives the same number in any of them.
-`training.data.frames` says how files become frames.
+All forms have the methods of `training.data.dataset.ClipDataset`, so that metrics do not depend on the form.
+`training.data.frames` defines how files are decoded to frames.
 """
 
 import functools
@@ -38,20 +38,20 @@ from training.data.shards import Clip, Size
 READ_THREADS = 4
 ARRAYS_HELD = 4
 SIZE_FOLDER = re.compile(r"(\d{4,})x(\d{4,})")
-READER_VERSION = 2  # raised when pictures, or videos at another rate than their own, are read as other pixels
+READER_VERSION = 2  # increment when the decoded pixels of images, or of resampled videos, change
 
 
 class Footage(Protocol):
-    """Videos that exist: a `ClipDataset`, `Files` or `Arrays`."""
+    """A collection of videos: a `ClipDataset`, `Files` or `Arrays`."""
 
     @property
     def name(self) -> str:
-        """Return what messages and results call it."""
+        """Return the name in messages and results."""
         ...
 
     @property
     def fps(self) -> float | None:
-        """Return the number of frames a second, None where nothing tells."""
+        """Return the number of frames per second, None if unknown."""
         ...
 
     @property
@@ -60,7 +60,7 @@ class Footage(Protocol):
         ...
 
     def eligible(self, num_frames: int) -> list[int]:
-        """Return the indices of the videos of at least `num_frames` frames; `ValueError` if there is none."""
+        """Return the indices of the videos of at least `num_frames` frames; raise `ValueError` if there is none."""
         ...
 
     def read(self, clip_index: int, size: Size, frames: Sequence[int]) -> np.ndarray:
@@ -88,7 +88,7 @@ class Arrays:
         self.size = (self.videos[0].shape[1], self.videos[0].shape[2])
 
     def eligible(self, num_frames: int) -> list[int]:
-        """Return the indices of the videos of at least `num_frames` frames; `ValueError` if there is none."""
+        """Return the indices of the videos of at least `num_frames` frames; raise `ValueError` if there is none."""
         return _eligible(self, num_frames)
 
     def read(self, clip_index: int, size: Size, frames: Sequence[int]) -> np.ndarray:
@@ -97,7 +97,7 @@ class Arrays:
         return self.videos[clip_index][list(frames)]
 
     def content(self) -> str:
-        """Return 16 hex digits that tell what the frames are."""
+        """Return 16 hex digits that identify the frames."""
         digest = hashlib.sha256()
         for video in self.videos:
             digest.update(str(video.shape).encode() + np.ascontiguousarray(video).tobytes())
@@ -117,9 +117,9 @@ class _Opened:
 
 
 class Files:
-    """Videos below a folder: video files, npz files with an array of one, or folders of pictures, by path.
+    """Videos below a folder, by path: video files, npz files with an array of one video, or folders of images.
 
-    With `fps` video files are read at that rate. Raises `ValueError` if sizes or frame rates differ.
+    With `fps` video files are resampled to that rate. Raises `ValueError` if sizes or frame rates differ.
     """
 
     def __init__(self, path: Path, fps: float | None = None) -> None:
@@ -146,7 +146,7 @@ class Files:
         self.fps = rates[0] if rates else None
 
     def eligible(self, num_frames: int) -> list[int]:
-        """Return the indices of the videos of at least `num_frames` frames; `ValueError` if there is none."""
+        """Return the indices of the videos of at least `num_frames` frames; raise `ValueError` if there is none."""
         return _eligible(self, num_frames)
 
     def read(self, clip_index: int, size: Size, frames: Sequence[int]) -> np.ndarray:
@@ -161,7 +161,7 @@ class Files:
         return video
 
     def content(self) -> str:
-        """Return 16 hex digits that tell what the files hold, and how they are read."""
+        """Return 16 hex digits that identify the contents of the files and the version of the reader."""
         digest = hashlib.sha256(f"{self.fps}".encode())
         for video in self._videos:
             digest.update(f"{video.clip.path} {video.clip.num_frames}{video.version}".encode())
@@ -184,7 +184,7 @@ class Videos:
 
     @functools.cached_property
     def content(self) -> str:
-        """Return 16 hex digits that tell what the frames are, wherever they lie."""
+        """Return 16 hex digits that identify the frames, independent of their location."""
         if isinstance(self.footage, ClipDataset):
             return dataset_id(self.footage.path, self.size)
         assert isinstance(self.footage, (Files, Arrays)), "the forms there are"
@@ -192,14 +192,14 @@ class Videos:
 
 
 def open_videos(path: str | Path, size: Size | None = None, fps: float | None = None) -> Videos:
-    """Return the videos at a path: a dataset, of `size` if it has several; a video file; an npz file; or a folder of
-    either, or of folders of pictures. With `fps` video files are read at that rate, and other footage must have it.
+    """Return the videos at a path: a dataset, a video file, an npz file, or a folder of videos or of folders of images.
 
-    Raises `ValueError`, saying what to do, for what cannot be read or is not what it should be.
+    `size` selects one of several sizes of a dataset. With `fps` video files are resampled to that rate; other footage
+    must have it. Raises `ValueError` with a remedy for anything that cannot be read or does not match.
     """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"there is no {path}: give a dataset, a video or npz file, or a folder of videos or pictures")
+        raise ValueError(f"there is no {path}: give a dataset, a video or npz file, or a folder of videos or images")
     if is_dataset(path):
         return _open_dataset(path, size, fps)
     if path.suffix.lower() == ARRAY_SUFFIX:
@@ -218,7 +218,7 @@ def open_videos(path: str | Path, size: Size | None = None, fps: float | None = 
 
 
 def dataset_sizes(root: str | Path) -> list[Size]:
-    """Return the frame sizes (height, width) of the dataset at `root`, none if there is no dataset."""
+    """Return the frame sizes (height, width) of the dataset at `root`, empty if there is no dataset."""
     root = Path(root)
     if not root.is_dir():
         return []
@@ -232,10 +232,10 @@ def is_dataset(path: str | Path) -> bool:
 
 
 def dataset_id(root: str | Path, size: Size) -> str:
-    """Return 16 hex digits that tell what the frames of one size of a dataset are.
+    """Return 16 hex digits that identify the frames of one size of a dataset.
 
-    A hash of each shard's name and size, and of the path, length and CRC of each member as the zip's directory gives
-    them: no frame is read.
+    They are a hash of each shard's name and size, and of the path, length and CRC of each member from the central
+    directory of the zip; no frame is read.
     """
     digest = hashlib.sha256()
     for shard in sorted((Path(root) / size_name(size)).glob("*.zip")):
@@ -278,14 +278,14 @@ def _eligible(footage: Footage, num_frames: int) -> list[int]:
 
 
 def _find(path: Path) -> list[Path]:
-    """Return the video and npz files at or below a path, else the folders that hold pictures."""
+    """Return the video and npz files at or below a path, else the folders that hold images."""
     if path.is_file():
         return [path]
     suffixes = (*VIDEO_SUFFIXES, ".gif", ARRAY_SUFFIX)
     found = find_videos(path, suffixes) or [path / folder for folder in find_frames(path)]
     if not found:
         raise ValueError(
-            f"{path} holds no video file ({', '.join(suffixes)}) and no folder of pictures: give a folder that does, "
+            f"{path} holds no video file ({', '.join(suffixes)}) and no folder of images: give a folder that does, "
             "or the root of a dataset"
         )
     return found
@@ -306,7 +306,7 @@ def _open(path: Path, root: Path, fps: float | None) -> _Opened:
         return _Opened(Clip(name, len(array)), size, None, functools.partial(_read_array, path), (path,))
     timing = scan(path)
     rate, resampled = reading_rate(path, fps)
-    # What ffmpeg makes of the last moment at another rate is not known exactly, so a frame is left.
+    # The exact number of frames at another rate is not known near the end, so one frame is dropped.
     is_native = resampled is None and not timing.is_variable
     num_frames = timing.num_frames if is_native else max(1, int(timing.duration_sec * rate) - 1)
     first = next(iter_video_frames(path))
@@ -321,7 +321,7 @@ def _read_pictures(files: Sequence[Path], size: Size, frames: Sequence[int]) -> 
         image = read_image(files[frame])
         if image.shape[:2] != size:
             raise ValueError(
-                f"{files[frame]} is {image.shape[0]}x{image.shape[1]}, but the first picture of its folder is "
+                f"{files[frame]} is {image.shape[0]}x{image.shape[1]}, but the first image of its folder is "
                 f"{size[0]}x{size[1]}: bring all to one size: python -m dataset_tools.make_dataset_from_frames"
             )
         video[number] = image

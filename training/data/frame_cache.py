@@ -1,4 +1,4 @@
-"""Keep decoded frames, in memory or in a file that processes and runs share, for sizes small enough to hold whole."""
+"""Cache decoded frames of small sizes, in memory or in a file shared by processes and runs."""
 
 import fcntl
 import os
@@ -16,23 +16,23 @@ from torch_utils import distributed
 
 CACHE_KINDS = ("none", "ram", "memmap")
 
-_SHARE_OF_ROOM = 0.8  # of what is free, that caches may take
+_SHARE_OF_ROOM = 0.8  # fraction of the free memory or disk space that caches may use
 
 Size = tuple[int, int]  # height, width
 
 
 class FrameCache:
-    """Decoded frames of a store, kept as they are read: in memory, or in a file that processes and runs share.
+    """Decoded frames of a store, cached when they are read: in memory, or in a file shared by processes and runs.
 
-    The file holds a checksum for each frame, written after its pixels and zero before; a process that meets a frame
-    for the first time compares the two, so that neither a killed writer nor a machine that lost power leaves a wrong
-    picture: at worst a frame is decoded again. Threads may race, since all write the same bytes.
+    The file holds a checksum for each frame, written after its pixels and zero before; a process verifies it on the
+    first access to a frame, so that a killed writer or a power failure never leads to a wrong frame: the frame is
+    decoded again. Threads may race, since all write the same bytes.
     """
 
     def __init__(self, path: Path | None, num_frames: int, size: Size) -> None:
         self._arguments = (path, num_frames, size)
         shape = (num_frames, *size, 3)
-        self._known = np.zeros(num_frames, bool)  # what this process knows to be right
+        self._known = np.zeros(num_frames, bool)  # frames that this process has verified
         if path is None:
             self._frames, self._checks = np.empty(shape, np.uint8), None
             return
@@ -44,11 +44,11 @@ class FrameCache:
 
     @staticmethod
     def num_bytes(num_frames: int, size: Size) -> int:
-        """The size of the file; in memory it is a trifle less."""
+        """Return the size of the file; the cache in memory is slightly smaller."""
         return num_frames * (4 + size[0] * size[1] * 3)
 
     def fetch(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
-        """Copy the frames that are there into `out`, (len(rows), H, W, 3); returns the positions of the others."""
+        """Copy the cached frames into `out`, (len(rows), H, W, 3); return the positions of the others."""
         known = self._known[rows]
         if self._checks is not None:
             for position in np.flatnonzero(~known & (self._checks[rows] != 0)):
@@ -58,7 +58,7 @@ class FrameCache:
         return np.flatnonzero(~known)
 
     def store(self, row: int, frame: np.ndarray) -> None:
-        """Keep frame number `row`, (H, W, 3)."""
+        """Store frame number `row`, (H, W, 3)."""
         self._frames[row] = frame
         if self._checks is not None:
             self._checks[row] = _checksum(frame)
@@ -73,9 +73,9 @@ def _checksum(frame: np.ndarray) -> int:
 
 
 def _allocate(descriptor: int, num_bytes: int) -> None:
-    """Lengthen a file by zeros, and take its place on the disk at once where the system can do that.
+    """Extend a file by zeros, and reserve the disk space if the system supports it.
 
-    A hole that is filled through the map when the disk has become full would kill the process.
+    Writing to a hole of a mapped file on a full disk would kill the process.
     """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, num_bytes)
@@ -84,10 +84,10 @@ def _allocate(descriptor: int, num_bytes: int) -> None:
 
 
 def make_caches(kind: str, stores: Mapping[Size, tuple[int, str]]) -> dict[Size, FrameCache]:
-    """Caches of `kind`, "ram" or "memmap", from the smallest frames to the largest that still fit.
+    """Return caches of `kind`, "ram" or "memmap", for as many frame sizes as fit, smallest first.
 
-    `stores` gives for each size the number of frames and a key that only these frames have. Says what the caches will
-    take. Raises ValueError with the figures if not even the smallest frames fit.
+    `stores` gives for each size the number of frames and a key that identifies them. Prints the sizes of the caches.
+    Raises ValueError with the sizes if not even the smallest frames fit.
     """
     if kind == "ram":
         room = psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -98,7 +98,7 @@ def make_caches(kind: str, stores: Mapping[Size, tuple[int, str]]) -> dict[Size,
     remedy = "free some space, set DNNLIB_CACHE_DIR to a folder on a larger disk, or take cache=none"
     lock = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one rank makes the files, the others find them made
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first rank creates the files, the others reuse them
         return _fill(shutil.disk_usage(folder).free, str(folder), remedy, stores, folder)
     finally:
         os.close(lock)

@@ -1,4 +1,4 @@
-"""The prompt that command lines give: a context, files of streams, a label, a text."""
+"""Build the prompt that the command line specifies: context frames, files of streams, a label, a text."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def make_prompt(
     fps: float | None = None,
     num_frames: int | None = None,
 ) -> Prompt:
-    """Return what is given to a sampler: the context at a path, streams from files by name, a label, a text.
+    """Return the prompt of a sampler: context frames at a path, streams from files by name, a label, a text.
 
-    A file of a stream replaces what the context's dataset has: it holds the values of the context frames and then of
-    the frames to make, of which there are `num_frames`. With `fps` video files are read at that rate.
+    A file of a stream replaces that of the context's dataset: it holds the values of the context frames followed by
+    those of the `num_frames` frames to generate. With `fps` video files are resampled to that rate.
 
-    Raises `ValueError`, in one sentence, for what the sampler does not take, lacks, or cannot use.
+    Raises `ValueError` with a one-line message for inputs that the sampler does not accept, lacks, or cannot use.
     """
     needs = sampler.needs
     for name in streams:
@@ -66,13 +66,13 @@ def make_prompt(
 
 
 def _range_of(sampler: Sampler, name: str) -> tuple[list[str] | None, int | None]:
-    """Return the names of a stream's values, and how many values there are, as far as the sampler knows them."""
+    """Return the names of a stream's values, and their number, as far as the sampler defines them."""
     names = sampler.vocabularies.get(name)
     return (list(names) if names else None), (sampler.num_actions if name == "actions" else None)
 
 
 def stream_readers(dataset: ClipDataset, sampler: Sampler, names: list[str]) -> dict[str, StreamReader]:
-    """Return the readers of streams of a dataset, whose names are numbered as the sampler has learnt them."""
+    """Return readers of a dataset's streams, with names numbered by the sampler's vocabularies."""
     return {
         name: StreamStore(dataset.path, name, dataset.clips, None, sampler.vocabularies.get(name)).read
         for name in names

@@ -1,6 +1,6 @@
-"""Read pictures as frames: which files of a folder are pictures, in which order, and what their pixels are.
+"""Read images as frames: list the image files of a folder in order, decode, crop and resize them.
 
-Dataset makers, metrics and prompts read every picture with `read_image` and resize every frame with
+Dataset makers, metrics and prompts read every image with `read_image` and resize every frame with
 `center_crop_and_resize`, so that a file gives the same pixels in all of them.
 """
 
@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-# Formats that Pillow registers but does not read by itself.
+# Formats that Pillow registers but cannot read itself.
 _STUBS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 
 
 @functools.cache
 def image_suffixes() -> frozenset[str]:
     """Return the suffixes, in lower case, of all image formats that Pillow reads."""
-    extensions = Image.registered_extensions()  # which also fills Image.OPEN
+    extensions = Image.registered_extensions()  # also fills Image.OPEN
     readable = Image.OPEN.keys() - {*_STUBS}
     return frozenset(suffix for suffix, kind in extensions.items() if kind in readable)
 
@@ -29,17 +29,17 @@ def image_suffixes() -> frozenset[str]:
 def natural_key(name: str) -> tuple[list[str | int], str]:
     """Return a sort key that compares the numbers in names by value: 2.png comes before 10.png.
 
-    Numbers padded with zeros sort as plain text does.
+    Zero-padded numbers sort as plain text does.
     """
     parts = re.split(r"([0-9]+)", name)
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
 def find_frames(folder: Path) -> dict[str, list[str]]:
-    """Return the names of the pictures in each folder at or below `folder`, by the folder's path inside `folder`.
+    """Return the names of the images in each folder at or below `folder`, by the folder's path inside `folder`.
 
-    Names are in natural order, folders sorted by path; "." is `folder` itself. Hidden files and folders and linked
-    folders are not looked at.
+    Names are in natural order, folders sorted by path; "." is `folder` itself. Hidden files, hidden folders and linked
+    folders are skipped.
     """
     found = {}
     for parent, folders, names in os.walk(folder):
@@ -50,44 +50,45 @@ def find_frames(folder: Path) -> dict[str, list[str]]:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """Return the pictures that lie directly in a folder, in natural order of their names."""
+    """Return the images directly in a folder, in natural order of their names."""
     return [folder / name for name in _pictures_among(path.name for path in folder.iterdir() if path.is_file())]
 
 
 def iter_pictures(folder: Path) -> Iterator[np.ndarray]:
-    """Yield the pictures of a folder in natural order of their names, each uint8 (H, W, 3).
+    """Yield the images of a folder in natural order of their names, each uint8 (H, W, 3).
 
-    Raises `ValueError` for a folder without pictures and for what `read_image` refuses.
+    Raises `ValueError` for a folder without images and for images that `read_image` rejects.
     """
     paths = list_pictures(folder)
     if not paths:
-        raise ValueError(f"{folder} holds no pictures: expected files such as 000000.png, in the order of their names")
+        raise ValueError(f"{folder} holds no images: expected files such as 000000.png, in the order of their names")
     for path in paths:
         yield read_image(path)
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Return an image as uint8 (H, W, 3): upright, in sRGB, over black where it is transparent.
+    """Read an image as uint8 (H, W, 3): EXIF orientation applied, in sRGB, composited over black if transparent.
 
-    Colours are converted if the image holds a profile; 16 bits of grey lose the lower 8. Raises `ValueError`, naming
-    the file, if it cannot be read or holds several pictures.
+    Colours are converted if the image has a colour profile; 16-bit grey is reduced to 8 bits. Raises `ValueError`,
+    naming the file, if it cannot be read or holds several images.
     """
     try:
         with Image.open(path) as image:
-            # Some cameras' JPEGs hold further pictures after the photograph; any other sequence is not a frame.
+            # JPEGs of some cameras (MPO) hold additional images after the photograph; any other sequence is rejected.
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                raise ValueError(f"it holds {getattr(image, 'n_frames', 1)} pictures; store one in each file")
+                raise ValueError(f"it holds {getattr(image, 'n_frames', 1)} images; store one in each file")
             image.load()
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
-    except Exception as error:  # readers of damaged files fail in all kinds of ways
+    except Exception as error:  # decoders raise many exception types for damaged files
         raise ValueError(f"{path} cannot be a frame: {error}") from error
 
 
 def center_crop_and_resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Crop the middle of `frame` (uint8 H W 3) to the aspect of height x width, then resize it with a Lanczos filter.
+    """Crop the centre of `frame` (uint8 H W 3) to the aspect ratio of height x width, then resize it with a Lanczos
+    filter.
 
-    Only the dimension that is too long is cropped, so the result shows as much of the frame as its aspect allows. A
-    frame of that size is returned as it is.
+    Only one dimension is cropped, so the result shows as much of the frame as its aspect ratio allows. A frame of that
+    size is returned unchanged.
     """
     image = Image.fromarray(frame)
     if (image.height, image.width) == (height, width):
@@ -107,7 +108,7 @@ def center_crop_and_resize(frame: np.ndarray, height: int, width: int) -> np.nda
 
 
 def _pictures_among(names: Iterable[str]) -> list[str]:
-    """Return those names, not hidden, that have a picture's suffix, in natural order."""
+    """Return the visible names with an image suffix, in natural order."""
     suffixes = image_suffixes()
     found = (name for name in names if not name.startswith(".") and Path(name).suffix.lower() in suffixes)
     return sorted(found, key=natural_key)
@@ -136,7 +137,7 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         if "srgb" in ImageCms.getProfileDescription(source).lower():
             return image.convert("RGB")
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except ImageCms.PyCMSError:  # a profile that is damaged or for another kind of image says nothing
+    except ImageCms.PyCMSError:  # a damaged profile, or one for another colour mode, is ignored
         return image.convert("RGB")
     assert converted is not None
     return converted

@@ -7,7 +7,7 @@
     for piece in followed_frames(request.prompt, request.start, request.num_frames, self.needs, size):
         ...                                                    # inside a sampler that transforms its prompt
 
-Frames are float32 in [-1, 1], computed from uint8 as x / 127.5 - 1, the same bits wherever they come from.
+Frames are float32 in [-1, 1], computed from uint8 as x / 127.5 - 1, so that all sources give the same bits.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from training.sampling import Needs, Prompt, Sampler, Start, starts_of
 # (index of the clip, first frame, number of frames) -> int (count,) or float (count, V)
 StreamReader = Callable[[int, int, int], np.ndarray]
 
-PIECE_FRAMES = 8  # frames that `followed_frames` asks for at once
+PIECE_FRAMES = 8  # maximum number of frames that `followed_frames` requests at once
 
 
 # ----------------------------------------------------------------------------
@@ -42,11 +42,11 @@ PIECE_FRAMES = 8  # frames that `followed_frames` asks for at once
 
 
 class ClipPrompt(Prompt):
-    """Windows of footage, one for each video; a single window is that of all videos.
+    """Windows of footage, one for each video; a single window is used for all videos.
 
-    Frame t of a video is frame `first + t` of its clip, so that negative numbers are the frames before `first`. A frame
-    outside of the clip is a `ValueError`; with `repeats_edges` frames before the clip repeat its first, and fewer
-    frames are returned where it ends.
+    Frame t of a video is frame `first + t` of its clip, so negative numbers are the frames before `first`. Requesting a
+    frame outside the clip raises `ValueError`; with `repeats_edges` the first frame is repeated before the clip, and
+    fewer frames are returned at its end.
 
     `windows` are (index of the clip, first frame); `streams` read the values of streams by name.
     """
@@ -63,7 +63,7 @@ class ClipPrompt(Prompt):
 
     @property
     def name(self) -> str:
-        """Return what messages call it."""
+        """Return the name in messages."""
         if len(self.windows) > 1:
             return self.footage.name
         return f"clip {self.footage.clips[self.windows[0][0]].path} of {self.footage.name}"
@@ -97,7 +97,7 @@ class ClipPrompt(Prompt):
         return stream_tensor(np.stack(found))
 
     def _places(self, start: Start) -> list[tuple[int, int]]:
-        """Return clip and first frame of each video."""
+        """Return clip index and first frame of each video."""
         windows = self.windows * (len(start) if len(self.windows) == 1 and not isinstance(start, int) else 1)
         starts = starts_of(start, len(windows))
         return [(clip, first + offset) for (clip, first), offset in zip(windows, starts, strict=True)]
@@ -119,16 +119,16 @@ class ClipPrompt(Prompt):
 
 
 class FilePrompt(Prompt):
-    """A video file, a folder of pictures or an npz file, which is the prompt of every video, in constant memory.
+    """A video file, folder of images or npz file as the prompt of every video, read in constant memory.
 
-    Frame t is frame `origin + t` of the file. It is read front to back, keeping the frames of the last request, and
-    from the beginning again when earlier frames are asked for. With `origin` None the video continues the file: frames
-    -n ... -1 are its last n, found in one pass.
+    Frame t is frame `origin + t` of the file. It is read sequentially, keeping the frames of the last request, and
+    reopened when earlier frames are requested. With `origin` None the video continues the file: frames -n ... -1 are
+    its last n, found in one pass.
 
-    With `repeats_edges` frames before the file repeat its first, else they are a `ValueError`. Frames after its end are
-    missing: fewer are returned, possibly none. Frames are cropped and resized as those of a dataset; with `enlarges`
-    False smaller frames, and arrays of any other size, are a `ValueError`. With `fps` a video file is read at that
-    rate.
+    With `repeats_edges` the first frame is repeated before the file, else such requests raise `ValueError`. Requests
+    beyond its end return fewer frames, possibly none. Frames are cropped and resized as those of a dataset; with
+    `enlarges` False, smaller frames, and arrays of any other size, raise `ValueError`. With `fps` a video file is
+    resampled to that rate.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class FilePrompt(Prompt):
 
     @property
     def name(self) -> str:
-        """Return what messages call it."""
+        """Return the name in messages."""
         return str(self.path)
 
     def frames(self, start: Start, count: int, size: Size) -> Tensor:
@@ -169,7 +169,7 @@ class FilePrompt(Prompt):
 
     @property
     def num_frames(self) -> int | None:
-        """Return the number of frames of the file, None while its end has not been read."""
+        """Return the number of frames of the file, None until its end has been read."""
         readers = [*self._readers.values(), *self._ends.values()]
         return next((reader.num_read for reader in readers if reader.is_ended), None)
 
@@ -198,7 +198,7 @@ class FilePrompt(Prompt):
             )
 
     def _check(self, reader: _Reader, first: int, begin: int, missing: int) -> None:
-        """Raise `ValueError` if frames before that of the origin are missing."""
+        """Raise `ValueError` if context frames are missing."""
         if begin >= 0 and missing <= 0:
             return
         if self.origin is None:
@@ -218,7 +218,7 @@ class FilePrompt(Prompt):
 
 
 class _Reader:
-    """Frames read front to back, of which the last ones are held, each made to fit when it is first held."""
+    """A sequential reader that holds the last frames, each resized when it is first held."""
 
     def __init__(self, open: Callable[[], Iterator[np.ndarray]], fit: Callable[[np.ndarray], np.ndarray]) -> None:
         self._open, self._fit = open, fit
@@ -236,7 +236,9 @@ class _Reader:
         return self.first + len(self._held)
 
     def read(self, begin: int, count: int, repeats_first: bool) -> list[np.ndarray]:
-        """Return frames [begin, begin + count), without those after the end; before the first it is repeated."""
+        """Return frames [begin, begin + count), without those after the end; the first is repeated before the
+        beginning.
+        """
         low = max(begin, 0)
         if low < self.first:
             self._begin()
@@ -265,7 +267,7 @@ class _Reader:
         self.first = num_frames - len(held)
 
     def _advance(self, keeps: bool) -> None:
-        """Read a frame; without `keeps` it and all that are held are forgotten."""
+        """Read a frame; without `keeps`, discard it and all held frames."""
         frame = next(self._frames, None)
         if frame is None:
             self.is_ended = True
@@ -277,7 +279,7 @@ class _Reader:
 
 
 # ----------------------------------------------------------------------------
-# Following a prompt.
+# Transforming a prompt.
 
 
 def followed_frames(
@@ -285,9 +287,9 @@ def followed_frames(
 ) -> Iterator[Tensor]:
     """Yield frames [start - past, stop + future) of a prompt that a sampler transforms, float32 (N or 1, 3, T, h, w).
 
-    `past` and `future` are those of `needs`; the sampler makes frames [start, stop) of them. `stop` is
-    `start + num_frames`, or where the prompt ends if that comes first; frames after the prompt's end repeat its last.
-    Pieces hold at most `piece` frames. Raises `ValueError` if the prompt ends before `start`.
+    `past` and `future` are those of `needs`; the sampler generates frames [start, stop). `stop` is `start +
+    num_frames`, or the end of the prompt if that comes first; the last frame is repeated after the end. Pieces hold at
+    most `piece` frames. Raises `ValueError` if the prompt ends before `start`.
     """
     stop = None if num_frames is None else num_frames + needs.future
     done = -needs.past
@@ -315,7 +317,7 @@ def _shifted(start: Start, offset: int) -> Start:
 
 
 def _ended_before(prompt: Prompt, start: Start) -> str:
-    """Return the message for a prompt without frames from `start` on."""
+    """Return the error message for a prompt without frames from `start` on."""
     first = start if isinstance(start, int) else max(start)
     while isinstance(prompt, StreamPrompt):
         prompt = prompt.prompt
@@ -336,15 +338,16 @@ def open_prompt(
     origin: int | None = None,
     streams: Callable[[ClipDataset], Mapping[str, StreamReader]] | None = None,
 ) -> Prompt:
-    """Return the prompt at a path: a video file, an npz file, a folder of pictures, a dataset, or ROOT:CLIP of one.
+    """Return the prompt at a path: a video file, an npz file, a folder of images, a dataset, or ROOT:CLIP of one.
 
-    A sampler that follows its prompt gets frame `origin` (0) as frame 0, and repeats of the first frame before. Any
-    other continues the video from frame `origin`: by default its end, or, for a sampler that needs streams of a
-    dataset, frame `past` of the clip, whose streams then go on. Without CLIP the first clip that is long enough is
-    taken. With `fps` video files are read at that rate. `streams` opens the readers of a dataset's streams.
+    A sampler that transforms its prompt gets frame `origin` (0) as frame 0, preceded by repeats of the first frame. Any
+    other sampler continues the video from frame `origin`: by default its end, or, for a sampler that needs streams of a
+    dataset, frame `past` of the clip, whose streams cover the frames after it. Without CLIP the first clip that is long
+    enough is used. With `fps` video files are resampled to that rate. `streams` opens the readers of a dataset's
+    streams.
 
-    Raises `ValueError` for what is not there, and, where a video is continued, for frames of another rate than the
-    sampler's, smaller ones, and arrays and datasets of another size.
+    Raises `ValueError` for a missing path or clip, and, if a video is continued, for a frame rate other than the
+    sampler's, for smaller frames, and for arrays and datasets of another size.
     """
     needs, size = sampler.needs, sampler.needs.size or sampler.size
     if not needs.frames and not needs.streams:
@@ -354,7 +357,7 @@ def open_prompt(
         return _open_clip(ClipDataset(root, [size]), sampler, fps, clip, origin, streams)
     if not Path(root).exists():
         raise ValueError(
-            f"there is no {root}: give a video or npz file, a folder of pictures, a dataset, or ROOT:CLIP of one"
+            f"there is no {root}: give a video or npz file, a folder of images, a dataset, or ROOT:CLIP of one"
         )
     if clip is not None:
         raise ValueError(f"{root} is no dataset, so it has no clip {clip}: give the root of one, or leave out the clip")
@@ -366,14 +369,14 @@ def open_prompt(
     prompt = FilePrompt(root, fps, origin, repeats_edges=False, enlarges=False)
     if fps is None and not is_same_rate(prompt.fps, sampler.fps):
         raise ValueError(
-            f"{root} has {prompt.fps:g} frames a second, the model was trained at {sampler.fps:g}: give "
+            f"{root} has {prompt.fps:g} frames per second, the model was trained at {sampler.fps:g}: give "
             f"--fps={sampler.fps:g}, at which the video is then read"
         )
     return prompt
 
 
 def _split_clip(path: str, clip: str | None) -> tuple[str, str | None]:
-    """Return the path and the clip of ROOT:CLIP, of which ROOT is a dataset; names of files may hold colons."""
+    """Split ROOT:CLIP, where ROOT is a dataset, into path and clip; file names may contain colons."""
     if clip is None and not Path(path).exists():
         for place, character in enumerate(path):
             if character == ":" and is_dataset(path[:place]):
@@ -394,7 +397,7 @@ def _open_clip(
     check_rate(dataset.fps, fps, str(dataset.path))
     if not needs.follows and fps is None and not is_same_rate(dataset.fps, sampler.fps):
         raise ValueError(
-            f"{dataset.path} has {dataset.fps:g} frames a second, the model was trained at {sampler.fps:g}: give a "
+            f"{dataset.path} has {dataset.fps:g} frames per second, the model was trained at {sampler.fps:g}: give a "
             f"dataset of that rate, or --fps={dataset.fps:g} to take it all the same"
         )
     if clip is None:

@@ -1,7 +1,7 @@
-"""Find, read and decode the JPEG frames of sharded zips: an index of each shard, and frames read at known offsets.
+"""Find, read and decode the JPEG frames of sharded zips through an index of each shard.
 
-An index is a handful of NumPy arrays, built once from a zip and kept beside it, so that opening a dataset costs the
-same however many frames it has.
+An index is a set of NumPy arrays, built once from a zip and stored beside it, so that opening a dataset takes the same
+time for any number of frames.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ from dnnlib import util
 from dnnlib.util import size_name
 from training.data.frame_cache import FrameCache, Size
 
-# Head of a zip member: signature, then after 22 bytes that the central directory repeats, the lengths of the name and
-# of the extra field, which may differ from the central ones, so that the data's place is known only from here.
+# Local header of a zip member: signature, 22 bytes that the central directory repeats, and the lengths of the name and
+# of the extra field, which may differ from those in the central directory and locate the data.
 _MEMBER_HEAD = struct.Struct("<4s22xHH")
 _INDEX_VERSION = 1
 _FAULTS = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
 
-# Members of a zip lie side by side: those with small gaps between them are fetched by one read of bounded size.
+# Members of a zip are adjacent: those with small gaps between them are fetched by one read of bounded size.
 _GAP_BYTES = 16 << 10
 _READ_BYTES = 8 << 20
 
@@ -55,31 +55,31 @@ class Clip:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the frames of one zip lie: C clips, ordered by path, and the F frames of all of them in order."""
+    """The locations of the frames of one zip: C clips, ordered by path, and the F frames of all of them in order."""
 
     clips: list[str]
     num_frames: np.ndarray  # (C,) int64
-    digests: np.ndarray  # (C, 16) uint8: of the names of a clip's frames
-    members: np.ndarray  # (F, 4) int64: place and number of the stored bytes, CRC-32 of the file, whether deflated
+    digests: np.ndarray  # (C, 16) uint8: digest of the names of a clip's frames
+    members: np.ndarray  # (F, 4) int64: offset and number of the stored bytes, CRC-32 of the file, whether deflated
 
 
 def open_index(path: Path, size: Size, root: Path) -> ShardIndex:
-    """The index of a zip, from the file beside it where that belongs to this very zip, else built and kept there.
+    """Return the index of a zip, from the file beside it if that was built from this zip, else build and store it.
 
-    Raises ValueError naming the zip, and the clip and frame where there is one, if the zip is not whole, lists frames
-    that it lacks, or holds a clip whose first frame is not an RGB image of `size`.
+    Raises ValueError naming the zip, and the clip and frame if known, if the zip is incomplete, lists frames that it
+    lacks, or holds a clip whose first frame is not an RGB image of `size`.
     """
     cache = path.with_suffix(".index.npz")
     status = path.stat()
     key = np.array([_INDEX_VERSION, *size, status.st_size, status.st_mtime_ns])
-    # There is no telling what a damaged file makes its readers raise.
+    # NumPy raises many exception types for damaged files.
     with contextlib.suppress(Exception), np.load(cache) as stored:
         if np.array_equal(stored["key"], key):
             arrays = {field.name: stored[field.name] for field in dataclasses.fields(ShardIndex)}
             return ShardIndex(**arrays | {"clips": json.loads(arrays["clips"].tobytes())})
     index = _build_index(path, size, root)
     arrays = vars(index) | {"clips": np.frombuffer(json.dumps(index.clips).encode(), np.uint8)}
-    # A folder that nobody may write to only means that the next run builds the index again.
+    # In a read-only folder the index is rebuilt by the next run.
     with contextlib.suppress(OSError), util.atomic_path(cache) as temporary:
         np.savez(temporary, allow_pickle=False, key=key, **arrays)
     return index
@@ -122,13 +122,13 @@ def _build_index(path: Path, size: Size, root: Path) -> ShardIndex:
 
 
 def locate_member(descriptor: int, info: zipfile.ZipInfo, path: Path) -> tuple[int, int, int, int]:
-    """Return the row of a member in the table of its shard: where its bytes begin, how many, CRC-32, whether deflated.
+    """Return the row of a member in the table of its shard: offset and number of its bytes, CRC-32, whether deflated.
 
-    Raises `ValueError` naming the zip if the member is not where the zip's directory says.
+    Raises `ValueError` naming the zip if the member is not at the offset given by the central directory.
     """
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{path} compresses {info.filename} in a way that is not read; store it uncompressed")
-    lost = info.header_offset < 0  # as when the beginning of the zip is cut off
+    lost = info.header_offset < 0  # for example if the beginning of the zip is cut off
     head = b"" if lost else os.pread(descriptor, _MEMBER_HEAD.size, info.header_offset)
     if len(head) < _MEMBER_HEAD.size or head[:4] != b"PK\x03\x04":
         raise ValueError(
@@ -151,7 +151,7 @@ def _frame_error(path: Path, clip: str, name: str, size: Size, root: Path, error
 
 
 def _contents(descriptor: int, members: np.ndarray) -> Iterator[bytes | memoryview]:
-    """The files of members, rows of (offset, bytes, CRC-32, deflated); ValueError where the bytes are others."""
+    """Yield the files of members, rows of (offset, bytes, CRC-32, deflated); raise ValueError for a wrong checksum."""
     rows = members.tolist()
     begin = stop = 0
     data, origin = memoryview(b""), 0
@@ -175,7 +175,7 @@ def _contents(descriptor: int, members: np.ndarray) -> Iterator[bytes | memoryvi
 
 @functools.cache
 def fast_decoder() -> Any:
-    """The module simplejpeg, which decodes to the same pixels as Pillow but faster, or None where it is absent."""
+    """Return the module simplejpeg, which decodes to the same pixels as Pillow but faster, or None if absent."""
     try:
         return importlib.import_module("simplejpeg")
     except ImportError:
@@ -183,7 +183,7 @@ def fast_decoder() -> Any:
 
 
 def decode_rgb(data: bytes | memoryview, out: np.ndarray) -> None:
-    """Decode an image file into contiguous uint8 (H, W, 3); ValueError if its size or its colours are others."""
+    """Decode an image file into contiguous uint8 (H, W, 3); raise ValueError if size or colour mode differ."""
     simplejpeg = fast_decoder()
     if simplejpeg is not None and data[:2] == b"\xff\xd8":
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -195,7 +195,7 @@ def decode_rgb(data: bytes | memoryview, out: np.ndarray) -> None:
 
 
 def _open_image(data: bytes | memoryview, size: Size) -> Image.Image:
-    """An image whose head was read, pixels not yet; ValueError if its size or its colours are others."""
+    """Open an image without decoding the pixels; raise ValueError if size or colour mode differ."""
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:
@@ -208,9 +208,9 @@ def _open_image(data: bytes | memoryview, size: Size) -> Image.Image:
 
 
 class OpenFiles:
-    """Descriptors of files, each opened when it is first asked for and closed with this object.
+    """File descriptors, each opened on first use and closed with this object.
 
-    Threads and forked processes may share one; a pickled copy opens the files anew.
+    Threads and forked processes may share one; a pickled copy reopens the files.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -220,7 +220,7 @@ class OpenFiles:
         weakref.finalize(self, _close_files, self._descriptors)
 
     def descriptor(self, number: int) -> int:
-        """Return the descriptor of file `number`, which is open for reading."""
+        """Return the descriptor of file `number`, open for reading."""
         with self._lock:
             if number not in self._descriptors:
                 self._descriptors[number] = os.open(self.paths[number], os.O_RDONLY)
@@ -236,11 +236,11 @@ def _close_files(descriptors: dict[int, int]) -> None:
 
 
 class FrameStore:
-    """All frames of one size: which clips there are, and where in which zip each frame lies.
+    """All frames of one size: the clips, and the location of each frame in the zips.
 
-    Frames are read with `os.pread`, which moves no file position and needs no lock, so threads and forked processes
-    may share a store; a pickled copy opens the files anew. `listed` are the shards that dataset.json names, relative
-    to the root, None where it names none.
+    Frames are read with `os.pread`, which moves no file position and needs no lock, so threads and forked processes may
+    share a store; a pickled copy reopens the files. `listed` are the shards that dataset.json names, relative to the
+    root, None if it names none.
     """
 
     def __init__(self, root: Path, size: Size, listed: Collection[str] | None) -> None:
@@ -277,9 +277,9 @@ class FrameStore:
         self._files = OpenFiles(self.shards)
 
     def content_key(self, numbers: Sequence[int] | None = None) -> str:
-        """Return a name that only these very frames in this order have, wherever they lie.
+        """Return a key that identifies these frames in this order, independent of their location.
 
-        They are those of the clips of the given numbers, of all clips if none are given.
+        They are those of the clips of the given numbers, by default of all clips.
         """
         chosen = range(len(self.clips)) if numbers is None else numbers
         clips = "\n".join(f"{self.clips[number].num_frames} {self.clips[number].path}" for number in chosen)
@@ -289,7 +289,7 @@ class FrameStore:
         return digest.hexdigest()
 
     def members_of(self, clip: int) -> np.ndarray:
-        """Return where the frames of clip number `clip` lie: (frames, 4), as in `ShardIndex`."""
+        """Return the locations of the frames of clip number `clip`: (frames, 4), as in `ShardIndex`."""
         return self.members[self.first_frames[clip] : self.first_frames[clip + 1]]
 
     def read(self, clip: int, frames: Sequence[int], out: np.ndarray) -> None:
@@ -316,7 +316,7 @@ class FrameStore:
                 self.cache.store(rows[position], out[position])
 
     def _frame_name(self, clip: int, frame: int) -> str:
-        """The name of a frame, which nothing but messages needs and the index therefore does not keep."""
+        """Return the name of a frame, read from the zip since the index does not store it and only messages need it."""
         try:
             with zipfile.ZipFile(self.shards[self.clip_shards[clip]]) as archive:
                 return json.loads(archive.read("frame_paths.json"))[self.clips[clip].path][frame]

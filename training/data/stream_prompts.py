@@ -1,4 +1,4 @@
-"""Values that a user gives for streams such as "actions", in place of those of a prompt."""
+"""Replace the streams of a prompt, such as "actions", by values given by the user."""
 
 from collections.abc import Mapping
 
@@ -13,9 +13,9 @@ from training.sampling import Prompt, Start
 class StreamPrompt(Prompt):
     """A prompt whose streams are replaced by given values, of which entry i leads into frame i - past.
 
-    `streams` are int (T,) or float (T, V). `num_values` says of a stream of ints that they are 0 ... num_values - 1,
-    `sources` what messages call a stream, such as its file. With `num_frames` values for that many generated frames
-    must be there. Raises `ValueError` for values that are too few, out of range or not finite.
+    `streams` are int (T,) or float (T, V). `num_values` limits a stream of ints to 0 ... num_values - 1, `sources`
+    names the source of a stream in messages, such as its file. With `num_frames` the values must cover that many
+    generated frames. Raises `ValueError` for values that are too few, out of range or not finite.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ def with_streams(
 
 
 def _check_values(values: np.ndarray, name: str, source: str, num_values: int | None) -> None:
-    """Raise `ValueError` for values of a stream that no frame can have."""
+    """Raise `ValueError` for invalid values of a stream."""
     if values.dtype.kind == "f":
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
@@ -92,5 +92,5 @@ def _check_values(values: np.ndarray, name: str, source: str, num_values: int | 
 
 
 def stream_tensor(values: np.ndarray) -> Tensor:
-    """Return values of a stream as int64 or float32, of the same shape."""
+    """Return the values of a stream as int64 or float32, of the same shape."""
     return torch.from_numpy(values).to(torch.float32 if values.dtype.kind == "f" else torch.int64)

@@ -1,7 +1,7 @@
-"""Parse the values of a stream, and read them from the files of users.
+"""Parse the values of a stream, and read them from files.
 
 A list of values has whole numbers, names, lists of numbers, or objects of numbers such as {"forward": 8, "turn": 0},
-whose entries count in the order of their names. `null` and "none" stand for no action: 0, or a vector of zeros.
+whose entries are ordered by name. `null` and "none" stand for no action: 0, or a vector of zeros.
 """
 
 import json
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-NONE = "none"  # the name of no action
+NONE = "none"  # name of the null action
 
 
 class BadValue(ValueError):
-    """What is wrong with entry number `position` of a list of values."""
+    """Entry number `position` of a list of values is invalid."""
 
     def __init__(self, position: int, reason: str) -> None:
         super().__init__(reason)
@@ -36,16 +36,16 @@ class Values(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Return what they are, in a word."""
+        """Return the kind of the values, for messages."""
         return "names" if self.names is not None else "vectors" if self.array.ndim == 2 else "whole numbers"
 
     def is_empty(self) -> bool:
-        """Return whether there is nothing but "none"."""
+        """Return whether all values are "none"."""
         return self.names is not None and set(self.names) <= {NONE}
 
 
 def parse_values(values: Sequence[Any]) -> Values:
-    """Return a list as JSON gives it as an array; `BadValue` if its entries do not go together."""
+    """Convert a list parsed from JSON to an array; raise `BadValue` if its entries are inconsistent."""
     types = set(map(type, values)) - {type(None)}
     if dict in types or list in types or float in types:
         return Values(_parse_vectors(values))
@@ -74,7 +74,7 @@ def _refuse_others(values: Sequence[Any], types: set[type], expected: str) -> No
 
 
 def _parse_vectors(values: Sequence[Any]) -> np.ndarray:
-    """Return vectors float32 (F, V): numbers are vectors of one, "none" is zeros."""
+    """Convert values to vectors float32 (F, V): numbers are vectors of one entry, "none" is zeros."""
     first = next(value for value in values if isinstance(value, dict | list | float))
     keys = sorted(first) if isinstance(first, dict) else None
     width = len(first) if isinstance(first, dict | list) else 1
@@ -112,12 +112,12 @@ def _short(value: Any) -> str:
 
 
 def order_names(names: Iterable[str]) -> list[str]:
-    """Return different names in order, "none" first."""
+    """Return distinct names in order, "none" first."""
     return sorted(set(names), key=lambda name: (name != NONE, name))
 
 
 # ----------------------------------------------------------------------------
-# Files of users.
+# Files.
 
 
 def read_stream_file(
@@ -130,8 +130,8 @@ def read_stream_file(
     """Read the values of a stream from a file: int64 (T,), or float32 (T, V) if they are vectors.
 
     The file is .json (a list), .npy, .npz (the array of the stream's name, or the only one), or .csv or .txt with one
-    value on each line. Names are found in `vocabulary`; None, "none" and null are 0. With `num_values`, or a
-    vocabulary, values must be whole numbers below that; with `width`, vectors of so many numbers.
+    value per line. Names are looked up in `vocabulary`; None, "none" and null are 0. With `num_values`, or a
+    vocabulary, values must be whole numbers below that; with `width`, vectors of that many numbers.
 
     Raises `ValueError` if the file is missing or cannot be read, or has other values.
     """
@@ -145,7 +145,7 @@ def read_stream_file(
         values = _READERS[path.suffix](path, name)
     except BadValue as error:
         raise ValueError(f"{path} has at entry {error.position} {error}; correct the {singular}") from error
-    except Exception as error:  # there is no telling what a damaged file makes its readers raise
+    except Exception as error:  # readers raise many exception types for damaged files
         raise ValueError(f"{path} cannot be read as {name} ({error}); write it again") from error
     if not len(values.array):
         raise ValueError(f"{path} holds no {name}; give one value for each frame")
@@ -229,7 +229,7 @@ def _read_lines(path: Path, name: str) -> Values:
 
 
 def _parse_line(line: str, position: int) -> Any:
-    """Return the value on a line: a whole number, a number, a list of numbers, or a name."""
+    """Parse the value on a line: a whole number, a number, a list of numbers, or a name."""
     words = [word for word in re.split(r"[,;\s]+", line.strip()) if word]
     if not words:
         raise BadValue(position, "an empty line, where a value was expected")

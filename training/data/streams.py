@@ -1,10 +1,10 @@
-"""Read what a dataset holds beside its frames: actions, poses and other values of each frame, and labels of clips.
+"""Read the streams of a dataset: actions, poses and other values of each frame, and labels of clips.
 
-A stream is `<name>.json` in each zip, an object that maps each clip to a list of one value a frame: whole numbers,
-names, lists of numbers, or objects of numbers such as {"forward": 8, "turn": 0}, whose entries count in the order of
-their names. `null` and "none" stand for no action: 0, or a vector of zeros. Names become whole numbers by the list that
-dataset.json has under the name of the stream, else by their order, "none" first. What was parsed is kept beside the
-zip as `<shard>.<name>.npz`.
+A stream is `<name>.json` in each zip, an object that maps each clip to a list of one value per frame: whole numbers,
+names, lists of numbers, or objects of numbers such as {"forward": 8, "turn": 0}, whose entries are ordered by name.
+`null` and "none" stand for no action: 0, or a vector of zeros. Names become whole numbers by the list that dataset.json
+has under the name of the stream, else by their order, "none" first. Parsed values are stored beside the zip as
+`<shard>.<name>.npz`.
 
 The stream "label" is the same for all frames of a clip. It comes from `labels.json` in the root, an object that maps
 clips, or their first folders, to whole numbers or names; without that file it is the name of the clip's first folder.
@@ -41,20 +41,20 @@ class StreamShard:
     """A stream of one zip: the clips, in the order of the zip, and the values of all their frames."""
 
     clips: list[str]
-    lengths: np.ndarray  # (C,) int64: values of each clip
+    lengths: np.ndarray  # (C,) int64: number of values of each clip
     values: Values
 
 
 def open_stream_shard(path: Path, name: str) -> StreamShard | None:
-    """Read a stream of a zip, from the file beside it where that belongs to this very zip, else parsed and kept there.
+    """Read a stream of a zip, from the file beside it if that was parsed from this zip, else parse and store it.
 
-    Returns None if the zip has no such stream. Raises `ValueError` naming the zip, and the clip where there is one, if
-    the zip is damaged or its values do not go together.
+    Returns None if the zip has no such stream. Raises `ValueError` naming the zip, and the clip if known, if the zip is
+    damaged or its values are inconsistent.
     """
     cache = path.with_suffix(f".{name}.npz")
     status = path.stat()
     key = np.array([_VERSION, status.st_size, status.st_mtime_ns])
-    # There is no telling what a damaged file makes its readers raise.
+    # NumPy raises many exception types for damaged files.
     with contextlib.suppress(Exception), np.load(cache) as stored:
         if np.array_equal(stored["key"], key):
             clips, names = json.loads(stored["text"].tobytes())
@@ -63,7 +63,7 @@ def open_stream_shard(path: Path, name: str) -> StreamShard | None:
     if shard is not None:
         text = np.frombuffer(json.dumps([shard.clips, shard.values.names]).encode(), np.uint8)
         arrays = {"key": key, "text": text, "lengths": shard.lengths, "values": shard.values.array}
-        # A folder that nobody may write to only means that the next run parses the zip again.
+        # In a read-only folder the zip is parsed again by the next run.
         with contextlib.suppress(OSError), util.atomic_path(cache) as temporary:
             np.savez(temporary, allow_pickle=False, **arrays)
     return shard
@@ -97,16 +97,16 @@ def stored_streams(path: Path) -> list[str]:
 
 
 # ----------------------------------------------------------------------------
-# All of a dataset.
+# The stream of a dataset.
 
 
 class StreamStore:
-    """The values of one stream for given clips of a dataset, which are numbered as they are given.
+    """The values of one stream for given clips of a dataset, numbered in the given order.
 
-    `folders` are searched for zips that have the stream; by default those of all frame sizes. `vocabulary` are the
-    names that whole numbers stand for, in place of what dataset.json says or the names that are found: a validation
-    set takes that of the training set. Raises `ValueError` if the clips do not all have as many values as frames, or
-    have names that are not in the vocabulary.
+    `folders` are searched for zips that have the stream; by default those of all frame sizes. `vocabulary` gives the
+    names of whole numbers, and overrides those in dataset.json or in the values: a validation split uses that of the
+    training split. Raises `ValueError` if the number of values of a clip differs from its number of frames, or if a
+    name is not in the vocabulary.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class StreamStore:
         highest = int(self._values.max(initial=0)) if self._values.ndim == 1 else 0
         if self.vocabulary is not None and highest >= len(self.vocabulary):
             raise ValueError(f"{root} has {name} {highest}, but only {len(self.vocabulary)} are listed")
-        # Of whole numbers how many there are, of vectors how many numbers each has.
+        # For whole numbers their count, for vectors their width.
         self.num_values = self._values.shape[1] if self.is_vector else len(self.vocabulary or range(highest + 1))
 
     @property
@@ -143,7 +143,7 @@ class StreamStore:
         return self._values.ndim == 2
 
     def read(self, clip: int, start: int, count: int, stride: int = 1) -> np.ndarray:
-        """Return the values of frames start, start + stride, ... (`count` of them) of clip number `clip`.
+        """Return the values of `count` frames start, start + stride, ... of clip number `clip`.
 
         They are int64 (count,), or float32 (count, values) if they are vectors.
         """
@@ -155,7 +155,7 @@ class StreamStore:
         return self._values[first + start : first + stop : stride]
 
     def _gather(self, folders: Sequence[Path]) -> tuple[np.ndarray, Values]:
-        """Return where the values of each clip begin, and all values."""
+        """Return the offset of the values of each clip, and all values."""
         paths: list[Path] = []
         for folder in folders:
             paths = sorted(path for path in folder.glob("*.zip") if not path.name.startswith("."))
@@ -210,7 +210,7 @@ def _starts(shards: Iterable[StreamShard]) -> list[int]:
 
 
 def _translate(values: Values, vocabulary: Sequence[str], what: str) -> np.ndarray:
-    """Return the places in a vocabulary of values that are names: int64 (F,)."""
+    """Return the indices of names in a vocabulary: int64 (F,)."""
     assert values.names is not None
     places = {name: place for place, name in enumerate(vocabulary)}
     for name in values.names:

@@ -1,11 +1,11 @@
-"""What is worth a look in the statistics of a GAN; docs/training.md tells how to read it."""
+"""Charts of the statistics of a GAN; docs/training.md explains how to read them."""
 
 import math
 
 from training.charts import ChartSpec
 
 CHARTS = (
-    # The guide is the loss of a discriminator that tells nothing apart.
+    # The guide is the loss of a discriminator that cannot distinguish real from fake.
     ChartSpec("Loss", {"loss/G_loss": "G", "loss/D_loss": "D"}, guide=2 * math.log(2)),
     ChartSpec("R1", {"loss/r1_loss": "loss", "loss/r1_penalty": "penalty"}, log=True),
     ChartSpec(

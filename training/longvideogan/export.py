@@ -1,4 +1,4 @@
-"""Generators as programs: graphs of plain PyTorch operations for one length, which run without this package.
+"""Export generators as graphs of plain PyTorch operations for a fixed length, which run without this package.
 
     program = export_generator(load_network("lres.pkl", "cpu"), num_frames=128)
     torch.export.save(program, "lres-128.pt2")
@@ -16,7 +16,7 @@ from training.longvideogan.sres.generator import SuperResGenerator
 
 
 class _Synthesis(nn.Module):
-    """A low-resolution generator as a function of its noise alone."""
+    """A low-resolution generator as a function of its noise only."""
 
     def __init__(self, network: LowResGenerator, num_frames: int):
         super().__init__()
@@ -29,12 +29,12 @@ class _Synthesis(nn.Module):
 def export_generator(
     network: LowResGenerator | SuperResGenerator, num_frames: int, batch_size: int = 1
 ) -> ExportedProgram:
-    """The program that makes `num_frames` frames of `batch_size` videos, on the device of the network.
+    """Return the program that generates `num_frames` frames of `batch_size` videos, on the device of the network.
 
-    Of a low-resolution generator it takes noise (N, noise_channels, num_noise_frames(num_frames)), which
-    `training.longvideogan.latents.noise_blocks` draws for a seed. Of a super-resolution generator it takes
+    For a low-resolution generator its input is noise (N, noise_channels, num_noise_frames(num_frames)), which
+    `training.longvideogan.latents.noise_blocks` draws for a seed. For a super-resolution generator its inputs are
     low-resolution frames (N, 3, num_frames + 2 temporal_context, h, w) and z (N, z_channels). It returns
-    (N, 3, num_frames, H, W), nominally in [-1, 1]. Weights are part of it, in the precision that they have.
+    (N, 3, num_frames, H, W), nominally in [-1, 1]. The weights are included in their precision.
     """
     if num_frames < 1 or batch_size < 1:
         raise ValueError(f"{num_frames} frames of {batch_size} videos cannot be exported: give at least one of each")

@@ -1,12 +1,12 @@
-"""What training a low-resolution and a super-resolution GAN have in common (LongVideoGAN, appendix B).
+"""Shared training of the low-resolution and super-resolution GANs (LongVideoGAN, appendix B).
 
-A step is: generator update, discriminator update, now and then an R1 update with its own optimiser step, then the
-moving average of the generator. Every random number of a step belongs to one clip of the global batch, so neither
-the number of ranks nor that of accumulation rounds changes what is drawn. In each update a round's clips are made,
-judged and done with before the next round's, so that more rounds take less memory.
+A step consists of a generator update, a discriminator update, periodically an R1 update with its own optimiser step,
+and the EMA update of the generator. Every random number of a step belongs to one clip of the global batch, so the draws
+depend neither on the number of ranks nor on that of accumulation rounds. Each update processes one round of clips at a
+time, so more rounds need less memory.
 
-A step queues its work and returns: nothing in it waits for the device, so that a GPU never runs dry. Values of the
-host travel by `misc.upload`, values to report stay tensors, and exceptions say so where they are.
+A step queues its work and returns without synchronising with the device, which keeps a GPU busy. Host values are copied
+by `misc.upload`, reported values stay tensors, and exceptions are documented where they occur.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ Rngs = list[np.random.RandomState]
 
 @dataclasses.dataclass
 class GANOptions:
-    """Options of either stage; the defaults are those of the published low-resolution run."""
+    """Options of both stages; the defaults are those of the published low-resolution run."""
 
     generator: dict[str, Any] = option(dict, "", factory=True)
     discriminator: dict[str, Any] = option(dict, "", factory=True)
@@ -73,7 +73,7 @@ class GAN(System):
     compiles = True
     flips = True
     charts = CHARTS
-    needs_condition = False  # whether G takes a batch, too
+    needs_condition = False  # whether the generator takes a batch, too
     name: str  # of the system
 
     options: GANOptions
@@ -91,7 +91,7 @@ class GAN(System):
                 f"freeze_d is {options.freeze_d}; it must be from 0 to {len(blocks)}, the discriminator's blocks"
             )
         self.frozen_blocks = blocks[: options.freeze_d]
-        # R1 takes Adam steps of its own; rate and momentum make up for them (StyleGAN2, "lazy regularisation").
+        # R1 takes Adam steps of its own; learning rate and betas are adjusted (StyleGAN2, "lazy regularisation").
         lazy = options.r1_interval / (options.r1_interval + 1)
         self.d_lr = options.d_lr * lazy
         d_betas = (0.0, options.beta2**lazy)
@@ -109,15 +109,15 @@ class GAN(System):
         """See `System.check`."""
         if options.freeze_d and not (train_options.init_from or "").endswith(".pt"):
             raise ValueError(
-                "--freeze-d keeps weights of a trained discriminator, which only a whole training state holds: add "
+                "--freeze-d keeps the weights of a trained discriminator, which only a training state holds: add "
                 "--init-from=<run directory>/checkpoints/ckpt-<step>-train.pt."
             )
 
     def set_precision(self, precision: str) -> None:
-        """Take steps in one of `torch_utils.precision`; without this call as published.
+        """Set the precision of steps to one of `torch_utils.precision`; the default is the published one.
 
-        That is fp32, and fp16 in super-resolution on CUDA. What G_ema shows and what is measured of it is in fp32, or
-        in fp16 as published. Raises ValueError for what suits neither this stage nor its device.
+        That is fp32, and fp16 in super-resolution on CUDA. Samples and metrics of the EMA generator are computed in
+        fp32, or in fp16 as published. Raises ValueError for a precision that this stage or its device does not support.
         """
         reason = why_not(precision, self.device)
         if reason is not None:
@@ -127,9 +127,9 @@ class GAN(System):
         self.precision = precision
 
     def set_compile(self, wanted: bool) -> None:
-        """Compile the updates of G and D by `torch_utils.compilation`, but for R1, which cannot be.
+        """Compile the updates of G and D by `torch_utils.compilation`, except for R1, which does not support it.
 
-        Raises ValueError where nothing can be compiled.
+        Raises ValueError if compilation is not available.
         """
         reason = compilation.why_not(self.device.type) if wanted else None
         if reason is not None:
@@ -140,48 +140,48 @@ class GAN(System):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the weights, to which data and noise are brought."""
+        """Return the dtype of the weights, to which data and noise are converted."""
         return next(self.G.parameters()).dtype
 
     def normal(self, rngs: Sequence[np.random.RandomState], *shape: int) -> Tensor:
-        """Standard normal (N, *shape), each row from its clip's generator."""
+        """Draw standard normal values (N, *shape), each row from its clip's generator."""
         values = np.stack([rng.standard_normal(shape).astype(np.float32) for rng in rngs])
         return misc.upload(values, self.device, self.dtype)
 
-    # What a stage defines ----------------------------------------------------------------------------------------
+    # Defined by a stage --------------------------------------------------------------------------------------------
 
     def discriminator_blocks(self) -> list[nn.Module]:
-        """Return the blocks of D that may be frozen, from its input on."""
+        """Return the blocks of D that may be frozen, starting at its input."""
         raise AssertionError("a stage knows its discriminator")
 
     def fakes(self, batch: Batch, rngs: Rngs, update_emas: bool = False) -> Batch:
-        """Generated clips as "video" (N, 3, num_frames, H, W), and what else the discriminator sees of them."""
+        """Return generated clips as "video" (N, 3, num_frames, H, W), and other inputs of the discriminator."""
         raise AssertionError("a stage defines its fakes")
 
     def reals(self, batch: Batch, rngs: Rngs) -> Batch:
-        """Real clips in the form of `fakes`."""
+        """Return real clips in the format of `fakes`."""
         raise AssertionError("a stage defines its reals")
 
     def logits(self, clips: Batch, rngs: Rngs) -> Tensor:
-        """What D says of augmented `clips`: (N, 1)."""
+        """Return the logits of D for augmented `clips`: (N, 1)."""
         raise AssertionError("a stage defines what its discriminator sees")
 
     # A step ------------------------------------------------------------------------------------------------------
 
     def r1_due(self, step: int) -> bool:
-        """True if this step ends with an R1 update."""
+        """Return whether this step ends with an R1 update."""
         return step % self.options.r1_interval == 0
 
     def step(self, batches: Iterator[Batch], step: int) -> dict[str, Tensor]:
-        """One update of G, of D, of D by R1 when due, and of G_ema; returns the values to report.
+        """Update G, D, D by R1 when due, and G_ema; return the values to report.
 
-        Scores, signs and losses are one value a clip or a round, norms of gradients one an update.
+        Scores, signs and losses have one value per clip or round, norms of gradients one per update.
         """
-        with tf32(self.precision == "tf32"):  # never outside a step, where metrics are
+        with tf32(self.precision == "tf32"):  # never outside a step, where metrics are computed
             return self.updates(batches, step)
 
     def updates(self, batches: Iterator[Batch], step: int) -> dict[str, Tensor]:
-        """What `step` does, in the arithmetic that is set."""
+        """Run the updates of `step` in the current precision."""
         report = Report()
 
         def take() -> Batch:
@@ -191,7 +191,7 @@ class GAN(System):
             num_nonfinite = self.update_generator(take() if self.needs_condition else {}, step, report)
             num_nonfinite += self.update_discriminator(take(), step, report)
         if self.r1_due(step):
-            with compilation.compiled(False):  # it needs two derivatives
+            with compilation.compiled(False):  # R1 needs second derivatives, which compiled graphs do not support
                 num_nonfinite += self.penalize_discriminator(take(), step, report)
         return report.values() | {
             "progress/G_lrate": torch.tensor(self.options.g_lr),
@@ -201,7 +201,7 @@ class GAN(System):
         }
 
     def update_generator(self, batch: Batch, step: int, report: Report) -> Tensor:
-        """Let G make clips that D calls real; returns the number of non-finite gradients, like the other updates."""
+        """Update G by the non-saturating loss; return the number of non-finite gradients, as the other updates do."""
         rngs = self.run.rngs("G", step)
 
         def loss(piece: slice) -> Tensor:
@@ -215,10 +215,10 @@ class GAN(System):
         return num_nonfinite
 
     def update_discriminator(self, batch: Batch, step: int, report: Report) -> Tensor:
-        """Let D tell real clips from G's, whose magnitude averages move meanwhile.
+        """Update D on real and generated clips, and the magnitude EMAs of G.
 
-        In a single round they move as published: before they are used, layer by layer. In more, every round must see
-        the same network, so they move once, at the end.
+        In a single round the EMAs are updated as published: layer by layer, before they are used. With more rounds,
+        every round must use the same network, so they are updated once, at the end.
         """
         fake_rngs, real_rngs = self.run.rngs("D-fake", step), self.run.rngs("D-real", step)
 
@@ -247,7 +247,7 @@ class GAN(System):
         return num_nonfinite
 
     def penalize_discriminator(self, batch: Batch, step: int, report: Report) -> Tensor:
-        """Flatten D around real clips: R1, with the weight of all the steps since the last time."""
+        """Update D by the R1 penalty, weighted by the number of steps since the last such update."""
         rngs = self.run.rngs("R1", step)
 
         def loss(piece: slice) -> Tensor:
@@ -268,7 +268,7 @@ class GAN(System):
         return optim.update(network, optimizer, self.run.rounds(), *losses, gain=gain, frozen=self.frozen_blocks)
 
     def update_average(self, step: int) -> float:
-        """Move G_ema towards G, parameters and buffers alike; returns the decay."""
+        """Update G_ema from G, parameters and buffers alike; return the decay."""
         beta = optim.ema_decay(self.options.ema_beta, self.options.ema_rampup_steps, step)
         optim.update_ema(self.G_ema, self.G, beta)
         return beta
@@ -276,16 +276,17 @@ class GAN(System):
     # The rest of the contract ------------------------------------------------------------------------------------
 
     def init_from(self, weights: Bundle | Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Begin with the weights of a generator, or with those of G, D and G_ema in the "modules" of a training state.
+        """Initialise from the weights of a generator, or from those of G, D and G_ema in the "modules" of a training
+        state.
 
-        Optimisers and the step stay those of a new run. Raises `ValueError` for weights that do not fit, and for a
-        generator alone if blocks of D are to be frozen, since a new D has nothing to keep.
+        Optimisers and the step count start anew. Raises `ValueError` for weights that do not fit, and for a generator
+        alone if blocks of D are frozen, since a newly initialised D has no trained weights to keep.
         """
         if isinstance(weights, Bundle):
             if self.frozen_blocks:
                 raise ValueError(
-                    f"freeze_d is {self.options.freeze_d}, but a generator alone brings no discriminator whose weights "
-                    "could be kept; begin with a whole training state, --init-from=ckpt-...-train.pt"
+                    f"freeze_d is {self.options.freeze_d}, but a generator file has no discriminator whose weights "
+                    "could be kept; use a training state, --init-from=ckpt-...-train.pt"
                 )
             (network,) = weights.networks.values()
             state = network.state_dict()
@@ -295,21 +296,21 @@ class GAN(System):
         optim.load_weights(self.modules, weights)
 
     def info(self) -> Info:
-        """Return how the run is shown; the R1 weight is part of its name, as published."""
+        """Return the display settings of the run; the R1 weight is part of the run's name, as published."""
         opts = self.options
         return Info(f"{float(opts.gamma)}gamma", (), CHARTS, opts.preview_frames, opts.preview_videos)
 
     def export(self) -> Bundle:
-        """Return the averaged generator."""
+        """Return the EMA generator."""
         return Bundle({ONLY: self.G_ema}, self.name)
 
 
 def r1_penalty(logits: Tensor, video: Tensor) -> Tensor:
-    """Squared norm of the gradient of each clip's logit (Mescheder et al. 2018): (N,), differentiable."""
+    """Return the squared norm of the gradient of each clip's logit (Mescheder et al. 2018): (N,), differentiable."""
     (gradient,) = torch.autograd.grad(logits.sum(), video, create_graph=True)
     return gradient.square().sum(dim=[1, 2, 3, 4])
 
 
 def gan_loss(logits: Tensor, real: bool) -> Tensor:
-    """Non-saturating logistic loss that calls `logits` real or fake: mean over the clips (Goodfellow et al. 2014)."""
+    """Return the logistic loss of `logits` for the label `real`, averaged over clips (Goodfellow et al. 2014)."""
     return nn.functional.softplus(-logits if real else logits).mean()

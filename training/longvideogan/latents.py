@@ -1,8 +1,8 @@
-"""Where the low-resolution generator's w comes from: numbered noise, and what may be done to it on the way.
+"""Compute the low-resolution generator's w from indexed noise blocks, with optional time stretch, blending and loops.
 
-Everything here is a function of the frame number alone, so it is the same for every start and every division into
-pieces. What is done acts on the embedding, which is linear in the noise: it can be interpolated in time (slow motion),
-mixed between seeds, or made periodic, and with the right weights keeps unit variance, which the network was trained on.
+Everything here is a function of the frame number only, independent of the start and of the division into pieces. The
+operations act on the embedding, which is linear in the noise: it can be interpolated in time (slow motion), blended
+between seeds, or made periodic, with weights that preserve the unit variance of training.
 """
 
 import functools
@@ -16,18 +16,18 @@ from training import random
 from training.longvideogan.lres.generator import TEMPORAL_PADDING, LowResGenerator
 from training.random import random_state
 
-AVERAGE_SAMPLES = 1024  # embeddings whose mean w truncation pulls towards; leaves 3 % of w's deviation
+AVERAGE_SAMPLES = 1024  # number of embeddings whose mean w truncation uses; its error is 3 % of w's standard deviation
 AVERAGE_BATCH = 64
 noise_blocks = functools.partial(random.noise_blocks, "lres-noise")  # (seed, channels, start, samples)
-LEGACY_SEGMENT = 16  # frames; the published command rounds the length of a video up to a multiple
+LEGACY_SEGMENT = 16  # frames; the published command rounds the length of a video up to a multiple of this
 
 
 class Latents:
-    """w of N videos, by frames counted from each video's origin, which must lie at a multiple of the temporal scale.
+    """w of N videos, by frames counted from each video's origin, which must be a multiple of the temporal scale.
 
-    `keys` are (seed, frame): from its own seed at frame 0 each video turns into that seed's at that frame, and so on
-    in ascending order, by weights on a circle, which keep the variance of a sum of independent embeddings. `loop` is
-    a period in frames; it and `temporal_scale` are those of `sampling.Sampling`.
+    `keys` are (seed, frame): each video is blended from its own seed at frame 0 to that seed at that frame, and so on
+    in ascending order, with weights on a circle, which preserve the variance of a sum of independent embeddings. `loop`
+    is a period in frames; it and `temporal_scale` are those of `sampling.Sampling`.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class Latents:
         self.network, self.origins = network, list(origins)
         self.num_taps = network.temporal_emb.blur_filters.shape[2]
         self.temporal_scale, self.loop = temporal_scale, loop
-        self.period = None if loop is None else round(loop * temporal_scale)  # of the noise
+        self.period = None if loop is None else round(loop * temporal_scale)  # in noise samples
         self.seeds = [list(seeds), *([seed] * len(self.origins) for seed, _ in keys)]  # per key, per video
         self.key_frames = [0, *(frame for _, frame in keys)]
 
     def embedding(self, start: int, stop: int) -> Tensor:
-        """Embeddings of frames [start, stop): (N, embedding channels, stop - start)."""
+        """Return the embeddings of frames [start, stop): (N, embedding channels, stop - start)."""
         frames = np.add.outer(self.origins, np.arange(start, stop))  # N T
         total: Tensor | None = None
         for seeds, weights in zip(self.seeds, self.weights(frames), strict=True):
@@ -61,9 +61,9 @@ class Latents:
         return total
 
     def weights(self, frames: np.ndarray) -> np.ndarray:
-        """How much of each key the videos have at `frames` (N, T): (keys, N, T), unit length along keys.
+        """Return the blending weights of the keys at `frames` (N, T): (keys, N, T), with unit norm along keys.
 
-        Where two neighbouring keys are one seed the video stays as it is, since a sum of equal embeddings would grow.
+        If two adjacent keys have the same seed the first weight stays 1, since a sum of equal embeddings would grow.
         """
         weights = np.zeros((len(self.seeds), *frames.shape))
         segment = (np.searchsorted(self.key_frames, frames, side="right") - 1).clip(0)
@@ -79,18 +79,18 @@ class Latents:
         return weights
 
     def unmixed(self, seeds: Sequence[int], frames: np.ndarray) -> Tensor:
-        """Embeddings of one seed per video at `frames` (N, T), which follow each other: (N, embedding channels, T)."""
+        """Return the embeddings of one seed per video at consecutive `frames` (N, T): (N, embedding channels, T)."""
         if self.temporal_scale == 1:
             return self.samples(seeds, frames[:, 0], frames.shape[1])
         times = (frames if self.loop is None else frames % self.loop) * self.temporal_scale
-        # A loop's seam is undone, so that the samples to interpolate follow each other too.
+        # Unwrap the loop, so that the samples to interpolate are consecutive.
         if self.loop is not None:
             times = times + (frames // self.loop - frames[:, :1] // self.loop) * self.period
         whole = np.floor(times).astype(np.int64)
         firsts = whole[:, 0] - 1
         samples = self.samples(seeds, firsts, int((whole[:, -1] - firsts).max()) + 3)
         u = torch.from_numpy(times - whole).to(samples).unsqueeze(1)  # N 1 T
-        # Cubic interpolation by Lagrange: its error at the highest pitch of the published embedding is below 1e-5.
+        # Cubic Lagrange interpolation: its error at the highest frequency of the published embedding is below 1e-5.
         cubic = (
             -u * (u - 1) * (u - 2) / 6,
             (u + 1) * (u - 1) * (u - 2) / 2,
@@ -102,7 +102,7 @@ class Latents:
         return torch.stack([samples.gather(2, at + tap) * weight for tap, weight in enumerate(cubic)]).sum(dim=0)
 
     def samples(self, seeds: Sequence[int], firsts: Sequence[int] | np.ndarray, count: int) -> Tensor:
-        """Embedding samples [first, first + count) of one seed and one first per video, at the noise's own pace."""
+        """Return embedding samples [first, first + count) at temporal scale 1; one seed and one first per video."""
         lead = TEMPORAL_PADDING * self.network.temporal_scale
         noise = np.stack(
             [
@@ -118,7 +118,7 @@ class Latents:
         return embedding
 
     def noise(self, seed: int, start: int, count: int) -> np.ndarray:
-        """Noise samples [start, start + count), of which every `period` repeat: (noise channels, count)."""
+        """Return noise samples [start, start + count), periodic in `period`: (noise channels, count)."""
         channels = self.network.noise_channels
         if self.period is None:
             return noise_blocks(seed, channels, start, count)
@@ -132,12 +132,12 @@ class Latents:
 
     @torch.no_grad()
     def __call__(self, start: int, stop: int) -> Tensor:
-        """w of frames [start, stop): (N, w channels, stop - start)."""
+        """Return w of frames [start, stop): (N, w channels, stop - start)."""
         return self.network.latent_mapping(self.embedding(start, stop))
 
 
 class LegacyLatents:
-    """w of N videos whose noise was drawn whole: (N, noise channels, num_noise_frames(length)), from frame 0."""
+    """w of N videos from noise of the whole video: (N, noise channels, num_noise_frames(length)), from frame 0."""
 
     def __init__(self, network: LowResGenerator, noise: Tensor):
         self.network, self.noise = network, noise
@@ -145,10 +145,10 @@ class LegacyLatents:
 
     @torch.no_grad()
     def __call__(self, start: int, stop: int) -> Tensor:
-        """w of frames [start, stop): (N, w channels, stop - start)."""
+        """Return w of frames [start, stop): (N, w channels, stop - start)."""
         first = start + TEMPORAL_PADDING * self.network.temporal_scale
         last = first + stop - start + self.num_taps - 1
-        # Beyond the noise there are zeros; the video does not depend on them, only samples that it drops do.
+        # The noise is zero-padded; only samples that the video drops depend on the padding.
         noise = self.noise[:, :, max(first, 0) : max(last, 0)]
         before = min(max(-first, 0), last - first)
         noise = torch.nn.functional.pad(noise, [before, last - first - before - noise.shape[2]])
@@ -156,20 +156,20 @@ class LegacyLatents:
 
 
 def periodic_gains(filters: Tensor, period: int) -> Tensor:
-    """What brings each of (filters, taps) back to the variance that it has on white noise, on noise of `period`.
+    """Return gains that restore the white-noise output variance of (filters, taps) on noise of period `period`.
 
-    Taps a period apart meet the same noise, so what counts is the norm of their sums; without this a filter longer
-    than the loop would be several times too loud.
+    Taps a period apart multiply the same noise, so the variance is the squared norm of their sums; without the gains
+    the output of a filter longer than the loop would be several times too large.
     """
     folded = torch.nn.functional.pad(filters, [0, -filters.shape[1] % period]).unflatten(1, (-1, period)).sum(dim=1)
     return filters.norm(dim=1) / folded.norm(dim=1)
 
 
 def legacy_draws(network: LowResGenerator, seeds: Sequence[int], length: int, z_channels: int) -> tuple[Tensor, Tensor]:
-    """The published draws of each seed's video, in order: noise of the whole `length`, then z (N, z_channels).
+    """Draw the published noise of each seed's video, in order: noise of the whole `length`, then z (N, z_channels).
 
-    Each seed has one `torch.Generator` on the network's device. Published videos came from the generator of a CUDA
-    device; that of a CPU draws other numbers, and so shows other videos.
+    Each seed has one `torch.Generator` on the network's device. Published videos used the generator of a CUDA device;
+    that of a CPU draws other numbers, and so gives other videos.
     """
     like = network.spatial_input
     noise, z = [], []
@@ -183,7 +183,7 @@ def legacy_draws(network: LowResGenerator, seeds: Sequence[int], length: int, z_
 
 @torch.no_grad()
 def average_w(network: LowResGenerator) -> Tensor:
-    """The mean of w over independent embeddings, the same for every use of a network: (w channels, 1)."""
+    """Return the mean of w over independent embeddings, the same for every use of a network: (w channels, 1)."""
     bank = network.temporal_emb
     taps = (bank.blur_filters * bank.output_scale.movedim(1, 0)).squeeze(1).t()  # (taps, filters)
     shape = (AVERAGE_BATCH, network.noise_channels, len(taps))

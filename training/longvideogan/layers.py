@@ -1,6 +1,6 @@
-"""Layers that the low-resolution and the super-resolution networks share.
+"""Layers shared by the low-resolution and super-resolution networks.
 
-LongVideoGAN: Brooks et al., "Generating Long Videos of Dynamic Scenes", NeurIPS 2022. Weights follow equalised
+LongVideoGAN: Brooks et al., "Generating Long Videos of Dynamic Scenes", NeurIPS 2022. Weights use an equalised
 learning rate (Karras et al. 2018): parameters are stored as N(0, 1) and scaled by 1 / sqrt(fan in) when used.
 """
 
@@ -17,16 +17,16 @@ from torch_utils.ops import bias_act, upfirdn2d
 from torch_utils.precision import HALF_FORMATS as HALF_FORMATS
 from torch_utils.precision import MixedPrecision as MixedPrecision
 
-CLAMP = 256.0  # published limit of every activation; keeps half precision from overflowing
+CLAMP = 256.0  # published limit of every activation; prevents overflow in half precision
 
 
 def kaiser_lowpass(num_taps: int, cutoff: float, width: float, sampling_rate: float) -> Tensor:
-    """Windowed-sinc low-pass with a Kaiser window and unit DC gain: float32 (num_taps,).
+    """Return a windowed-sinc low-pass filter with a Kaiser window and unit DC gain: float32 (num_taps,).
 
-    `cutoff` and the transition `width` are in the units of `sampling_rate` (StyleGAN3, appendix C). The taps are those
-    of `scipy.signal.firwin`, bit for bit; importing that would take as long as opening both networks.
+    `cutoff` and the transition `width` are in the units of `sampling_rate` (StyleGAN3, appendix C). The taps equal
+    those of `scipy.signal.firwin` bit for bit; importing SciPy would take as long as loading both networks.
     """
-    cutoff, width = 2 * cutoff / sampling_rate, 2 * width / sampling_rate  # of the highest frequency there is
+    cutoff, width = 2 * cutoff / sampling_rate, 2 * width / sampling_rate  # as fractions of the Nyquist frequency
     attenuation = 2.285 * (num_taps - 1) * np.pi * width + 7.95  # in dB; both formulas are Kaiser's
     beta = 0.0
     if attenuation > 50:
@@ -51,7 +51,7 @@ def center_crop(x: Tensor, dim: int, size: int) -> Tensor:
 
 
 class Reading(NamedTuple):
-    """The mean of `count` values, waiting to be taken into a running average."""
+    """The mean of `count` values, collected for the update of a running average."""
 
     average: Tensor
     mean: Tensor
@@ -60,13 +60,15 @@ class Reading(NamedTuple):
 
 
 class Tracker(nn.Module):
-    """A module with a running average in a buffer, which each reading moves at once unless readings are collected."""
+    """A module with running averages in buffers, updated immediately unless readings are collected."""
 
-    readings: list[Reading] | None = None  # a list while `collect_magnitudes` is open
+    readings: list[Reading] | None = None  # a list inside `collect_magnitudes`
 
     @torch.no_grad()
     def track(self, average: Tensor, mean: Tensor, count: int, beta: float) -> None:
-        """Move `average` in place, towards a `mean` of its shape and of `count` values, averaged over every rank."""
+        """Update `average` in place towards the mean over all ranks of `mean`, of the same shape and over `count`
+        values.
+        """
         if self.readings is not None:
             self.readings.append(Reading(average, mean, count, beta))
         else:
@@ -74,16 +76,16 @@ class Tracker(nn.Module):
 
     @torch.no_grad()
     def track_magnitude(self, magnitude_ema: Tensor, x: Tensor, beta: float) -> None:
-        """Move the running mean square `magnitude_ema` () towards that of `x`."""
+        """Update the running mean square `magnitude_ema` () towards that of `x`."""
         self.track(magnitude_ema, x.detach().to(magnitude_ema.dtype).square().mean(), x.numel(), beta)
 
 
 @contextlib.contextmanager
 def collect_magnitudes(network: nn.Module) -> Iterator[None]:
-    """Keep the running averages of `network` as they are while the block runs, and then move each of them once.
+    """Defer the updates of the running averages of `network` to the end of the block, and update each of them once.
 
-    What each one moves towards is the mean of all values that it was shown, over all calls and all ranks, so it does
-    not matter into how many calls they were divided. The averages do not change if the block is left by an error.
+    The update uses the mean over all calls and all ranks, so it does not depend on the number of calls into which a
+    batch is divided. The averages do not change if the block raises.
     """
     trackers = [module for module in network.modules() if isinstance(module, Tracker)]
     for tracker in trackers:
@@ -96,7 +98,7 @@ def collect_magnitudes(network: nn.Module) -> Iterator[None]:
             del tracker.readings
     if not readings:
         return
-    # One collective for all of them; counts of values exceed what single precision holds.
+    # One collective for all of them; counts of values exceed what single precision represents exactly.
     sums = [torch.stack([mean.double() * count for _, mean, count, _ in seen]).sum(dim=0) for seen in readings]
     counts = np.array([float(sum(reading.count for reading in seen)) for seen in readings])
     counts = misc.upload(counts, sums[0].device, sums[0].dtype)
@@ -126,7 +128,7 @@ class FullyConnectedLayer(nn.Module):
         self.bias = nn.Parameter(torch.full([out_features], bias_init / lr_multiplier))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_features[, T]) -> (N, out_features[, T])."""
+        """Map (N, in_features[, T]) to (N, out_features[, T])."""
         weight = self.weight * (self.lr_multiplier / self.weight.shape[1] ** 0.5)
         bias = self.bias * self.lr_multiplier if self.lr_multiplier != 1 else self.bias
         y = x.movedim(1, -1) @ weight.t()  # (N[, T], out)
@@ -135,13 +137,13 @@ class FullyConnectedLayer(nn.Module):
 
 
 def column_filter(taps: Tensor) -> Tensor:
-    """(k,) -> (k, 1): the filter that acts along the first of an image's two axes only."""
+    """Reshape (k,) to (k, 1): a filter along the first of an image's two axes only."""
     return taps.unsqueeze(1)
 
 
 @persistence.persistent_class
 class Upsample(nn.Module):
-    """Bilinear x2 along time or along height and width, zero beyond the border (so borders are attenuated)."""
+    """Bilinear x2 upsampling of time or of height and width, with zero padding (so borders are attenuated)."""
 
     filter: Tensor
 
@@ -151,12 +153,12 @@ class Upsample(nn.Module):
         self.register_buffer("filter", torch.tensor([0.125, 0.375, 0.375, 0.125]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, T, H, W) -> (N, C, 2T, H, W) or (N, C, T, 2H, 2W)."""
+        """Map (N, C, T, H, W) to (N, C, 2T, H, W) or (N, C, T, 2H, 2W)."""
         return resample_time(x, self.filter, up=2) if self.temporal else resample_space(x, self.filter, up=2)
 
 
 def resample_time(x: Tensor, taps: Tensor, up: int = 1, down: int = 1) -> Tensor:
-    """Resample time by a 1-D FIR: (N, C, T[, H, W]) -> (N, C, T up / down[, H, W])."""
+    """Resample time by a 1-D FIR filter: (N, C, T[, H, W]) -> (N, C, T up / down[, H, W])."""
     flat = x.flatten(3) if x.ndim > 3 else x.unsqueeze(3)  # N C T HW
     if up > 1:
         flat = upfirdn2d.upsample2d(flat, column_filter(taps), up=[1, up])
@@ -166,7 +168,7 @@ def resample_time(x: Tensor, taps: Tensor, up: int = 1, down: int = 1) -> Tensor
 
 
 def resample_space(x: Tensor, taps: Tensor, up: int = 1, down: int = 1) -> Tensor:
-    """Resample height and width by the same 1-D FIR: (N, C, T, H, W) -> (N, C, T, H up / down, W up / down)."""
+    """Resample height and width by the same 1-D FIR filter: (N, C, T, H, W) -> (N, C, T, H up / down, W up / down)."""
     flat = x.flatten(1, 2)  # N CT H W
     if up > 1:
         flat = upfirdn2d.upsample2d(flat, taps, up=up)
@@ -183,7 +185,7 @@ def pad_to_square(x: Tensor) -> Tensor:
 
 
 def check_square_padding(what: str, height: int, width: int) -> None:
-    """Refuse a size that `pad_to_square` cannot make square: ValueError."""
+    """Raise ValueError for a size that `pad_to_square` cannot make square."""
     if (height - width) % 2:
         raise ValueError(
             f"{what} of {height}x{width}: height and width must differ by an even number of pixels; "
@@ -192,12 +194,12 @@ def check_square_padding(what: str, height: int, width: int) -> None:
 
 
 def log_uniform(low: float, high: float, num: int) -> np.ndarray:
-    """`num` values from `low` to `high`, equally spaced in their logarithm; both ends exact."""
+    """Return `num` values from `low` to `high`, equally spaced in their logarithm; both ends exact."""
     values = low * (high / low) ** (np.arange(num) / max(num - 1, 1))
     values[0], values[-1] = low, high
     return values
 
 
 def as_tuple(values: Sequence[int]) -> tuple[int, ...]:
-    """Options come back from JSON as lists; inside they are tuples of int."""
+    """Return a tuple of ints, since options read from JSON are lists."""
     return tuple(int(value) for value in values)

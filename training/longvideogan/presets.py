@@ -1,10 +1,9 @@
-"""Named recipes: one row a run. A row lists what differs from the published defaults, and is never edited once a
-release has it.
+"""Presets: named sets of options that differ from the published defaults. A released preset never changes.
 
-`default` is the published recipe (LongVideoGAN, appendix B); the published runs on horseback riding and on mountain
-biking have rows of their own. `labdoom-small` is for one GPU or a patient CPU, at the published frame sizes. `toy` is
-the same mathematics at a size that a CPU trains in minutes: 18x32 -> 72x128, clips of 32 frames, three temporal
-doublings.
+`default` is the published configuration (LongVideoGAN, appendix B); the published runs on horseback riding and on
+mountain biking have presets of their own. `labdoom-small` is for one GPU, or a slow run on a CPU, at the published
+frame sizes. `toy` is the same algorithm at a size that a CPU trains in minutes: 18x32 -> 72x128, clips of 32 frames,
+three temporal doublings.
 
 Trainable parameters of G and D, in millions:
 
@@ -21,7 +20,7 @@ from typing import Any
 # Keys besides `model` are fields of training.config.TrainOptions; `model` holds fields of the stage's options.
 Preset = dict[str, Any]
 
-# The published runs share one recipe: horseback riding and mountain biking differ in the footage alone.
+# The published runs share one configuration: horseback riding and mountain biking differ in the dataset only.
 PUBLISHED_LRES: Preset = {"batch": 64, "grad_accum": 2, "steps": 100_000, "model": {"gamma": 1.0}}
 PUBLISHED_SRES: Preset = {"batch": 32, "grad_accum": 1, "steps": 275_000, "model": {"gamma": 1.0}}
 
@@ -29,10 +28,10 @@ LRES: dict[str, Preset] = {
     "default": {"batch": 64, "grad_accum": 2, "steps": 100_000, "model": {}},
     "horseback-lres": PUBLISHED_LRES,
     "biking-lres": PUBLISHED_LRES,
-    # Footage of mazes is simple, its clips have 300 frames, and a walker is back where he was within seconds: a fifth
-    # of the published widths, four temporal doublings instead of five, clips of half the length, and filters of 1 to
-    # 34 seconds at 30 frames a second instead of 4 to 167. A shorter run has a shorter average: half of it is the last
-    # 693 steps. A clip takes 0.9 GB, so that a round of eight fits GPUs of 12 GB.
+    # Maze videos are simple, their clips have 300 frames, and a walker revisits places within seconds: a fifth of the
+    # published widths, four temporal doublings instead of five, clips of half the length, and filters of 1 to 34
+    # seconds at 30 fps instead of 4 to 167. A shorter run needs a shorter EMA: its half-life is 693 steps. A clip takes
+    # 0.9 GB, so that a round of eight fits GPUs of 12 GB.
     "labdoom-small": {
         "batch": 16,
         "grad_accum": 2,
@@ -54,15 +53,15 @@ LRES: dict[str, Preset] = {
             "discriminator": {"channels": (16, 32, 64, 96, 128), "epilogue_channels": 256},
         },
     },
-    # What a CPU learns in an hour or two of walks through mazes of one look (docs/results.md). The published rates but
-    # for a slower discriminator, and a penalty as much stronger as batches are smaller: with the published ones D is
-    # soon sure of every clip. No DiffAugment, for clips are many and steps are few. Filters end at 8 seconds, by when a
-    # walker is somewhere else.
+    # What a CPU learns in one or two hours of walks through mazes of one look (docs/results.md). Published learning
+    # rates except for a slower discriminator, and an R1 weight that is larger as batches are smaller: with the
+    # published values D soon classifies every clip correctly. No DiffAugment, since there are many clips and few steps.
+    # Filters end at 8 seconds, after which a walker is somewhere else.
     "labdoom-tiny": {
         "batch": 4,
         "grad_accum": 1,
         "steps": 2500,
-        "keep": 100,  # 24 MB each, of which the best is chosen
+        "keep": 100,  # 24 MB each, of which the best is selected
         "precision": "bf16",
         "tick_steps": 50,
         "checkpoint_steps": 250,
@@ -105,8 +104,8 @@ LRES: dict[str, Preset] = {
             "num_frames": 32,
             "preview_frames": 64,
             "preview_videos": 4,
-            # A few hundred steps of four clips: the penalty of labdoom-tiny, and no augmentation, for there is no time
-            # to overfit (docs/LOG.md has what other choices gave).
+            # A few hundred steps of four clips: the R1 weight of labdoom-tiny, and no augmentation, since the run is
+            # too short to overfit (docs/LOG.md has the results of other choices).
             "gamma": 20.0,
             "diffaug": "",
             "temporal_stretch": 0.0,
@@ -131,8 +130,8 @@ SRES: dict[str, Preset] = {
     "default": {"batch": 32, "grad_accum": 1, "steps": 275_000, "model": {}},
     "horseback-sres": PUBLISHED_SRES,
     "biking-sres": PUBLISHED_SRES,
-    # All layers of the published schedule at a quarter of its widths, which near full resolution is what costs time.
-    # A clip takes 0.65 GB.
+    # All layers of the published schedule at a quarter of its widths, since layers near full resolution dominate the
+    # cost. A clip takes 0.65 GB.
     "labdoom-small": {
         "batch": 16,
         "grad_accum": 2,
@@ -144,8 +143,8 @@ SRES: dict[str, Preset] = {
             "discriminator": {"channel_base": 4096, "channel_max": 192},
         },
     },
-    # The second stage beside it: the networks of `toy`. A slower discriminator and a stronger penalty
-    # here too, and no augmentation: of so many clips the discriminator learns none by heart.
+    # The second stage: the networks of `toy`. A slower discriminator and a larger R1 weight here too, and no
+    # augmentation: with this many clips the discriminator does not overfit.
     "labdoom-tiny": {
         "batch": 2,
         "grad_accum": 1,

@@ -1,8 +1,8 @@
-"""Videos of any length from LongVideoGAN's networks, piece by piece.
+"""Generate videos of any length with LongVideoGAN's networks, in pieces.
 
-Frame t of a seed is fixed: its low-resolution noise comes from numbered blocks of the seed's endless stream, and
-every piece is computed at the same alignment. So any range of frames may be asked for, in pieces of any size or
-without end, and memory does not grow with the length of the video.
+Frame t of a seed is deterministic: its low-resolution noise comes from indexed blocks of the seed's infinite stream,
+and every piece is computed at the same alignment. Any range of frames may therefore be requested, in pieces of any size
+or without end, in constant memory.
 """
 
 import functools
@@ -27,13 +27,13 @@ from training.network_format import describe
 from training.random import random_state
 from training.sampling import Needs, Request, Sampler, pieces, resolve_options, sampler_option
 
-LRES_CHUNK = 32  # frames computed at once at low resolution; more take memory and save no time
+LRES_CHUNK = 32  # frames computed at once at low resolution; more need memory and save no time
 SRES_CHUNK = 8  # frames super-resolved at once
-SRES_CHUNK_CPU = 4  # a CPU takes as long for four frames at once as for four, one by one
+SRES_CHUNK_CPU = 4  # on a CPU a batch of four frames takes as long as four single frames
 
 
 def parse_blend(value: Any) -> tuple[tuple[int, int], ...]:
-    """Read "7@300", or several with commas or as a list: seed 7, reached at frame 300."""
+    """Parse "7@300", or several with commas or as a list: seed 7, reached at frame 300."""
     items = value.split(",") if isinstance(value, str) else value
     keys = []
     for item in items:
@@ -50,13 +50,13 @@ def parse_blend(value: Any) -> tuple[tuple[int, int], ...]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How videos are drawn from the networks; the defaults give the distribution that was trained."""
+    """Sampling options; the defaults sample from the training distribution."""
 
     truncation: float = sampler_option(
-        1.0, "w towards its average: 1 not at all, 0 wholly; below 1 more usual, less varied", low=0, high=2, live=True
+        1.0, "0: average w, 1: w itself; below 1 more typical, less varied", low=0, high=2, live=True
     )
     temporal_scale: float = sampler_option(
-        1.0, "latent frames a frame: below 1 slow motion, above 1 fast", low=0.05, high=8, live=True
+        1.0, "latent frames per frame: below 1 slow motion, above 1 fast motion", low=0.05, high=8, live=True
     )
     blend: tuple[tuple[int, int], ...] = sampler_option(
         (), "SEED@FRAME: the video has turned into this seed's at this frame; several with commas", parse=parse_blend
@@ -90,12 +90,12 @@ class Sampling:
 
 
 def latent_z(seeds: Sequence[int], channels: int) -> np.ndarray:
-    """The super-resolution latent of each seed: float32 (N, channels)."""
+    """Draw the super-resolution latent of each seed: float32 (N, channels)."""
     return np.stack([random_state("sres-z", seed, 0).standard_normal(channels) for seed in seeds]).astype(np.float32)
 
 
 class LowResSampler(Sampler):
-    """Videos of a low-resolution generator."""
+    """Sampler of a low-resolution generator."""
 
     Options = Sampling
     file_labels = {"video": "lres"}
@@ -105,7 +105,7 @@ class LowResSampler(Sampler):
         average: Callable[[], Tensor] | None = None,
     ) -> None:  # fmt: skip
         self.network, self.options, self.block = network, options, block
-        self.average_w = average or functools.cache(lambda: average_w(network))  # what truncation pulls w towards
+        self.average_w = average or functools.cache(lambda: average_w(network))  # the mean w for truncation
         self.networks, self.outputs = [network], {"video": (network.height, network.width)}
         self.period = network.temporal_scale
         self.depends_on_length, self.default_frames = options.rng == "legacy", options.loop
@@ -133,7 +133,7 @@ class LowResSampler(Sampler):
         return ({"video": chunk} for chunk in chunks)
 
     def block_frames(self, seeds: Sequence[int], starts: Sequence[int], num_frames: int | None) -> Iterator[Tensor]:
-        """Frames from numbered noise. A loop starts afresh each time, so that it repeats to the last bit."""
+        """Yield frames from indexed noise. A loop restarts each time, so that it repeats bit for bit."""
         scale, sampling, done = self.period, self.options, 0
         while num_frames is None or done < num_frames:
             count = None if num_frames is None else num_frames - done
@@ -148,16 +148,16 @@ class LowResSampler(Sampler):
             done += count or 0
 
     def legacy_frames(self, noise: Tensor, length: int, num_frames: int | None) -> Iterator[Tensor]:
-        """The first frames of the published videos of `length` frames whose noise was drawn whole."""
+        """Yield the first frames of the published videos of `length` frames, from noise of the whole video."""
         shifts = legacy_style_shifts(length, self.network.num_temporal_doublings)
         return self.play(LegacyLatents(self.network, noise), [0] * len(noise), num_frames, shifts)
 
     def play(
         self, latents: Tracks, phases: Sequence[int], num_frames: int | None, style_shifts: Sequence[int] = ()
     ) -> Iterator[Tensor]:
-        """Successive frames of videos that start `phases` frames behind the origins of `latents`.
+        """Yield successive frames of videos that start `phases` frames after the origins of `latents`.
 
-        All are computed from the least phase on, at a cost of less than one temporal scale of frames, once.
+        All videos start at the smallest phase, which costs less than one temporal scale of extra frames, once.
         """
         truncation, low, high = self.options.truncation, min(phases), max(phases)
 
@@ -174,12 +174,12 @@ class LowResSampler(Sampler):
             held.forget(low + done)
 
     def with_options(self, options: Any) -> "LowResSampler":
-        """See `Sampler.with_options`. The average of w, which takes a while to compute, is shared."""
+        """See `Sampler.with_options`. The average of w, which is slow to compute, is shared."""
         return LowResSampler(self.network, options, self.block, self.average_w)
 
 
 def legacy_length(starts: Sequence[int], num_frames: int | None) -> int:
-    """Frames that the published command computes for a video of `num_frames`."""
+    """Return the number of frames that the published command computes for a video of `num_frames`."""
     if any(starts):
         raise ValueError(
             f"rng 'legacy' was asked for frames from {next(filter(None, starts))} on, but its videos begin at frame "
@@ -194,7 +194,7 @@ def legacy_length(starts: Sequence[int], num_frames: int | None) -> int:
 
 
 class SuperResSampler(Sampler):
-    """Super-resolved videos of the low-resolution frames that the prompt gives, beside those."""
+    """Sampler of a super-resolution generator: enlarges the low-resolution frames of the prompt, and returns both."""
 
     Options = Sampling
     file_labels = {"lres": "lres", "video": "sres"}
@@ -209,16 +209,16 @@ class SuperResSampler(Sampler):
         self.live_block = SRES_CHUNK_CPU if on_cpu else SRES_CHUNK
 
     def frames(self, request: Request) -> Iterator[dict[str, Tensor]]:
-        """See `Sampler.frames`. The prompt is asked for frames from `start - context` on, in order."""
+        """See `Sampler.frames`. Frames from `start - context` on are requested from the prompt, in order."""
         z = torch.from_numpy(latent_z(request.seeds, self.network.z_channels))
         low = followed_frames(request.prompt, request.starts, request.num_frames, self.needs, self.low_size, self.block)
         return both_outputs(self.matched((piece.expand(len(z), -1, -1, -1, -1) for piece in low), z))
 
     def enlarge(self, z: Tensor, lres_frames: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Successive pieces (N, 3, T, h, w) of low-resolution videos -> pieces of them without the outer context.
+        """Map successive pieces (N, 3, T, h, w) of low-resolution videos to enlarged pieces without the outer context.
 
-        `z` (N, z_channels) is the latent of each video. What a piece repeats of the one before, resampling the
-        frames in between for every layer, is less than a thousandth of its work.
+        `z` (N, z_channels) is the latent of each video. The repeated computation of consecutive pieces, resampling the
+        shared context frames for every layer, is less than a thousandth of the cost.
         """
         network, context = self.network, self.context
         z = z.to(network.SG3.mapping.w_avg)
@@ -227,14 +227,14 @@ class SuperResSampler(Sampler):
             held = piece.to(z) if held is None else torch.cat([held, piece.to(z)], dim=2)
             while held.shape[2] > 2 * context:
                 count = min(self.block, held.shape[2] - 2 * context)
-                with torch.no_grad():  # not around the yield: it would hold for whoever reads the frames
+                with torch.no_grad():  # not around the yield: no_grad would apply to the consumer of the frames
                     chunk = network(held[:, :, : count + 2 * context], z, self.options.truncation)
                 held = held[:, :, count:]
                 yield chunk
 
     def matched(self, lres_frames: Iterator[Tensor], z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Low-resolution frames with context -> those without, each piece with its enlargement."""
-        waiting: list[Tensor] = []  # low-resolution frames not yet matched with their enlargement
+        """Map low-resolution frames with context to those without, each piece with its enlargement."""
+        waiting: list[Tensor] = []  # low-resolution frames without their enlargement so far
 
         def stream() -> Iterator[Tensor]:
             for piece in lres_frames:
@@ -250,12 +250,12 @@ class SuperResSampler(Sampler):
 
 
 def both_outputs(chunks: Iterator[tuple[Tensor, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Name the frames at both resolutions."""
+    """Name the outputs of both resolutions."""
     return ({"lres": low, "video": high} for low, high in chunks)
 
 
 class PairSampler(Sampler):
-    """Videos of a low-resolution generator, made sharp by a super-resolution one; frame t is frame t, enlarged."""
+    """Sampler of both stages: videos of the low-resolution generator, enlarged by the super-resolution generator."""
 
     Options = Sampling
     file_labels = {"lres": "lres", "video": "sres"}
@@ -308,7 +308,7 @@ def open_sampler(bundles: Sequence[Bundle], options: Mapping[str, Any]) -> Sampl
     """
     found: dict[type, Any] = {}
     for path, network in ((bundle.path, item) for bundle in bundles for item in bundle.networks.values()):
-        # With --trust the class may be made from the source in the file, so it is known by its name.
+        # With --trust the class may be built from the source in the file, so it is identified by its name.
         kinds = [kind for kind in (LowResGenerator, SuperResGenerator) if kind.__name__ == type(network).__name__]
         if not kinds:
             kind = describe(type(network))

@@ -1,4 +1,4 @@
-"""LongVideoGAN's two stages, as `training.registry` knows them; imports nothing of theirs."""
+"""The registry entries of LongVideoGAN's two stages; imports none of their modules."""
 
 from training.registry import Alias, Spec
 
@@ -10,11 +10,11 @@ ALIASES = (
     Alias(
         "--lres-video",
         "context",
-        "Enlarge this instead of what a low-resolution network makes: a video, an npz file, a folder of pictures",
+        "Enlarge this instead of generated low-resolution frames: a video, an npz file, a folder of images",
         "PATH",
     ),
     Alias("--save-lres", "save", "Also write the low-resolution video", kind=bool, default=False, role="lres"),
-    Alias("--truncation", "option:truncation", "Below 1: more usual, less varied", "FLOAT", default=1.0),
+    Alias("--truncation", "option:truncation", "Below 1: more typical, less varied", "FLOAT", default=1.0),
     Alias("--temporal-scale", "option:temporal_scale", "Below 1: slow motion; above: fast", "FLOAT", default=1.0),
     Alias(
         "--blend",

@@ -1,8 +1,8 @@
-"""Low-resolution frames piece by piece: every layer keeps the few samples that the next piece needs.
+"""Generate low-resolution frames in pieces: every layer keeps the few samples that the next piece needs.
 
-A generator of endless width in time has no first and no last sample: sample i of a level that runs at 1/2^l of the
-frame rate lies at frame i * 2^l, and which samples a range of frames depends on is a matter of whole numbers alone.
-Nothing is computed twice from piece to piece, so a video in pieces costs what the whole would, in constant memory.
+The generator is treated as infinite in time: sample i of a level that runs at 1/2^l of the frame rate is at frame
+i * 2^l, and the samples that a range of frames depends on follow from integer arithmetic. Nothing is computed twice, so
+a video in pieces costs as much as the whole, in constant memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from training.longvideogan.lres.generator import TEMPORAL_PADDING, GeneratorBlock, LowResGenerator, kernel_norms
 
-TRACK_MARGIN = 6  # samples beyond twice a range that the 12-tap decimator of w reads at each end, rounded up to even
+TRACK_MARGIN = 6  # samples beyond twice a range that the 12-tap downsampling of w reads at each end, rounded up to even
 
 Tracks = Callable[[int, int], Tensor]  # (start, stop) -> w of these frames: (N, w channels, stop - start)
 
@@ -26,16 +26,16 @@ class Span(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a range of frames depends on, coarsest level first: the input of each temporal block, and w at its rate."""
+    """The samples that a range of frames depends on, coarsest level first: input of each temporal block, and w."""
 
     features: tuple[Span, ...]
     tracks: tuple[Span, ...]
 
 
 def plan_window(frames: Span, style_shifts: Sequence[int]) -> Plan:
-    """The samples of every level that `frames` depend on; one style shift per temporal block, coarsest first.
+    """Return the samples of every level that `frames` depend on; one style shift per temporal block, coarsest first.
 
-    A block's two 3-tap convolutions reach two samples to either side, its bilinear upsampler one more.
+    A block's two 3-tap convolutions reach two samples to either side, its bilinear upsampling one more.
     """
     features = [Span(frames.start - 2, frames.stop + 2)]
     for _ in style_shifts[1:]:
@@ -52,14 +52,14 @@ def plan_window(frames: Span, style_shifts: Sequence[int]) -> Plan:
 
 
 def legacy_style_shifts(num_frames: int, num_doublings: int) -> list[int]:
-    """How many samples too late each level's styles are in the published network, coarsest level first.
+    """Return the delay in samples of each level's styles in the published network, coarsest level first.
 
     It crops w and features to lengths that are no multiples of each other when `num_frames` is not a multiple of the
-    temporal scale; otherwise the shifts are zero.
+    temporal scale; otherwise the delays are zero.
     """
     shifts = []
     for level in range(num_doublings, -1, -1):
-        scale = 2 ** (num_doublings - level)  # samples of this level in one of the coarsest
+        scale = 2 ** (num_doublings - level)  # samples of this level per sample of the coarsest
         have = scale * (-(-num_frames // 2**num_doublings) + 2 * TEMPORAL_PADDING)
         length = -(-num_frames // 2**level) + 2 * TEMPORAL_PADDING
         shifts.append((have - length) // 2 - TEMPORAL_PADDING * (scale - 1))
@@ -67,42 +67,42 @@ def legacy_style_shifts(num_frames: int, num_doublings: int) -> list[int]:
 
 
 class History:
-    """The latest samples of an endless sequence, by number: (N, C, stop - start, ...)."""
+    """The latest samples of an infinite sequence, by index: (N, C, stop - start, ...)."""
 
     def __init__(self, start: int):
         self.start = self.stop = start
         self.samples: Tensor | None = None
 
     def append(self, samples: Tensor) -> None:
-        """The samples from `stop` on."""
+        """Append samples, which begin at `stop`."""
         self.samples = samples if self.samples is None else torch.cat([self.samples, samples], dim=2)
         self.stop += samples.shape[2]
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Samples [start, stop)."""
+        """Return samples [start, stop)."""
         assert self.samples is not None and self.start <= start <= stop <= self.stop, "these samples are not held"
         return self.samples[:, :, start - self.start : stop - self.start]
 
     def forget(self, start: int) -> None:
         """Drop the samples before `start`."""
         if self.samples is not None and start > self.start:
-            # A copy, for a slice would keep all of the old samples in memory.
+            # A copy, since a slice would keep all old samples in memory.
             self.samples, self.start = self.read(start, self.stop).clone(), start
 
 
 class BlockStream:
-    """One temporal block, fed by the history of its input; `output` is the history of what it has put out."""
+    """One temporal block, with the histories of its input and of its `output`."""
 
     @torch.no_grad()
     def __init__(self, block: GeneratorBlock, size: tuple[int, int], source: History, first: int):
         self.block, self.size, self.source = block, size, source
         self.hidden = History(source.start + 1)  # after the first convolution
-        self.sums = History(source.start + 2)  # after the second and the skip, before resampling
+        self.sums = History(source.start + 2)  # after the second convolution and the skip path, before resampling
         self.output = History(first)
-        self.norms = kernel_norms(block.weight_0), kernel_norms(block.weight_1)  # for every piece
+        self.norms = kernel_norms(block.weight_0), kernel_norms(block.weight_1)  # shared by all pieces
 
     def advance(self, track: History, shift: int, stop: int) -> None:
-        """Put out the samples before `stop`, for which the input is there; styles are read `shift` samples later."""
+        """Compute the output before `stop` from the available input; styles are read `shift` samples later."""
         block, source, hidden, sums, output = self.block, self.source, self.hidden, self.sums, self.output
         start, end = hidden.stop, source.stop - 1
         if start < end:
@@ -133,8 +133,8 @@ class BlockStream:
 class LowResStream:
     """A video of a low-resolution generator from frame `start` on, in pieces of any size.
 
-    Equal to `synthesize` of the whole to 1e-5. `tracks` gives w; it is asked for every frame once, in order, some
-    ten coarse samples ahead of the video. Frame numbers may be negative; frame 0 is where a coarse sample lies.
+    Equal to `synthesize` of the whole video to 1e-5. `tracks` returns w; every frame is requested once, in order, some
+    ten coarse samples ahead of the video. Frame numbers may be negative; frame 0 is aligned with a coarse sample.
     """
 
     def __init__(self, network: LowResGenerator, tracks: Tracks, start: int, style_shifts: Sequence[int] = ()):
@@ -153,7 +153,7 @@ class LowResStream:
 
     @torch.no_grad()
     def advance(self, stop: int) -> Tensor:
-        """The next frames, up to `stop`: (N, 3, stop - done, height, width)."""
+        """Return the next frames, up to `stop`: (N, 3, stop - done, height, width)."""
         network, start = self.network, self.done
         plan = plan_window(Span(start, stop), self.style_shifts)
         self.extend_latents(plan)
@@ -174,7 +174,7 @@ class LowResStream:
         return network.to_rgb(x, w) * network.output_scale
 
     def extend_latents(self, plan: Plan) -> None:
-        """Bring w at every rate up to where `plan` needs it, and drop what no later frame does."""
+        """Extend w at every rate as far as `plan` needs it, and drop the samples that no later frame needs."""
         finest = self.latents[-1]
         if finest.stop < plan.tracks[-1].stop:
             finest.append(self.tracks(finest.stop, plan.tracks[-1].stop))

@@ -1,4 +1,4 @@
-"""Weights that a test needs and that may not be in the cache."""
+"""Skip tests whose weights are not in the cache."""
 
 from collections.abc import Callable
 from typing import Any

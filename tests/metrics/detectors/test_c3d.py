@@ -1,4 +1,4 @@
-"""C3D: its layers, how pixels reach it, and whose files are opened."""
+"""C3D: its layers, the scaling of pixels, and the accepted files."""
 
 import hashlib
 from pathlib import Path
@@ -61,7 +61,7 @@ class Published(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_code_is_opened_if_whoever_gives_it_vouches_for_its_hash(video: Tensor, tmp_path: Path):
+def test_torchscript_is_opened_only_with_its_hash(video: Tensor, tmp_path: Path):
     file = tmp_path / "c3d_ucf101.pt"
     torch.jit.script(Published()).save(str(file))
     found = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 knows a cat, and its motion descriptor feels motion and not content."""
+"""EfficientNet-Lite0 classifies a photograph, and its motion features depend on motion and not on content."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_network_equals_the_one_written_out():
     assert sum(parameter.numel() for parameter in net.parameters()) == 4_652_008  # as public tables say
 
 
-def test_a_cat_is_a_cat(published):
+def test_a_photograph_of_a_cat_is_classified_as_one(published):
     """Classes 281, 282 and 285 of ImageNet are tabby, tiger cat and Egyptian cat."""
     samples = pytest.importorskip("iscc_samples")
     photograph = next(path for path in samples.images() if path.name == "demo.jpg")
@@ -125,7 +125,7 @@ def warped(video: Tensor, is_held: bool) -> Tensor:
     return frames.round().byte().unflatten(0, (num_clips, num_frames)).transpose(1, 2)
 
 
-def test_motion_feels_disorder_in_time_and_not_what_the_frames_show(published):
+def test_motion_depends_on_temporal_order_and_not_on_content(published):
     motion = published("efficientnet-lite0-motion")
     video = drifting(3, 6)
     clean = motion.features(video)
@@ -140,7 +140,7 @@ def test_motion_feels_disorder_in_time_and_not_what_the_frames_show(published):
     assert change(video.flip(2)) < 1e-4  # reversal cannot be felt: differences have no sign
 
 
-def test_what_stands_still_has_no_motion(published):
+def test_static_video_has_no_motion(published):
     still = drifting(1, 1).expand(-1, -1, 3, -1, -1)
     assert published("efficientnet-lite0-motion").features(still).abs().max() < 1e-5
 

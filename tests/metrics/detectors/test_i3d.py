@@ -1,4 +1,4 @@
-"""I3D is the published network: its tensors, its numbers, and what it refuses."""
+"""I3D is the published network: its tensors, its values, and the inputs that it rejects."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Inception as FID knows it, against the same network written out call by call, and each of its three peculiarities."""
+"""Inception-v3 of FID, compared with a literal implementation, and each of its three differences."""
 
 import hashlib
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""The whole road of the metrics whose weights no package carries, with made-up weights in the very formats.
+"""End-to-end tests, with random weights in the published formats, of the metrics whose weights are in no package.
 
-`fid`, `kid`, `is` and `pr` see with a state dict as pytorch-fid and torch-fidelity give it out, `isv` with TorchScript
-as published; both come by path and by address, through the command. Features are those of torch-fidelity's own network,
-values those of plain formulas.
+`fid`, `kid`, `is` and `pr` use a state dict in the format of pytorch-fid and torch-fidelity, `isv` the published
+TorchScript; both are given by path and by URL, through the command. Features are compared with torch-fidelity's own
+network, values with plain formulas.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Pixels reach the networks as published."""
+"""Pixels are resized and scaled as published."""
 
 import math
 

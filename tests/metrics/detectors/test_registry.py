@@ -1,4 +1,4 @@
-"""What is missing, damaged or unproven is said, with the command that mends it."""
+"""Missing, damaged or unverified weights are reported with the command that fixes them."""
 
 import hashlib
 import io

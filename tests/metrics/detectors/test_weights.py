@@ -1,4 +1,4 @@
-"""Weights are taken as data: foreign pickles and code are refused, and what does not fit is named."""
+"""Weights are read as data: other pickles and code are rejected, and tensors that do not fit are named."""
 
 import pickle
 from pathlib import Path

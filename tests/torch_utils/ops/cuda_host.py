@@ -1,4 +1,4 @@
-"""Runs the CUDA kernels on a CPU: their sources compiled by g++ under host_shim.h, launched in place of a GPU's."""
+"""Run the CUDA kernels on a CPU: their sources compiled by g++ with host_shim.h."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels of `torch_utils.ops.registered` written in plain PyTorch, one definition a function: their oracle."""
+"""The kernels of `torch_utils.ops.registered` in plain PyTorch, as the reference of tests."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Which operators the published networks call, with which shapes: found by running the networks without numbers."""
+"""The operator calls and shapes of the published networks, recorded on the meta device."""
 
 from __future__ import annotations
 

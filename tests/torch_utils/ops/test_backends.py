@@ -1,4 +1,4 @@
-"""Which implementation is taken, and what is said when it is not the best one."""
+"""The choice of the implementation, and the warning if it is not the fastest one."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Bias and activation against NumPy, finite differences and its own promises about layout and NaN."""
+"""Bias and activation compared with NumPy and finite differences, and their handling of layout and NaN."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Resampling convolutions against their definition, and the thin functions around PyTorch's own."""
+"""Resampling convolutions compared with their definition, and thin wrappers of PyTorch functions."""
 
 import numpy as np
 import pytest

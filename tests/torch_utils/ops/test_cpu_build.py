@@ -1,4 +1,4 @@
-"""How the library of CPU kernels comes to be: built once by whoever is first, and missed in one clear sentence."""
+"""The library of CPU kernels is built once by the first process, and a failure is reported in one sentence."""
 
 import os
 import shutil
@@ -71,7 +71,7 @@ def test_four_processes_may_be_first_at_once(tmp_path, quick_compiler):
     assert compiled(tmp_path) == before > 0
 
 
-def test_a_killed_build_is_in_nobodys_way(tmp_path, quick_compiler):
+def test_a_killed_build_blocks_no_other(tmp_path, quick_compiler):
     (tmp_path / "hang").touch()
     process = start(tmp_path, quick_compiler)
     deadline = time.monotonic() + 120
@@ -102,21 +102,21 @@ def fresh(monkeypatch, tmp_path):
         cached.cache_clear()
 
 
-def test_no_compiler_is_told(fresh):
+def test_a_missing_compiler_is_reported(fresh):
     fresh.setenv("CXX", "no-such-compiler")
     with pytest.raises(Unavailable, match="no working C.. compiler 'no-such-compiler'; install one"):
         cpu_kernels.load()
     assert "no-such-compiler" in cpu_kernels.describe()["problem"]
 
 
-def test_no_ninja_is_told(fresh, tmp_path):
+def test_a_missing_ninja_is_reported(fresh, tmp_path):
     fresh.setenv("CXX", shutil.which("c++"))
     fresh.setenv("PATH", str(tmp_path))
     with pytest.raises(Unavailable, match="ninja is not found; install it .pip install ninja."):
         cpu_kernels.load()
 
 
-def test_a_compiler_that_fails_is_told(fresh, tmp_path):
+def test_a_failing_compiler_is_reported(fresh, tmp_path):
     script = tmp_path / "broken"
     script.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && echo broken 1.0 && exit\necho "error: out of ideas" >&2\nexit 1\n'
@@ -128,7 +128,7 @@ def test_a_compiler_that_fails_is_told(fresh, tmp_path):
     assert not any((tmp_path / "cache" / "kernels").iterdir())
 
 
-def test_a_folder_that_cannot_be_written_is_told(fresh, tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(fresh, tmp_path):
     (tmp_path / "file").touch()
     fresh.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "file"))
     with pytest.raises(Unavailable, match="cannot be written.*set DNNLIB_CACHE_DIR"):

@@ -1,4 +1,4 @@
-"""The kernels compiled for CPU against their literal definitions, on random configurations and on the networks' own."""
+"""The CPU kernels compared with their literal definitions, on random configurations and those of the networks."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,7 +1,7 @@
 """The CPU kernels under the address and undefined-behaviour sanitisers, with vectors of every length.
 
 Calls with random arguments are recorded, and replayed by a program of the same sources on memory of exactly the sizes
-that the kernels may touch. Vectors longer than the machine's are made of several, so their code is tested all the same.
+that the kernels may access. Vectors longer than the machine's are emulated by several, so their code is tested as well.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""NVRTC compiles the kernels for every GPU generation, without a GPU, and the cache of binaries heals itself."""
+"""NVRTC compiles kernels for every GPU generation, without a GPU; the cache of binaries recovers from damage."""
 
 import itertools
 import multiprocessing
@@ -258,7 +258,7 @@ def test_supported_types():
     assert set(backends.KERNELS["cuda"].__all__) >= {"load", "describe", "supports", "bias_act", "upfirdn2d"}
 
 
-def test_a_missing_library_is_told_with_what_was_tried(monkeypatch):
+def test_a_missing_library_is_reported_with_the_attempts(monkeypatch):
     monkeypatch.setattr(nvrtc, "library_paths", lambda: iter(["/nowhere/libnvrtc.so.13"]))
     with pytest.raises(Unavailable, match=r"NVRTC.*not found.*/nowhere") as caught:
         nvrtc.load.__wrapped__()

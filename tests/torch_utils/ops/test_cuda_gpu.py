@@ -1,4 +1,4 @@
-"""The operators on a GPU: the checks that run on a CPU under host_shim.h, and what only the card itself can tell."""
+"""The operators on a GPU: the checks that also run on a CPU with host_shim.h, and those that need a GPU."""
 
 import os
 import statistics

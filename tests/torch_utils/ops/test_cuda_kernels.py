@@ -1,4 +1,4 @@
-"""The CUDA kernels, run on a CPU under host_shim.h, against the literal composition in double precision."""
+"""The CUDA kernels, run on a CPU with host_shim.h, compared with the literal composition in double precision."""
 
 import contextlib
 import json

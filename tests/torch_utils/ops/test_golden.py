@@ -1,4 +1,4 @@
-"""Outputs, first and second derivatives of the operators against stored numbers of the published networks' code."""
+"""Outputs, first and second derivatives of the operators compared with stored values of the published code."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""No module imports itself, directly or through others: what two modules need lies in a third below both."""
+"""No module imports itself, directly or indirectly."""
 
 import ast
 import graphlib

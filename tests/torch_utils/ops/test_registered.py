@@ -1,6 +1,6 @@
-"""What PyTorch knows of the compiled operators: schemas, shapes, layouts and derivatives, with any kernels beneath.
+"""The registration of the compiled operators in PyTorch: schemas, shapes, layouts and derivatives.
 
-Here the kernels are literal ones, so that the derivatives are tested where nothing can be compiled.
+The kernels are replaced by literal ones, so that the derivatives are tested without a compiler.
 """
 
 import pytest

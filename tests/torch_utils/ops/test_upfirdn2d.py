@@ -1,4 +1,4 @@
-"""FIR resampling against a brute-force oracle, SciPy and finite differences, in every implementation."""
+"""FIR resampling compared with brute force, SciPy and finite differences, in every implementation."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The ADA pipe: filters, geometry, colour, corruptions, firing laws, independence of the batch, and the controller."""
+"""The ADA pipeline: filters, geometry, colour, corruptions, probabilities, batch independence, and the controller."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""DiffAugment, temporal stretch and temporal crop against formulations by slicing and numpy.interp."""
+"""DiffAugment, temporal stretch and temporal crop compared with slicing and numpy.interp."""
 
 import numpy as np
 import pytest

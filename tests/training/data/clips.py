@@ -1,4 +1,4 @@
-"""Small datasets and videos that the tests of footage and prompts read."""
+"""Small datasets and videos for the tests of footage and prompts."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Token shards: any steps of any clip, the same windows as frames have, and refusals by name."""
+"""Token shards: any steps of any clip, the same windows as frames, and errors that name files."""
 
 import concurrent.futures
 import hashlib

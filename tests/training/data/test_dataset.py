@@ -1,4 +1,4 @@
-"""Datasets give the right frames, refuse what they cannot read by name, and batches depend on (seed, n) alone."""
+"""Datasets return the right frames, name what they cannot read, and batches depend on (seed, n) alone."""
 
 import collections
 import io
@@ -89,7 +89,7 @@ def test_frame_rate_is_read_or_assumed_and_said_once(tmp_path, capsys):
     root = make(tmp_path, [{"a": 2}])
     assert ClipDataset(root, [SMALL]).fps == 30
     assert ClipDataset(root, [SMALL]).fps == 30
-    assert capsys.readouterr().out.count("assuming 30 frames a second") == 1
+    assert capsys.readouterr().out.count("assuming 30 frames per second") == 1
     (root / "dataset.json").write_text('{"fps": 24}')
     assert ClipDataset(root, [SMALL]).fps == 24
     (root / "dataset.json").write_text("{}")
@@ -115,7 +115,7 @@ def test_a_dataset_in_the_making_is_read_as_far_as_it_is_and_that_is_said_once(t
     assert len(ClipDataset(root, [SMALL]).clips) == len(ClipDataset(root, [SMALL]).clips) == 2
     assert (
         capsys.readouterr().out
-        == f"{root} is unfinished: 2 of its 5 partitions have not been made; going on with the others\n"
+        == f"{root} is unfinished: 2 of its 5 partitions have not been made; continuing with the others\n"
     )
     (root / "0008x0016" / "partition_0001.zip").unlink()
     with pytest.raises(ValueError, match=r"partition_0001.zip is missing, though dataset.json lists it"):

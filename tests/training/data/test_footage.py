@@ -1,4 +1,4 @@
-"""Every form in which videos lie on a disk gives the same clips, and what is wrong with one is said."""
+"""All forms of videos give the same clips, and errors are reported."""
 
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def test_a_dataset_of_several_sizes_needs_one(dataset_path: Path):
     assert footage.is_dataset(dataset_path)
     with pytest.raises(ValueError, match="has frames of 8x12, 16x24 and it has several: give one of them by --size"):
         footage.open_videos(dataset_path)
-    with pytest.raises(ValueError, match="has 30 frames a second, but --fps asks for 25"):
+    with pytest.raises(ValueError, match="has 30 frames per second, but --fps asks for 25"):
         footage.open_videos(dataset_path, (8, 12), fps=25)
 
 
@@ -128,12 +128,12 @@ def test_files_of_several_rates_want_one(videos, tmp_path: Path):
     assert footage.open_videos(tmp_path, fps=10).footage.fps == 10
 
 
-def test_a_picture_of_another_size_is_named(tmp_path: Path):
+def test_an_image_of_another_size_is_named(tmp_path: Path):
     (tmp_path / "v").mkdir()
     Image.new("RGB", (8, 6)).save(tmp_path / "v" / "0.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "v" / "1.png")
     side = footage.open_videos(tmp_path)
-    with pytest.raises(ValueError, match=r"1.png is 8x8, but the first picture of its folder is 6x8: bring all to"):
+    with pytest.raises(ValueError, match=r"1.png is 8x8, but the first image of its folder is 6x8: bring all to"):
         side.footage.read(0, side.size, range(2))
 
 

@@ -1,4 +1,4 @@
-"""Caches give back what was put into them, also after a crash, and refuse what does not fit."""
+"""Caches return the stored frames, also after a crash, and reject sizes that do not fit."""
 
 import os
 import pickle
@@ -54,7 +54,7 @@ def test_the_place_on_the_disk_is_taken_before_it_is_written_to(tmp_path):
     assert 512 * (tmp_path / "f").stat().st_blocks >= FrameCache.num_bytes(10_000, SIZE)
 
 
-def test_what_a_crash_left_half_written_is_not_believed(tmp_path):
+def test_partial_writes_of_a_crash_are_rejected(tmp_path):
     path = tmp_path / "f"
     cache = FrameCache(path, 3, SIZE)
     for row in range(3):

@@ -1,4 +1,4 @@
-"""Pictures of any kind become honest RGB frames in the order of their numbers, cropped and resized alike everywhere."""
+"""Images of any kind become RGB frames in the order of their numbers, cropped and resized alike everywhere."""
 
 import random
 from typing import Any

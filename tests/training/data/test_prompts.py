@@ -1,4 +1,4 @@
-"""Prompts give the frames and values that samplers ask for, to the bit, and say what is missing."""
+"""Prompts return exactly the frames and values that samplers request, and report missing ones."""
 
 import itertools
 from typing import Any
@@ -191,7 +191,9 @@ def test_a_video_that_is_continued_has_the_size_of_the_model(tmp_path, name, siz
 
 def test_a_video_of_another_rate_is_continued_only_at_a_rate_that_was_asked_for(tmp_path):
     path = str(write(tmp_path / "a.mp4"))
-    with pytest.raises(ValueError, match="a.mp4 has 12 frames a second, the model was trained at 6: give --fps=6, at"):
+    with pytest.raises(
+        ValueError, match="a.mp4 has 12 frames per second, the model was trained at 6: give --fps=6, at"
+    ):
         open_prompt(path, Fake(past=4, fps=6))
     slow = open_prompt(path, Fake(past=4, fps=6), fps=6)
     whole = open_prompt(path, Fake(past=4))
@@ -316,14 +318,14 @@ def test_streams_of_a_dataset_are_opened_for_a_model_that_needs_them(dataset):
     ("path", "sampler", "options", "message"),
     [
         ("ROOT", Fake(), {}, "was given as context, but this model takes none: leave out --context"),
-        ("nothing.mp4", Fake(past=4), {}, "there is no nothing.mp4: give a video or npz file, a folder of pictures"),
+        ("nothing.mp4", Fake(past=4), {}, "there is no nothing.mp4: give a video or npz file, a folder of images"),
         ("FILE", Fake(past=4), {"clip": "a"}, "a.npz is no dataset, so it has no clip a: give the root of one"),
         ("FILE", Fake(streams=("actions",)), {}, "has frames, but the model needs actions alone: give a dataset, or"),
         ("ROOT:c", Fake(past=4), {}, "has no clip c: give one of its 3, which are a/long, a/short, b/middle"),
         ("ROOT", Fake(past=41), {}, "has no clip of 41 frames, which are needed; the longest of its 3 clips has 40"),
         ("ROOT", Fake(past=4, size=(32, 48)), {}, "has no frames of 32x48; sizes found: 0008x0012, 0016x0024"),
-        ("ROOT", Fake(past=4, fps=24), {}, "has 30 frames a second, the model was trained at 24: give a dataset of"),
-        ("ROOT", Fake(past=4), {"fps": 24}, "has 30 frames a second, but --fps asks for 24: make a dataset of it"),
+        ("ROOT", Fake(past=4, fps=24), {}, "has 30 frames per second, the model was trained at 24: give a dataset of"),
+        ("ROOT", Fake(past=4), {"fps": 24}, "has 30 frames per second, but --fps asks for 24: make a dataset of it"),
     ],
 )
 def test_wrong_contexts_are_refused(dataset, tmp_path, path, sampler, options: dict[str, Any], message):

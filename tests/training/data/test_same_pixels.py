@@ -71,7 +71,7 @@ def assert_same_everywhere(path: Path, fps: float | None = None) -> np.ndarray:
 
 
 @pytest.mark.parametrize("make", [sideways, translucent, with_profile, grey_of_sixteen_bits, photographs])
-def test_pictures_give_the_same_pixels_to_makers_metrics_and_prompts(tmp_path, make):
+def test_images_give_the_same_pixels_to_makers_metrics_and_prompts(tmp_path, make):
     folder = tmp_path / "clip"
     folder.mkdir()
     make(folder)

@@ -1,4 +1,4 @@
-"""Shards give the frames that a plain zip reader gives, whatever lies between them, and say what is wrong with them."""
+"""Shards return the frames of a plain zip reader, for any gaps between them, and report damage."""
 
 import concurrent.futures
 import io

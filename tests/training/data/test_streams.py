@@ -1,4 +1,4 @@
-"""Streams are the values of the frames that they stand beside, whole numbers or vectors, and refused by name."""
+"""Streams are the values of their frames, whole numbers or vectors; invalid ones are named."""
 
 import json
 import time

@@ -1,6 +1,6 @@
-"""A tokenizer of plain layers that takes a millisecond, and a script that encodes a dataset with it.
+"""A fast tokenizer of plain layers, and a script that encodes a dataset with it.
 
-The script, `python tiny_tokenizer.py ARGUMENTS`, runs encode_dataset where the tokenizer is registered; with PAUSE_SEC
+The script, `python tiny_tokenizer.py ARGUMENTS`, runs encode_dataset with the tokenizer registered; with PAUSE_SEC
 in the environment it waits that long before each encoding.
 """
 

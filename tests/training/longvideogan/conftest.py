@@ -1,4 +1,4 @@
-"""Made-up weights by a fixed recipe, and networks of a size that a test can afford."""
+"""Deterministic random weights, and small networks."""
 
 import numpy as np
 import pytest

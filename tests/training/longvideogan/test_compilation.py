@@ -1,7 +1,7 @@
-"""Compiled parts of the networks: the same numbers, few programs, R1 left alone, and what happens where it cannot be.
+"""Compiled parts of the networks: equal values, few graphs, R1 in eager mode, and behaviour without a compiler.
 
-Quick tests trace the networks as ever, but run their graphs by PyTorch itself (`Programs`); Inductor, which makes
-kernels of them, has one quick test and those marked slow.
+Quick tests trace the networks, but run their graphs by PyTorch itself (`Programs`); Inductor, which generates kernels,
+has one quick test and those marked slow.
 """
 
 import copy
@@ -208,7 +208,7 @@ def test_pieces_of_a_video_share_their_programs(kind, lengths, tiny_lres, tiny_s
     assert compilation._problem is None
 
 
-def test_networks_do_not_know(programs, tiny_sres, seeded, tmp_path):
+def test_networks_are_unaware_of_compilation(programs, tiny_sres, seeded, tmp_path):
     programs("eager")
     state, names = pickle.dumps(tiny_sres), list(tiny_sres.state_dict())
     inputs = seeded(0, 1, 3, 9, 18, 32), seeded(1, 1, 16)

@@ -1,4 +1,4 @@
-"""Exported programs hold plain operations alone and make the frames of the network."""
+"""Exported programs contain only plain operations and generate the frames of the network."""
 
 import io
 

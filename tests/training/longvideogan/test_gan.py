@@ -1,4 +1,4 @@
-"""One training step of each stage: what it draws, what it changes, and what it reports."""
+"""One training step of each stage: its draws, its updates, and its reported values."""
 
 import copy
 import json
@@ -104,7 +104,7 @@ def test_seeds_and_steps_draw_differently(stage):
     assert make(stage, seed=1).run.rngs("G", 0)[0].standard_normal() not in draws
 
 
-def test_moving_average_has_the_published_half_life():
+def test_ema_has_the_published_half_life():
     system = make("longvideogan-lres")
     half_life = np.log(0.5) / np.log(ema_decay(0.99985, 25000, 10**6))
     assert half_life == pytest.approx(4620.6, abs=0.1)
@@ -205,7 +205,7 @@ def test_super_resolution_discriminator_is_rarely_shown_its_condition():
     assert 15 <= sum(seen) <= 47  # 300 throws of probability 0.1: mean 30, standard deviation 5.2
 
 
-def test_augmentation_follows_how_sure_the_discriminator_is():
+def test_augmentation_follows_the_signs_of_the_discriminator():
     system = make("longvideogan-sres")
     assert system.ada.update(torch.ones(4)) == pytest.approx(0.000125)
     seen = []

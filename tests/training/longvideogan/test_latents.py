@@ -1,4 +1,4 @@
-"""What is done to the embedding keeps its distribution, and depends on the frame number alone."""
+"""Operations on the embedding preserve its distribution, and depend on the frame number alone."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Layers of both stages against what they are defined by."""
+"""Layers of both stages compared with their definitions."""
 
 import numpy as np
 import pytest

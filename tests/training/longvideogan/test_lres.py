@@ -1,4 +1,4 @@
-"""The low-resolution networks against the numbers of the published ones."""
+"""The low-resolution networks compared with stored values of the published ones."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Options that cannot work are refused in one sentence; frozen blocks stay; weights to begin with are taken."""
+"""Invalid options are rejected in one sentence; frozen blocks stay constant; initial weights are loaded."""
 
 import copy
 
@@ -140,7 +140,7 @@ def test_weights_that_do_not_fit_are_refused():
     longer = tiny.make(LRES, num_frames=24)
     with pytest.raises(ValueError, match=r"D\.epilogue\.linear_0\.weight is 6x12 there and 6x18 here.*clip length"):
         longer.init_from(modules)
-    with pytest.raises(ValueError, match="generator alone brings no discriminator.*-train.pt"):
+    with pytest.raises(ValueError, match="generator file has no discriminator.*-train.pt"):
         tiny.make(LRES, freeze_d=1).init_from(system.export())
     assert tiny.largest_difference(tiny.weights(system), before) == 0
     assert isinstance(tiny.make(SRES).export(), SuperResGenerator)

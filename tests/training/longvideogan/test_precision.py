@@ -1,6 +1,6 @@
-"""Half precision is where it was asked for and nowhere else, and what it changes is bounded.
+"""Half precision is used only where requested, and its effect is bounded.
 
-A CPU without bfloat16 imitates it exactly but slowly, so that all of this runs on any machine.
+A CPU without bfloat16 emulates it exactly but slowly, so that all of this runs on any machine.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""The named recipes: that they build, have the sizes they claim, and take a step."""
+"""Presets can be built, have the stated sizes, and take a step."""
 
 import copy
 import math
@@ -37,7 +37,7 @@ def num_parameters(*modules):
     return tuple(sum(parameter.numel() for parameter in module.parameters()) for module in modules)
 
 
-def test_rows_are_the_published_recipes():
+def test_presets_are_the_published_configurations():
     assert list(presets.LRES) == ["default", "horseback-lres", "biking-lres", "labdoom-small", "labdoom-tiny", "toy"]
     assert list(presets.SRES) == ["default", "horseback-sres", "biking-sres", "labdoom-small", "labdoom-tiny", "toy"]
     expected = {LRES: (64, 2, 1.0, 100_000), SRES: (32, 1, 1.0, 275_000)}

@@ -1,4 +1,4 @@
-"""Files as the published code writes them, built from their description, open in our classes; ours open as ever."""
+"""Files in the published format load into our classes; ours load as the published ones do."""
 
 import importlib.util
 import pickle

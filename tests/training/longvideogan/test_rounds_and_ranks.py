@@ -1,4 +1,4 @@
-"""One step is the same however its batch is divided: into ranks, and into rounds, which take less memory."""
+"""A step does not depend on the division of its batch into ranks and rounds; more rounds need less memory."""
 
 import os
 import subprocess

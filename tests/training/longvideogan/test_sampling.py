@@ -1,4 +1,4 @@
-"""Streaming: any window, any pieces, any start give the same frames; and what may be asked of a sampling."""
+"""Streaming: any window, pieces and start give the same frames; valid and invalid sampling options."""
 
 import itertools
 import subprocess
@@ -274,7 +274,7 @@ def test_memory_does_not_grow_with_the_length():
     assert long <= 1.05 * short
 
 
-def test_gradients_are_on_for_whoever_reads_the_frames(tiny_lres, tiny_sres):
+def test_gradients_are_enabled_for_the_consumer_of_the_frames(tiny_lres, tiny_sres):
     frames = make_sampler(tiny_lres, tiny_sres).frames(Request([0], 0, 20))
     next(frames)
     assert torch.is_grad_enabled()

@@ -1,4 +1,4 @@
-"""The super-resolution networks against the numbers of the published ones."""
+"""The super-resolution networks compared with stored values of the published ones."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,6 @@
-"""A training step queues its work on the device and waits for nothing, but for what is listed here.
+"""A training step queues its work without synchronising with the device, except for the cases listed here.
 
-Tensors on the meta device stand for those of a GPU: what would make a host wait for one is seen without having one.
+Tensors on the meta device replace those of a GPU: operations that would synchronise are detected without one.
 """
 
 import traceback

@@ -1,4 +1,4 @@
-"""Pieces of any sizes from anywhere are parts of the whole video, and cost and hold only what is theirs."""
+"""Pieces of any size and start are parts of the whole video, and need only their own time and memory."""
 
 import math
 

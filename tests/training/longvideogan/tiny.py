@@ -1,4 +1,4 @@
-"""Both stages at a size at which a step takes a fraction of a second, with made-up data; ranks of a test run it too."""
+"""Both stages at a tiny size with random data; also run as ranks by tests."""
 
 import copy
 from collections.abc import Iterable, Iterator

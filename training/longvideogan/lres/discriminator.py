@@ -1,6 +1,6 @@
 """The low-resolution discriminator: a whole clip -> one logit (LongVideoGAN, section 3.1 and appendix A).
 
-Residual 3-D blocks decimate space and time together, then convolutions along time alone see the whole clip.
+Residual 3-D blocks downsample space and time together, followed by convolutions along time only.
 """
 
 import math
@@ -27,12 +27,12 @@ from training.longvideogan.lres.generator import check_size
 
 SPATIAL_KERNEL = 3
 TEMPORAL_KERNEL = 5
-FINAL_EDGE = 4  # height and width at which the blocks stop
+FINAL_EDGE = 4  # height and width of the last block's output
 
 
 @persistence.persistent_class
 class Downsample(nn.Module):
-    """Low-pass by [1, 3, 3, 1] / 8 and keep every other sample of space, time or both."""
+    """Low-pass by [1, 3, 3, 1] / 8 and downsampling by two of space, time or both."""
 
     _downsample_filter: Tensor
 
@@ -42,7 +42,7 @@ class Downsample(nn.Module):
         self.register_buffer("_downsample_filter", torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, T, H, W) -> halved along the axes this layer decimates."""
+        """Halve (N, C, T, H, W) along the axes of this layer."""
         if self.spatial:
             x = resample_space(x, self._downsample_filter, down=2)
         if self.temporal:
@@ -52,7 +52,7 @@ class Downsample(nn.Module):
 
 @persistence.persistent_class
 class Conv3dLayer(nn.Module):
-    """Convolution, decimation, bias, activation and clamp, with equalised learning rate."""
+    """Convolution, downsampling, bias, activation and clamp, with equalised learning rate."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Conv3dLayer(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        """(N, Cin, T, H, W) -> `gain` times (N, Cout, T', H', W')."""
+        """Map (N, Cin, T, H, W) to `gain` times (N, Cout, T', H', W')."""
         act_gain = gain * bias_act.activation_funcs[self.activation].def_gain
         weight = self.weight * self.weight[0].numel() ** -0.5
         if self.activation == "linear" and self._bias is None:
@@ -86,7 +86,7 @@ class Conv3dLayer(nn.Module):
 
 @persistence.persistent_class
 class DiscriminatorBlock(MixedPrecision):
-    """Residual block; the first one of a network also lifts RGB to features."""
+    """Residual block; the first one of a network also maps RGB to features."""
 
     formats = ("bf16",)
 
@@ -107,11 +107,11 @@ class DiscriminatorBlock(MixedPrecision):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, Cin, T, H, W) -> (N, Cout, T', H', W'); a block with `from_rgb` takes (N, 3, T, H, W)."""
+        """Map (N, Cin, T, H, W) to (N, Cout, T', H', W'); a block with `from_rgb` takes (N, 3, T, H, W)."""
         x = x.to(self.feature_dtype(x, self.conv_0.weight))
         if self.conv_vid is not None:
             x = self.conv_vid(x)
-        scale = 0.5**0.5  # for unit variance of the sum; in either path, where it costs nothing
+        scale = 0.5**0.5  # for unit variance of the sum; folded into both paths at no cost
         return self.conv_1(self.conv_0(x), scale) + self.conv_skip(x, scale)
 
 
@@ -125,7 +125,7 @@ class Conv1dLayer(nn.Module):
         self._bias = nn.Parameter(torch.zeros(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, Cin, T) -> (N, Cout, T)."""
+        """Map (N, Cin, T) to (N, Cout, T)."""
         weight = self.weight * self.weight[0].numel() ** -0.5
         x = nn.functional.conv1d(x, weight, padding=weight.shape[2] // 2)
         return bias_act.bias_act(x, self._bias, act="lrelu")
@@ -145,7 +145,7 @@ class DiscriminatorEpilogue(nn.Module):
         self.linear_1 = FullyConnectedLayer(channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, T, 4, 4) -> (N, 1)."""
+        """Map (N, C, T, 4, 4) to (N, 1)."""
         x = x.to(self.linear_1.weight.dtype).movedim(2, 4).flatten(1, 3)  # N C*4*4 T
         x = self.conv1d_3(self.conv1d_2(self.conv1d_1(self.conv1d_0(x))))
         return self.linear_1(self.linear_0(x.flatten(1)))
@@ -153,7 +153,7 @@ class DiscriminatorEpilogue(nn.Module):
 
 @persistence.persistent_class
 class LowResDiscriminator(nn.Module):
-    """Clip of `num_frames` low-resolution frames -> logit. Default options are those of the published network."""
+    """Discriminator of clips of `num_frames` frames. Default options are those of the published network."""
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class LowResDiscriminator(nn.Module):
         }
         self.num_frames, self.height, self.width = num_frames, height, width
         edge = max(height, width)
-        num_extra = max(0, int(math.log2(edge)) - 6)  # beyond 64, one spatial-only block a doubling in front
+        num_extra = max(0, int(math.log2(edge)) - 6)  # beyond 64, one spatial block per doubling, before the others
         widths = channels[:1] * num_extra + channels
         self.blocks = nn.ModuleList()
         for index, (in_channels, out_channels) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
@@ -198,7 +198,7 @@ class LowResDiscriminator(nn.Module):
 
     @region
     def forward(self, video: Tensor) -> Tensor:
-        """(N, 3, num_frames, height, width) -> logits (N, 1)."""
+        """Map (N, 3, num_frames, height, width) to logits (N, 1)."""
         misc.assert_shape(video, [None, 3, self.num_frames, self.height, self.width])
         x = pad_to_square(video)
         for block in self.blocks:
@@ -207,15 +207,15 @@ class LowResDiscriminator(nn.Module):
 
     @classmethod
     def matches(cls, record: Record) -> bool:
-        """True if the record is a discriminator of this kind, ours or a published one."""
+        """Return whether the record is a discriminator of this kind, saved by Longtake or published."""
         return record.class_name == cls.__name__ or "epilogue" in record.children and "blocks" in record.children
 
     @classmethod
     def options_from_record(cls, record: Record) -> dict[str, Any]:
-        """Constructor options of the network in `record`; a published file's are read off its tensors' shapes.
+        """Return the constructor options of the network in `record`, inferred from tensor shapes for published files.
 
-        A published discriminator pads any frame to a square of its longer edge, so it does not know the shorter one:
-        the proportions of the published data (9:16) are assumed.
+        A published discriminator pads any frame to a square of its longer edge, so its file does not contain the
+        shorter one: the aspect ratio of the published data (9:16) is assumed.
         """
         if "options" in record.attributes:
             return dict(record.attributes["options"])

@@ -1,7 +1,7 @@
 """Training of the low-resolution GAN on long clips (LongVideoGAN, section 3.3 and appendix B).
 
-Fakes and reals pass DiffAugment and a random temporal stretch on their way to the discriminator. Fakes are generated
-one temporal scale too long and cut at a random offset, so that the discriminator cannot tell them by their phase.
+Fake and real clips pass through DiffAugment and a random temporal stretch before the discriminator. Fakes are generated
+one temporal scale too long and cropped at a random offset, so that their phase does not identify them.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ class LowResOptions(GANOptions):
 
 
 class LowResGAN(GAN):
-    """Generator of long low-resolution clips against a discriminator of whole clips."""
+    """A generator of long low-resolution clips and a discriminator of whole clips."""
 
     Options = LowResOptions
     name = "longvideogan-lres"
@@ -78,25 +78,25 @@ class LowResGAN(GAN):
         super().__init__(options, run, generator, discriminator)
 
     def discriminator_blocks(self) -> list[nn.Module]:
-        """Return the blocks of D that may be frozen, from its input on."""
+        """Return the blocks of D that may be frozen, starting at its input."""
         return list(self.D.blocks)
 
     def inputs(self) -> Inputs:
-        """Return the one size of its frames."""
+        """Return the frame size."""
         return Inputs(sizes=((self.options.height, self.options.width),))
 
     def batch_spec(self, step: int) -> list[BatchSpec]:
-        """Real clips for the discriminator, and as many again when R1 is due."""
+        """Return real clips for the discriminator, and as many again when R1 is due."""
         opts = self.options
         part = FrameClip("lres", opts.height, opts.width, 0, opts.num_frames)
         return [BatchSpec(opts.num_frames, (part,))] * (2 if self.r1_due(step) else 1)
 
     def sampler(self) -> Sampler:
-        """Return videos of the averaged generator."""
+        """Return the sampler of the EMA generator."""
         return LowResSampler(self.G_ema)
 
     def fakes(self, batch: Batch, rngs: Rngs, update_emas: bool = False) -> Batch:
-        """Generated clips, each cut at its own phase of the temporal scale."""
+        """Return generated clips, each cropped at a random phase of the temporal scale."""
         length = self.options.num_frames + self.G.temporal_scale
         noise = self.normal(rngs, self.G.noise_channels, self.G.num_noise_frames(length))
         beta = self.options.magnitude_beta if update_emas else 1.0
@@ -104,10 +104,10 @@ class LowResGAN(GAN):
         return {"video": diffaug.temporal_crop(video, self.options.num_frames, rngs)}
 
     def reals(self, batch: Batch, rngs: Rngs) -> Batch:
-        """The clips as they are."""
+        """Return the clips unchanged."""
         return {"video": batch["lres"]}
 
     def logits(self, clips: Batch, rngs: Rngs) -> Tensor:
-        """What D says of clips after DiffAugment and a temporal stretch: (N, 1)."""
+        """Return the logits of D for clips after DiffAugment and a temporal stretch: (N, 1)."""
         video = diffaug.diff_augment(clips["video"], rngs, self.options.diffaug)
         return self.D(diffaug.temporal_stretch(video, rngs, self.options.temporal_stretch))

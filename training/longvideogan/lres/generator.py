@@ -1,7 +1,7 @@
 """The low-resolution generator: white noise per frame -> a long clip at 36x64 (LongVideoGAN, section 3.1).
 
 Eight channels of white noise are low-passed by a bank of 128 filters of up to 5000 frames, so that the embedding of
-a frame carries both fast and very slow changes. Styles computed from it modulate 3-D convolutions that start at 1/32
+a frame has both fast and very slow components. Styles computed from it modulate 3-D convolutions that start at 1/32
 of the frame rate and double it five times.
 """
 
@@ -32,14 +32,14 @@ from training.longvideogan.layers import (
     resample_time,
 )
 
-TEMPORAL_PADDING = 8  # extra samples at each end of every temporal level, in samples of that level
+TEMPORAL_PADDING = 8  # padding at each end of every temporal level, in samples of that level
 KERNEL = 3  # taps of every convolution along each axis it covers
 SPACE_DOUBLES_IN = (1, 3)  # temporal blocks that also double height and width
 
 
 @persistence.persistent_class
 class MagnitudeEMA(Tracker):
-    """Running mean square of an input, kept to normalise it (StyleGAN3, appendix F.1 "EMA input magnitude")."""
+    """Running mean square of an input, for its normalisation (StyleGAN3, appendix F.1 "EMA input magnitude")."""
 
     magnitude_ema: Tensor
 
@@ -48,7 +48,7 @@ class MagnitudeEMA(Tracker):
         self.register_buffer("magnitude_ema", torch.ones([]))
 
     def forward(self, x: Tensor, beta: float = 1.0) -> Tensor:
-        """The scalar gain that brings `x` to unit magnitude; `beta` below 1 first updates the running mean."""
+        """Return the scalar gain that normalises `x` to unit magnitude; `beta` < 1 first updates the running mean."""
         if beta != 1.0:
             self.track_magnitude(self.magnitude_ema, x, beta)
         return self.magnitude_ema.rsqrt()
@@ -58,8 +58,8 @@ class MagnitudeEMA(Tracker):
 class TemporalEmbedding(nn.Module):
     """A bank of Kaiser low-pass filters, each applied to every noise channel (section 3.1, "temporal latent").
 
-    Filter b is stored right-aligned in a row of the longest filter's length; the alignment is part of what trained
-    weights have learnt. Rows are scaled to give unit variance from unit-variance noise.
+    Filter b is stored right-aligned in a row of the longest filter's length; trained weights depend on the alignment.
+    Rows are scaled to give unit variance from unit-variance noise.
     """
 
     blur_filters: Tensor
@@ -80,7 +80,7 @@ class TemporalEmbedding(nn.Module):
         self.register_buffer("blur_filters", bank)
 
     def forward(self, noise: Tensor) -> Tensor:
-        """(N, noise channels, E + max_taps - 1) -> (N, noise channels * num_filters, E), noise channel major.
+        """Map (N, noise channels, E + max_taps - 1) to (N, noise channels * num_filters, E), noise channel major.
 
         Correlation by FFT: one transform of the noise is shared by all filters, several times faster than the direct
         5000-tap sum and equal to it to 1e-5.
@@ -94,7 +94,7 @@ class TemporalEmbedding(nn.Module):
 
 
 def fast_fft_size(length: int) -> int:
-    """The smallest 2^a 3^b 5^c that is at least `length`."""
+    """Return the smallest 2^a 3^b 5^c that is at least `length`."""
     best = 1 << (length - 1).bit_length()
     for fives in range(4):
         for threes in range(6):
@@ -113,13 +113,13 @@ class LatentMapping(nn.Module):
         self.layer_1 = FullyConnectedLayer(w_channels, w_channels, activation="lrelu", lr_multiplier=0.01)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """(N, embedding channels, T) -> (N, w channels, T)."""
+        """Map (N, embedding channels, T) to (N, w channels, T)."""
         return self.layer_1(self.layer_0(normalize_second_moment(embedding)))
 
 
 @persistence.persistent_class
 class TemporalDownsample(nn.Module):
-    """Halve the rate of a latent track by a 12-tap Kaiser low-pass."""
+    """Downsample a sequence of latents by two with a 12-tap Kaiser low-pass."""
 
     filter: Tensor
 
@@ -128,19 +128,19 @@ class TemporalDownsample(nn.Module):
         self.register_buffer("filter", kaiser_lowpass(12, cutoff=1.0, width=6.0, sampling_rate=8.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, T) -> (N, C, T / 2)."""
+        """Map (N, C, T) to (N, C, T / 2)."""
         return resample_time(x, self.filter, down=2)
 
 
 class KernelNorms(NamedTuple):
-    """What the demodulation knows of a kernel: the squared norm of each (Co, Ci) of it, and its floor (Co, 1)."""
+    """The norms of a kernel for demodulation: the squared norm for each (Co, Ci), and the floor (Co, 1)."""
 
     energy: Tensor
     floor: Tensor
 
 
 def kernel_norms(weight: Tensor) -> KernelNorms:
-    """The norms of a kernel (Co, Ci, kt, kh, kw), each found in one pass over it."""
+    """Return the norms of a kernel (Co, Ci, kt, kh, kw), each computed in one pass."""
     rows = weight.flatten(1)
     peak = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))  # largest absolute value
     energy = torch.linalg.vector_norm(weight, dim=[2, 3, 4]).square()
@@ -148,12 +148,11 @@ def kernel_norms(weight: Tensor) -> KernelNorms:
 
 
 def demodulation(norms: KernelNorms, style: Tensor) -> Tensor:
-    """The factors (N, Co, T) that bring what a kernel makes of inputs scaled by `style` (N, Ci, T) to unit variance.
+    """Return the demodulation factors (N, Co, T) for inputs scaled by `style` (N, Ci, T).
 
-    The published network divides the kernel by its largest value and the style by its largest one before it adds
-    1e-8; both cancel but for that epsilon, which is brought to their scale instead. It is relative to the largest
-    style of the frame itself: relative to that of all frames, as published, a frame would depend on which others are
-    computed with it.
+    The published network divides the kernel and the style by their maxima before it adds 1e-8; both cancel except for
+    that epsilon, which is rescaled accordingly. It is relative to the largest style of the same frame: relative to that
+    of all frames, as published, a frame would depend on the frames that are computed with it.
     """
     energy = style.square()
     epsilon = norms.floor * energy.amax(dim=1, keepdim=True)  # (N, Co, T)
@@ -170,20 +169,20 @@ def modulated_conv3d(
     norms: KernelNorms | None = None,
     pad_time: bool = True,
 ) -> Tensor:
-    """3-D convolution whose input channels are scaled by a style that changes over time (section 3.1).
+    """3-D convolution whose input channels are scaled by a time-varying style (section 3.1).
 
     x (N, Ci, T, H, W), weight (Co, Ci, kt, kh, kw), style (N, Ci, T), scalar gain of x -> (N, Co, T, H, W), times
     `scale`, plus `add`, which has that shape or one that broadcasts to it. The style scales input frames; the
-    demodulation uses the style of the output frame alone, an approximation for kt > 1 that trained weights rely on.
-    `norms` are those of the kernel, for who computes them once for many calls. Without `pad_time` the kt // 2 frames
-    at each end are only read, and not put out.
+    demodulation uses only the style of the output frame, an approximation for kt > 1 that trained weights depend on.
+    `norms` are those of the kernel, for callers that reuse them. Without `pad_time` the kt // 2 frames at each end are
+    input only.
     """
     padding = [size // 2 for size in weight.shape[2:]]
     border = 0 if pad_time else padding[0]
     padding[0] -= border
     own = style[:, :, border : style.shape[2] - border]
     factors = demodulation(norms or kernel_norms(weight), own)
-    # The style scales the input and the demodulation the output, so the kernel is used as it is, whatever its size.
+    # The style scales the input and the demodulation the output, so the kernel is used unchanged.
     y = nn.functional.conv3d(
         x * (style * (gain * scale))[..., None, None].to(x.dtype), weight.to(x.dtype), padding=padding
     )
@@ -192,7 +191,7 @@ def modulated_conv3d(
 
 @persistence.persistent_class
 class GeneratorBlock(MixedPrecision):
-    """Residual block of two modulated convolutions; resampling comes after the sum, bias and activation after it."""
+    """Residual block of two modulated convolutions; resampling follows the sum, then bias and activation."""
 
     formats = ("bf16",)
 
@@ -214,7 +213,7 @@ class GeneratorBlock(MixedPrecision):
         self.spatial_upsample = Upsample(temporal=False) if space_up else nn.Identity()
 
     def forward(self, x: Tensor, w: Tensor, size: Sequence[int], magnitude_ema_beta: float = 1.0) -> Tensor:
-        """x (N, Cin, T, H, W), w (N, w channels, T) -> (N, Cout, *size): resampled, then centre-cropped to `size`."""
+        """Map x (N, Cin, T, H, W) and w (N, w channels, T) to (N, Cout, *size): resampled, then centre-cropped."""
         x = x.to(self.feature_dtype(x, self.weight_0))
         gain_0 = self.input_magnitude_ema_0(x, magnitude_ema_beta)
         h = self.hidden(x, w, gain_0)
@@ -222,13 +221,13 @@ class GeneratorBlock(MixedPrecision):
         y = self.residual(x, gain_0, h, w, gain_1)
         return self.finish(center_crop(self.temporal_upsample(y), 2, size[0]), size[1:])
 
-    # What streaming does with other ranges of time -----------------------------------------------------------------
+    # Parts for streaming, on other ranges of time ------------------------------------------------------------------
 
     @region
     def hidden(
         self, x: Tensor, w: Tensor, gain: Tensor, norms: KernelNorms | None = None, pad_time: bool = True
     ) -> Tensor:
-        """The first convolution, activated; see `modulated_conv3d`."""
+        """Return the activated output of the first convolution; see `modulated_conv3d`."""
         bias = self.bias_0[:, None, None, None]
         h = modulated_conv3d(x, self.weight_0, self.affine_0(w), gain, bias, norms=norms, pad_time=pad_time)
         return bias_act.bias_act(h, act="lrelu", clamp=CLAMP)
@@ -244,8 +243,8 @@ class GeneratorBlock(MixedPrecision):
         norms: KernelNorms | None = None,
         pad_time: bool = True,
     ) -> Tensor:
-        """The sum of the skip path from `x` and the second convolution of `h`, brought to unit variance."""
-        scale = 0.5**0.5  # in the weights of either path, where it costs nothing
+        """Return the sum of the skip path from `x` and the second convolution of `h`, scaled to unit variance."""
+        scale = 0.5**0.5  # folded into the weights of both paths at no cost
         skip = nn.functional.conv3d(x, (self.weight_skip * (gain_0 * (scale * x.shape[1] ** -0.5))).to(x.dtype))
         return modulated_conv3d(h, self.weight_1, self.affine_1(w), gain_1, skip, scale, norms, pad_time)
 
@@ -259,7 +258,7 @@ class GeneratorBlock(MixedPrecision):
 
 @persistence.persistent_class
 class ToRGB(nn.Module):
-    """Modulated 1x1x1 convolution to three colours, without demodulation."""
+    """Modulated 1x1x1 convolution to RGB, without demodulation."""
 
     def __init__(self, in_channels: int, w_channels: int):
         super().__init__()
@@ -269,14 +268,14 @@ class ToRGB(nn.Module):
         self.input_magnitude_ema = MagnitudeEMA()
 
     def forward(self, x: Tensor, w: Tensor, magnitude_ema_beta: float = 1.0) -> Tensor:
-        """x (N, C, T, H, W), w (N, w channels, T) -> (N, 3, T, H, W)."""
+        """Map x (N, C, T, H, W) and w (N, w channels, T) to (N, 3, T, H, W)."""
         gain = self.input_magnitude_ema(x, magnitude_ema_beta) * self.weight.shape[1] ** -0.5
         y = nn.functional.conv3d(x.to(self.weight.dtype) * (self.affine(w) * gain)[..., None, None], self.weight)
         return bias_act.bias_act(y, self.bias, act="linear", clamp=CLAMP)
 
 
 def check_size(height: int, width: int) -> None:
-    """Refuse a frame size that the low-resolution networks cannot have: ValueError with sizes that work."""
+    """Raise ValueError, naming valid sizes, for a frame size that the low-resolution networks do not support."""
     long, short = max(height, width), min(height, width)
     if long < 16 or long & (long - 1) or short * 4 < long:
         nearest = max(16, 1 << round(math.log2(max(long, 1))))
@@ -293,7 +292,7 @@ class LowResGenerator(nn.Module):
 
     With the default options, parameter names, shapes and outputs are those of the published networks. A number of
     temporal doublings d gives d + 1 temporal blocks and a temporal scale R = 2^d: the network is equivariant to
-    shifts of its noise by R frames, which is what makes exact streaming possible.
+    shifts of its noise by R frames, which makes exact streaming possible.
     """
 
     def __init__(
@@ -345,7 +344,7 @@ class LowResGenerator(nn.Module):
         sizes = [(math.ceil(height / scale), math.ceil(width / scale)) for scale in scales]
 
         self.spatial_input = nn.Parameter(torch.randn(1, input_channels, 1, *sizes[0]))
-        self.block_sizes: list[tuple[int, int]] = []  # height and width that each block puts out
+        self.block_sizes: list[tuple[int, int]] = []  # height and width of each block's output
         level, channels = 0, input_channels
         self.temporal_layers = nn.ModuleList()
         for index, out_channels in enumerate(temporal_channels):
@@ -371,13 +370,13 @@ class LowResGenerator(nn.Module):
     # Lengths -----------------------------------------------------------------------------------------------------
 
     def num_noise_frames(self, num_frames: int) -> int:
-        """Noise samples that `synthesize` needs for `num_frames` frames."""
+        """Return the number of noise samples that `synthesize` needs for `num_frames` frames."""
         scale = self.temporal_scale
         coarse = math.ceil(num_frames / scale) + 2 * TEMPORAL_PADDING
         return scale * coarse + self.temporal_emb.blur_filters.shape[2] - 1
 
     def level_lengths(self, num_frames: int) -> list[int]:
-        """Feature length entering each temporal block, coarsest first, and the length that leaves the last one."""
+        """Return the input length of each temporal block, coarsest first, and the output length of the last one."""
         padded = [
             math.ceil(num_frames / 2**level) + 2 * TEMPORAL_PADDING
             for level in range(self.num_temporal_doublings, -1, -1)
@@ -387,7 +386,9 @@ class LowResGenerator(nn.Module):
     # Synthesis ---------------------------------------------------------------------------------------------------
 
     def style_tracks(self, w: Tensor, num_frames: int) -> list[Tensor]:
-        """w (N, C, E) -> one track per temporal block, coarsest first, then the one every later layer shares."""
+        """Downsample w (N, C, E) to one sequence per temporal block, coarsest first, then the one that later layers
+        share.
+        """
         lengths = self.level_lengths(num_frames)
         tracks = [center_crop(w, 2, lengths[-1]), center_crop(w, 2, lengths[-2])]
         for length in lengths[-3::-1]:
@@ -398,12 +399,12 @@ class LowResGenerator(nn.Module):
     def synthesize(
         self, noise: Tensor, num_frames: int, legacy_alignment: bool = False, magnitude_ema_beta: float = 1.0
     ) -> Tensor:
-        """noise (N, noise channels, num_noise_frames(num_frames)) -> video (N, 3, num_frames, height, width).
+        """Map noise (N, noise channels, num_noise_frames(num_frames)) to a video (N, 3, num_frames, height, width).
 
         Frames are nominally in [-1, 1] and not clamped. `legacy_alignment=False` computes whole multiples of the
-        temporal scale and drops the tail, so that the style of frame t always comes from the same noise samples;
-        True crops every level to the length asked for, as the published network does, which shifts styles against
-        features by up to half a temporal scale when `num_frames` is not a multiple of it.
+        temporal scale and drops the tail, so that the style of frame t always comes from the same noise samples; True
+        crops every level to the requested length, as the published network does, which shifts styles against features
+        by up to half a temporal scale when `num_frames` is not a multiple of it.
         """
         misc.assert_shape(noise, [None, self.noise_channels, self.num_noise_frames(num_frames)])
         length = num_frames if legacy_alignment else self.temporal_scale * math.ceil(num_frames / self.temporal_scale)
@@ -421,7 +422,7 @@ class LowResGenerator(nn.Module):
         return video[:, :, :num_frames]
 
     def forward(self, batch_size: int, num_frames: int, generator: np.random.RandomState | None = None) -> Tensor:
-        """(batch_size, 3, num_frames, height, width) from noise drawn from `generator` (or NumPy's fresh entropy)."""
+        """Return (batch_size, 3, num_frames, height, width) from noise drawn from `generator`, by default a new one."""
         generator = generator or np.random.RandomState()
         shape = (batch_size, self.noise_channels, self.num_noise_frames(num_frames))
         noise = torch.from_numpy(generator.standard_normal(shape))
@@ -431,12 +432,12 @@ class LowResGenerator(nn.Module):
 
     @classmethod
     def matches(cls, record: Record) -> bool:
-        """True if the record is a generator of this kind, ours or a published one."""
+        """Return whether the record is a generator of this kind, saved by Longtake or published."""
         return record.class_name == cls.__name__ or "out_height" in record.attributes
 
     @classmethod
     def options_from_record(cls, record: Record) -> dict[str, Any]:
-        """Constructor options of the network in `record`; a published file's are read off its tensors' shapes."""
+        """Return the constructor options of the network in `record`, for published files from tensor shapes."""
         if "options" in record.attributes:
             return dict(record.attributes["options"])
         tensors = record.state_dict()

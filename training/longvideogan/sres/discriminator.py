@@ -1,7 +1,7 @@
 """The super-resolution discriminator: a few frames at both resolutions -> one logit (LongVideoGAN, section 3.2).
 
-A StyleGAN2 image discriminator: the low-resolution frames are enlarged, laid beside the high-resolution ones and all
-frames of both become the channels of one image.
+A StyleGAN2 image discriminator: the low-resolution frames are enlarged and concatenated with the high-resolution ones,
+and all frames of both become the channels of one image.
 """
 
 import math
@@ -22,7 +22,7 @@ FINAL_EDGE = 4
 
 @persistence.persistent_class
 class Conv2dLayer(nn.Module):
-    """Convolution, optionally decimated by two after a [1, 3, 3, 1] low-pass, with bias and activation."""
+    """Convolution, optionally downsampled by two after a [1, 3, 3, 1] low-pass, with bias and activation."""
 
     resample_filter: Tensor
 
@@ -43,7 +43,7 @@ class Conv2dLayer(nn.Module):
         self.register_buffer("resample_filter", binomial_filter())
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        """(N, Cin, H, W) -> `gain` times (N, Cout, H / down, W / down)."""
+        """Map (N, Cin, H, W) to `gain` times (N, Cout, H / down, W / down)."""
         act_gain = gain * bias_act.activation_funcs[self.activation].def_gain
         weight = self.weight * self.weight[0].numel() ** -0.5
         if self.activation == "linear" and self.bias is None:
@@ -57,13 +57,13 @@ class Conv2dLayer(nn.Module):
 
 
 def binomial_filter() -> Tensor:
-    """[1, 3, 3, 1] along each axis with unit sum: (4, 4)."""
+    """Return the filter [1, 3, 3, 1] along each axis with unit sum: (4, 4)."""
     return upfirdn2d.setup_filter([1, 3, 3, 1])
 
 
 @persistence.persistent_class
 class DiscriminatorBlock(MixedPrecision):
-    """Residual block that halves the resolution; the first of a network also lifts its input to features."""
+    """Residual block that halves the resolution; the first of a network also maps its input to features."""
 
     def __init__(self, image_channels: int, in_channels: int, out_channels: int, fp16: bool):
         super().__init__()
@@ -76,11 +76,11 @@ class DiscriminatorBlock(MixedPrecision):
         self.skip = Conv2dLayer(in_channels, out_channels, 1, "linear", bias=False, down=2, clamp=None)
 
     def forward(self, x: Tensor, force_fp32: bool = False) -> Tensor:
-        """(N, Cin, H, W) -> (N, Cout, H / 2, W / 2)."""
+        """Map (N, Cin, H, W) to (N, Cout, H / 2, W / 2)."""
         x = x.to(self.feature_dtype(x, self.conv0.weight, force_fp32))
         if self.fromrgb is not None:
             x = self.fromrgb(x)
-        scale = 0.5**0.5  # for unit variance of the sum; in either path, where it costs nothing
+        scale = 0.5**0.5  # for unit variance of the sum; folded into both paths at no cost
         return self.conv1(self.conv0(x), scale) + self.skip(x, scale)
 
 
@@ -95,13 +95,13 @@ class DiscriminatorEpilogue(nn.Module):
         self.out = FullyConnectedLayer(channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, 4, 4) -> (N, 1)."""
+        """Map (N, C, 4, 4) to (N, 1)."""
         return self.out(self.fc(self.conv(x.to(self.conv.weight.dtype)).flatten(1)))
 
 
 @persistence.persistent_class
 class BilinearUpsample(nn.Module):
-    """Enlarge frames by a whole factor with a triangle filter, zero beyond the border."""
+    """Enlarge frames by an integer factor with a triangle filter and zero padding."""
 
     filter: Tensor
 
@@ -112,14 +112,14 @@ class BilinearUpsample(nn.Module):
         self.register_buffer("filter", torch.cat([rise, rise.flip(0)]))
 
     def forward(self, video: Tensor) -> Tensor:
-        """(N, C, T, H, W) -> (N, C, T, H * scale, W * scale)."""
+        """Map (N, C, T, H, W) to (N, C, T, H * scale, W * scale)."""
         x = upfirdn2d.upsample2d(video.flatten(1, 2), self.filter, up=self.scale)
         return x.unflatten(1, video.shape[1:3])
 
 
 @persistence.persistent_class
 class SuperResDiscriminator(nn.Module):
-    """Frames at both resolutions -> logit. Default options are those of the published network."""
+    """Discriminator of frames at both resolutions. Default options are those of the published network."""
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class SuperResDiscriminator(nn.Module):
 
     @region
     def forward(self, lres_video: Tensor, video: Tensor, force_fp32: bool = False) -> Tensor:
-        """lres_video (N, 3, T, h, w) or already enlarged (N, 3, T, H, W), video (N, 3, T, H, W) -> logits (N, 1)."""
+        """Map lres_video (N, 3, T, h, w), or enlarged (N, 3, T, H, W), and video (N, 3, T, H, W) to logits (N, 1)."""
         misc.assert_shape(video, [None, 3, self.num_frames, self.height, self.width])
         if lres_video.shape[3:] == (self.lres_height, self.lres_width):
             lres_video = self.upsample(lres_video)
@@ -177,12 +177,12 @@ class SuperResDiscriminator(nn.Module):
 
     @classmethod
     def matches(cls, record: Record) -> bool:
-        """True if the record is a discriminator of this kind, ours or a published one."""
+        """Return whether the record is a discriminator of this kind, saved by Longtake or published."""
         return record.class_name == cls.__name__ or "b4" in record.children and "upsample" in record.children
 
     @classmethod
     def options_from_record(cls, record: Record) -> dict[str, Any]:
-        """Constructor options of the network in `record`; a published file's widths are read off its tensors."""
+        """Return the constructor options of the network in `record`, for published files from tensor shapes."""
         if "options" in record.attributes:
             return dict(record.attributes["options"])
         attributes, tensors = record.attributes, record.state_dict()

@@ -1,7 +1,7 @@
 """Training of the super-resolution GAN on a few frames at a time (LongVideoGAN, section 3.3 and appendix B).
 
-The condition is a real low-resolution clip, corrupted so that the network also copes with generated ones; what the
-discriminator sees of both resolutions passes adaptive augmentation (Karras et al. 2020) with one transform for all.
+The condition is a real low-resolution clip, corrupted so that the network generalises to generated ones; both
+resolutions pass through adaptive augmentation (Karras et al. 2020) with one transform before the discriminator.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ from training.longvideogan.sres.generator import SuperResGenerator
 from training.optim import seeded
 from training.sampling import Sampler
 
-CONDITION_PROBABILITY = 0.5  # each corruption of the condition happens this often
-KEEP_CONDITION = 0.1  # how often the discriminator is shown the low-resolution frames at all
+CONDITION_PROBABILITY = 0.5  # probability of each corruption of the condition
+KEEP_CONDITION = 0.1  # probability that the discriminator sees the low-resolution frames
 
 
 @dataclasses.dataclass
@@ -33,17 +33,17 @@ class SuperResOptions(GANOptions):
 
     d_lr: float = option(0.003, "Learning rate of the discriminator", above=0)
     height: int = option(
-        144, "Frame size put out, such as 144x256", name="--size", kind="size", sets=("height", "width")
+        144, "Output frame size, such as 144x256", name="--size", kind="size", sets=("height", "width")
     )
     width: int = option(256, "")
     lres_height: int = option(
-        36, "Frame size taken in, such as 36x64", name="--lres-size", kind="size", sets=("lres_height", "lres_width")
+        36, "Input frame size, such as 36x64", name="--lres-size", kind="size", sets=("lres_height", "lres_width")
     )
     lres_width: int = option(64, "")
     num_frames: int = option(4, "Frames of the clips that the discriminator sees", low=1)
     augment: str = option("bgc", "Adaptive augmentation of what the discriminator sees: bgc, or none")
     ada_interval: int = option(4, "Steps between changes of the augmentation", low=1)
-    ada_target: float = option(0.6, "How sure of the reals D may be before augmentation grows")
+    ada_target: float = option(0.6, "Mean sign of D's logits for real clips above which augmentation increases")
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,7 +67,7 @@ class SuperResOptions(GANOptions):
 
 
 class SuperResGAN(GAN):
-    """Generator of sharp frames against a discriminator of a few frames at both resolutions."""
+    """A generator of high-resolution frames and a discriminator of a few frames at both resolutions."""
 
     Options = SuperResOptions
     name = "longvideogan-sres"
@@ -93,16 +93,16 @@ class SuperResGAN(GAN):
         self.ada = AdaController(interval=options.ada_interval, target=options.ada_target)
 
     def discriminator_blocks(self) -> list[nn.Module]:
-        """Return the blocks of D that may be frozen, from its input on."""
+        """Return the blocks of D that may be frozen, starting at its input."""
         return [self.D.get_submodule(f"b{resolution}") for resolution in self.D.resolutions]
 
     def inputs(self) -> Inputs:
-        """Return the sizes of its frames, what it takes in first."""
+        """Return the frame sizes, the input size first."""
         opts = self.options
         return Inputs(sizes=((opts.lres_height, opts.lres_width), (opts.height, opts.width)))
 
     def batch_spec(self, step: int) -> list[BatchSpec]:
-        """Conditions for G; conditions and sharp frames for D; both, without context, when R1 is due."""
+        """Return conditions for G; conditions and real frames for D; both, without context, when R1 is due."""
         opts, context = self.options, self.context
         window = opts.num_frames + 2 * context
         lres = FrameClip("lres", opts.lres_height, opts.lres_width, 0, window)
@@ -112,24 +112,24 @@ class SuperResGAN(GAN):
         return specs + [BatchSpec(window, (lres_center, sres_center))] * self.r1_due(step)
 
     def sampler(self) -> Sampler:
-        """Return videos of the averaged generator."""
+        """Return the sampler of the EMA generator."""
         return SuperResSampler(self.G_ema)
 
     def fakes(self, batch: Batch, rngs: Rngs, update_emas: bool = False) -> Batch:
-        """Sharp frames of corrupted conditions, and those conditions."""
+        """Return generated frames for corrupted conditions, and those conditions."""
         condition = self.corrupt(batch["lres"], rngs, CONDITION_PROBABILITY)
         video = self.G(condition, self.normal(rngs, self.G.z_channels), update_emas=update_emas)
         return {"video": video, "lres": condition}
 
     def reals(self, batch: Batch, rngs: Rngs) -> Batch:
-        """Real sharp frames, and their conditions corrupted like those of the fakes."""
+        """Return real frames, and their conditions corrupted like those of the fakes."""
         return {"video": batch["sres"], "lres": self.corrupt(batch["lres"], rngs, CONDITION_PROBABILITY)}
 
     def logits(self, clips: Batch, rngs: Rngs) -> Tensor:
-        """What D says of frames at both resolutions, after one augmentation of both: (N, 1).
+        """Return the logits of D for frames at both resolutions, after one augmentation of both: (N, 1).
 
-        The context of the condition is cut. D is shown it for one clip in ten only, so that it must judge the sharp
-        frames by themselves too.
+        The context frames of the condition are removed. D sees the condition for one clip in ten only, so that it also
+        judges the high-resolution frames by themselves.
         """
         lres = self.D.upsample(center_crop(clips["lres"], 2, self.options.num_frames))
         both = self.augment(torch.cat([lres, clips["video"]], dim=2), rngs, self.ada.p)
@@ -139,16 +139,16 @@ class SuperResGAN(GAN):
         return self.D(lres * shown[:, None, None, None, None], video)
 
     def step(self, batches: Iterator[Batch], step: int) -> dict[str, Tensor]:
-        """See `GAN.step`; ends with a change of the augmentation."""
+        """See `GAN.step`; then updates the augmentation probability."""
         values = super().step(batches, step)
         if self.options.augment != "none":
             self.ada.update(values["loss/D_sign_real"])
         return values | {"progress/augment_p": torch.tensor(self.ada.p)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The strength of the augmentation and the signs counted towards its next change."""
+        """Return the state of the adaptive augmentation."""
         return {"ada": self.ada.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self.ada.load_state_dict(state["ada"])

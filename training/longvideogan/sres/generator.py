@@ -1,7 +1,8 @@
-"""The super-resolution generator: a low-resolution video -> the same video, sharp (LongVideoGAN, section 3.2).
+"""The super-resolution generator: a low-resolution video -> the same video at high resolution (LongVideoGAN, section
+3.2).
 
-A StyleGAN3 synthesis network for each frame. Its content comes from nine neighbouring low-resolution frames, which
-are resampled to every layer's canvas and concatenated to that layer's input; one latent is shared by all frames.
+A StyleGAN3 synthesis network for each frame, conditioned on nine neighbouring low-resolution frames, which are
+resampled to every layer's canvas and concatenated to that layer's input; one latent is shared by all frames.
 """
 
 from typing import Any
@@ -32,7 +33,7 @@ OUTPUT_SCALE = 0.25
 
 @persistence.persistent_class
 class Resample(nn.Module):
-    """Change the rate of images by a whole factor with a Kaiser filter and a replicated border."""
+    """Resample images by an integer factor with a Kaiser filter and a replicated border."""
 
     filter: Tensor
 
@@ -43,10 +44,10 @@ class Resample(nn.Module):
         self.register_buffer("filter", taps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H * scale, W * scale) or (N, C, H / scale, W / scale).
+        """Map (N, C, H, W) to (N, C, H * scale, W * scale) or (N, C, H / scale, W / scale).
 
-        The replicated border is narrower than the filter, so the outermost samples lose up to 1.5 % of their
-        amplitude; trained weights rely on it.
+        The replicated border is narrower than the filter, so the outermost samples lose up to 1.5 % of their amplitude;
+        trained weights depend on it.
         """
         border = 1 if self.up else self.scale
         x = nn.functional.pad(x, [border] * 4, mode="replicate")
@@ -57,7 +58,7 @@ class Resample(nn.Module):
 
 
 def make_resampler(edge: int, rate: int) -> nn.Module:
-    """The resampler from low-resolution frames of longer edge `edge` to a layer of rate `rate`."""
+    """Return the resampler from low-resolution frames of longer edge `edge` to a layer of rate `rate`."""
     if rate == edge:
         return nn.Identity()
     return Resample(-(-edge // rate), up=False) if rate < edge else Resample(-(-rate // edge), up=True)
@@ -87,7 +88,7 @@ class MappingNetwork(Tracker):
         self.fc1 = FullyConnectedLayer(w_channels, w_channels, activation="lrelu", lr_multiplier=0.01)
 
     def forward(self, z: Tensor, truncation: float = 1.0, update_emas: bool = False) -> Tensor:
-        """(N, z channels) -> (N, w channels)."""
+        """Map (N, z channels) to (N, w channels)."""
         w = self.fc1(self.fc0(normalize_second_moment(z)))
         if update_emas:
             self.track(self.w_avg, w.detach().mean(dim=0), len(w), W_AVG_BETA)
@@ -98,7 +99,7 @@ class MappingNetwork(Tracker):
 class SynthesisLayer(MixedPrecision, Tracker):
     """Modulated convolution, then a leaky ReLU between an up- and a down-sampling filter (StyleGAN3, figure 4b)."""
 
-    _record_init_args = False  # built from a schedule, which the weights' own shapes tell as well
+    _record_init_args = False  # built from a schedule, which also follows from the shapes of the weights
 
     magnitude_ema: Tensor
     up_filter: Tensor | None
@@ -107,7 +108,7 @@ class SynthesisLayer(MixedPrecision, Tracker):
     def __init__(self, layer: Layer, w_channels: int, fp16: bool):
         super().__init__()
         if fp16:
-            # The colours of the last layer are put out: eight bits of bf16 are too few for their grey levels.
+            # The last layer outputs RGB: the eight bits of bf16 are too few for its intensity levels.
             self.formats, self.half = ("fp16",) if layer.is_rgb else tuple(HALF_FORMATS), "fp16"
         self.is_rgb = layer.is_rgb
         self.up, self.down = layer.up, layer.down
@@ -125,7 +126,7 @@ class SynthesisLayer(MixedPrecision, Tracker):
         self.affine = FullyConnectedLayer(w_channels, layer.in_channels, bias_init=1.0)
 
     def modulated_weights(self, w: Tensor) -> Tensor:
-        """One convolution kernel per style: (N, w channels) -> (N, Cout, Cin, k, k) (StyleGAN3, appendix F.1)."""
+        """Return a convolution kernel for each style, (N, Cout, Cin, k, k) (StyleGAN3, appendix F.1)."""
         style = self.affine(w)
         weight = self.weight
         if self.is_rgb:
@@ -139,19 +140,19 @@ class SynthesisLayer(MixedPrecision, Tracker):
         return weight * self.magnitude_ema.rsqrt()
 
     def forward(self, x: Tensor, w: Tensor, update_emas: bool = False, force_fp32: bool = False) -> Tensor:
-        """x (N*T, Cin, h, w), w (N, w channels) -> (N*T, Cout, h', w'); the frames of a video share its kernel."""
+        """Map x (N*T, Cin, h, w), w (N, w channels) to (N*T, Cout, h', w'); the frames of a video share its kernel."""
         if update_emas:
             self.track_magnitude(self.magnitude_ema, x, MAGNITUDE_BETA)
         return self.filtered(x, w, self.feature_dtype(x, self.weight, force_fp32))
 
     @region
     def filtered(self, x: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
-        """The layer proper, with features of `dtype`."""
+        """Apply the layer with features of `dtype`."""
         kernels = self.modulated_weights(w).to(dtype)
         padding = kernels.shape[-1] - 1
         videos = x.to(dtype).chunk(len(w))
         videos = [nn.functional.conv2d(v, k, padding=padding) for v, k in zip(videos, kernels, strict=True)]
-        x = torch.cat(videos) if len(w) > 1 else videos[0]  # a single one is not copied
+        x = torch.cat(videos) if len(w) > 1 else videos[0]  # avoids a copy of a single one
         x = filtered_lrelu.filtered_lrelu(
             x,
             fu=self.up_filter,
@@ -169,15 +170,15 @@ class SynthesisLayer(MixedPrecision, Tracker):
 
 
 def make_filter(num_taps: int, cutoff: float, half_width: float, sampling_rate: float) -> Tensor | None:
-    """The low-pass of a layer; None where it has none."""
+    """Return the low-pass filter of a layer, None for a single tap."""
     return kaiser_lowpass(num_taps, cutoff, 2 * half_width, sampling_rate) if num_taps > 1 else None
 
 
 @persistence.persistent_class
 class FourierInput(nn.Module):
-    """Fixed sinusoids over the first canvas, mixed by a learned matrix; off in every published network."""
+    """Fixed sinusoids over the first canvas, mixed by a learned matrix; disabled in all published networks."""
 
-    _record_init_args = False  # built from a schedule, which the weights' own shapes tell as well
+    _record_init_args = False  # built from a schedule, which also follows from the shapes of the weights
 
     features: Tensor
 
@@ -195,15 +196,15 @@ class FourierInput(nn.Module):
         self.register_buffer("features", waves.permute(0, 3, 1, 2).contiguous())
 
     def forward(self) -> Tensor:
-        """-> (1, channels, h, w)."""
+        """Return (1, channels, h, w)."""
         return torch.einsum("oi,nihw->nohw", self.weight * self.weight.shape[1] ** -0.5, self.features)
 
 
 @persistence.persistent_class
 class SynthesisNetwork(nn.Module):
-    """The stack of layers, each fed the previous one's output and the conditioning at its own rate."""
+    """The layers; each takes the output of the previous one and the condition at its own rate."""
 
-    _record_init_args = False  # built from a schedule, which the weights' own shapes tell as well
+    _record_init_args = False  # built from a schedule, which also follows from the shapes of the weights
 
     def __init__(self, layers: list[Layer], w_channels: int, fourier_channels: int, num_fp16_res: int):
         super().__init__()
@@ -215,7 +216,7 @@ class SynthesisNetwork(nn.Module):
             self.add_module(layer.name, SynthesisLayer(layer, w_channels, fp16))
 
     def forward(self, conditions: list[Tensor], w: Tensor, update_emas: bool, force_fp32: bool) -> Tensor:
-        """One (N*T, C, h, w) per layer, and w (N, w channels) -> (N*T, 3, H, W)."""
+        """Map one condition (N*T, C, h, w) per layer and w (N, w channels) to (N*T, 3, H, W)."""
         x = None if self.input is None else self.input().expand(conditions[0].shape[0], -1, -1, -1)
         for name, condition in zip(self.layer_names, conditions, strict=True):
             layer = self.get_submodule(name)
@@ -232,7 +233,7 @@ class SynthesisNetwork(nn.Module):
 class ConditionalStyleGAN3(nn.Module):
     """Synthesis, mapping and the resamplers of the condition; attribute names are those of the published weights."""
 
-    _record_init_args = False  # built from a schedule, which the weights' own shapes tell as well
+    _record_init_args = False  # built from a schedule, which also follows from the shapes of the weights
 
     def __init__(
         self,
@@ -251,7 +252,7 @@ class ConditionalStyleGAN3(nn.Module):
         self.rates = [layer.in_rate for layer in layers]
 
     def conditions(self, lres_video: Tensor, context: int) -> list[Tensor]:
-        """(N, 3, T + 2 context, h, w) -> for each layer (N*T, 3 * (2 context + 1), h_i, w_i), colour major.
+        """Map (N, 3, T + 2 context, h, w) to (N*T, 3 * (2 context + 1), h_i, w_i) for each layer i, colour major.
 
         Every frame is resampled once per rate and then gathered into its windows.
         """
@@ -280,7 +281,7 @@ class ConditionalStyleGAN3(nn.Module):
 
 @persistence.persistent_class
 class SuperResGenerator(nn.Module):
-    """Low-resolution video with context -> high-resolution video (LongVideoGAN, section 3.2 and appendix A).
+    """Low-resolution video with context frames -> high-resolution video (LongVideoGAN, section 3.2 and appendix A).
 
     Frame t of the output depends only on z and on low-resolution frames t .. t + 2 * temporal_context of the input,
     so a video may be computed in any pieces. With the default options, parameter names, shapes and outputs are those
@@ -330,7 +331,7 @@ class SuperResGenerator(nn.Module):
         )
 
     def sample_latent_z(self, batch_size: int, generator: np.random.RandomState | None = None) -> Tensor:
-        """Standard normal (batch_size, z_channels), on the device of the network."""
+        """Draw a standard normal (batch_size, z_channels), on the device of the network."""
         generator = generator or np.random.RandomState()
         z = torch.from_numpy(generator.standard_normal((batch_size, self.z_channels)))
         return z.to(self.SG3.mapping.w_avg)
@@ -343,15 +344,15 @@ class SuperResGenerator(nn.Module):
         update_emas: bool = False,
         force_fp32: bool = False,
     ) -> Tensor:
-        """lres_video (N, 3, T + 2 context, h, w), z (N, z_channels) -> (N, 3, T, H, W), nominally in [-1, 1].
+        """Map lres_video (N, 3, T + 2 context, h, w) and z (N, z_channels) to (N, 3, T, H, W), nominally in [-1, 1].
 
-        `truncation` below 1 pulls w towards its average. `update_emas` moves the magnitude and w averages.
-        `force_fp32` keeps CUDA from using half precision in the later layers.
+        `truncation` below 1 interpolates w towards its average. `update_emas` updates the magnitude and w averages.
+        `force_fp32` disables half precision on CUDA in the later layers.
         """
         misc.assert_shape(lres_video, [z.shape[0], 3, None, self.lres_height, self.lres_width])
         misc.assert_shape(z, [None, self.z_channels])
         context = self.temporal_context
-        assert lres_video.shape[2] > 2 * context, "a super-resolved frame needs its whole context"
+        assert lres_video.shape[2] > 2 * context, "a super-resolved frame needs all of its context frames"
         w = self.SG3.mapping(z, truncation, update_emas)
         frames = self.SG3.synthesis(self.SG3.conditions(lres_video, context), w, update_emas, force_fp32)
         return frames.unflatten(0, (z.shape[0], -1)).transpose(1, 2)  # N 3 T H W
@@ -360,12 +361,12 @@ class SuperResGenerator(nn.Module):
 
     @classmethod
     def matches(cls, record: Record) -> bool:
-        """True if the record is a generator of this kind, ours or a published one."""
+        """Return whether the record is a generator of this kind, saved by Longtake or published."""
         return record.class_name == cls.__name__ or "SG3" in record.children
 
     @classmethod
     def options_from_record(cls, record: Record) -> dict[str, Any]:
-        """Constructor options of the network in `record`; a published file's widths are read off its tensors."""
+        """Return the constructor options of the network in `record`, for published files from tensor shapes."""
         if "options" in record.attributes:
             return dict(record.attributes["options"])
         attributes, tensors = record.attributes, record.state_dict()

@@ -1,6 +1,6 @@
-"""Which rate, cutoff and canvas each layer of the super-resolution generator has (StyleGAN3, section 3.2).
+"""The rate, cutoff and canvas of each layer of the super-resolution generator (StyleGAN3, section 3.2).
 
-Pure functions of a few numbers. The published constants at 144x256 scale with the longer edge R: the cutoffs run
+Pure functions of a few numbers. The published constants at 144x256 scale with the longer edge R: the cutoffs range
 from 2 to R / 2.
 """
 
@@ -37,42 +37,42 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """The attribute that holds the layer, such as L13_256_144_128."""
+        """Return the attribute name of the layer, such as L13_256_144_128."""
         return f"L{self.index}_{self.out_size[0]}_{self.out_size[1]}_{self.out_channels}"
 
     @property
     def kernel(self) -> int:
-        """Edge of the convolution kernel."""
+        """Return the edge of the convolution kernel."""
         return 1 if self.is_rgb else KERNEL
 
     @property
     def filter_rate(self) -> int:
-        """Rate at which the non-linearity runs."""
+        """Return the rate of the non-linearity."""
         return max(self.in_rate, self.out_rate) * (1 if self.is_rgb else 2)
 
     @property
     def up(self) -> int:
-        """Factor from the input's rate to the non-linearity's."""
+        """Return the factor from the input's rate to the non-linearity's."""
         return self.filter_rate // self.in_rate
 
     @property
     def down(self) -> int:
-        """Factor from the non-linearity's rate to the output's."""
+        """Return the factor from the non-linearity's rate to the output's."""
         return self.filter_rate // self.out_rate
 
     @property
     def up_taps(self) -> int:
-        """Taps of the filter after zero insertion; 1 means no filter."""
+        """Return the taps of the filter after zero insertion; 1 means no filter."""
         return 1 if self.is_rgb or self.up == 1 else FILTER_SIZE * self.up
 
     @property
     def down_taps(self) -> int:
-        """Taps of the filter before decimation; 1 means no filter."""
+        """Return the taps of the filter before downsampling; 1 means no filter."""
         return 1 if self.is_rgb or self.down == 1 else FILTER_SIZE * self.down
 
     @property
     def padding(self) -> tuple[int, int, int, int]:
-        """Samples to add (or, if negative, to cut) after zero insertion: x_lo, x_hi, y_lo, y_hi."""
+        """Return the padding (negative: cropping) after zero insertion: x_lo, x_hi, y_lo, y_hi."""
         pads = []
         for size_in, size_out in zip(self.in_size, self.out_size, strict=True):
             total = (size_out - 1) * self.down + 1
@@ -84,7 +84,7 @@ class Layer:
 
 
 def check_size(height: int, width: int) -> None:
-    """Refuse an output size that the networks cannot have: ValueError with one that works."""
+    """Raise ValueError, naming a valid size, for an output size that the networks do not support."""
     long, short = max(height, width), min(height, width)
     if long < 64 or long & (long - 1) or short * 4 < long:
         nearest = max(64, 1 << round(math.log2(max(long, 1))))
@@ -96,9 +96,9 @@ def check_size(height: int, width: int) -> None:
 
 
 def check_pair(height: int, width: int, lres_height: int, lres_width: int) -> None:
-    """Refuse a low-resolution size that no low-resolution network could feed to this output size: ValueError.
+    """Raise ValueError for a low-resolution size that no low-resolution network supports for this output size.
 
-    It is the output size halved a whole number of times, with a longer edge from 16 and edges of even difference.
+    It is the output size halved an integer number of times, with a longer edge from 16 and edges of even difference.
     """
     check_size(height, width)
     halved = [(height >> j, width >> j) for j in range(1, max(height, width).bit_length() - 4)]
@@ -122,7 +122,7 @@ def check_pair(height: int, width: int, lres_height: int, lres_width: int) -> No
 
 
 def sampling_rates(edge: int, num_layers: int) -> tuple[list[float], list[float], list[int]]:
-    """Cutoff, transition half-width and sampling rate of layers 0 .. num_layers for a longer edge of `edge`."""
+    """Return cutoff, transition half-width and sampling rate of layers 0 .. num_layers for a longer edge of `edge`."""
     last_cutoff = edge / 2
     cutoffs, half_widths, rates = [], [], []
     for index in range(num_layers + 1):
@@ -137,7 +137,7 @@ def sampling_rates(edge: int, num_layers: int) -> tuple[list[float], list[float]
 
 
 def quadruples(edge: int, num_layers: int) -> bool:
-    """True if some step of the schedule multiplies the sampling rate by more than two."""
+    """Return whether some step of the schedule multiplies the sampling rate by more than two."""
     _, _, rates = sampling_rates(edge, num_layers)
     return any(after > 2 * before for before, after in zip(rates[:-1], rates[1:], strict=True))
 
@@ -151,9 +151,9 @@ def layer_schedule(
     cond_channels: int,
     input_channels: int,
 ) -> list[Layer]:
-    """Layers 0 .. num_layers. `cond_channels` join every layer's input, `input_channels` the first one's.
+    """Return layers 0 .. num_layers. `cond_channels` join every layer's input, `input_channels` the first one's.
 
-    Raises ValueError if the rate would have to quadruple in one layer, naming the smallest number that works.
+    Raises ValueError, naming the smallest valid number of layers, if the rate would have to quadruple in one layer.
     """
     edge = max(height, width)
     if num_layers <= NUM_CRITICAL or quadruples(edge, num_layers):
