@@ -154,6 +154,7 @@ def test_every_command_is_taken_with_its_values(repo, tmp_path, monkeypatch):
     for page, module, arguments in all_commands(repo):
         command, arguments = find_command(module, arguments)
         if arguments and "--help" not in arguments:  # else it is only named
+            assert command is not None, f"{page}: {module} {shlex.join(arguments)}"
             try:
                 command.make_context(module, list(arguments))
             except click.UsageError as error:
