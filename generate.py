@@ -297,9 +297,10 @@ def _plan(sampler: Sampler, prompt: Prompt, given: Given, **arguments: Any) -> V
     length, start, follows = arguments["length"], arguments["start"], sampler.needs.follows
     if start < 0 and (follows or not sampler.random_access):
         raise click.BadParameter("the frames of this model begin with 0", param_hint="--start")
-    num_frames = None if follows else sampler.default_frames or min(DEFAULT_FRAMES, prompt.limit or DEFAULT_FRAMES)
+    limit = None if prompt.limit is None else max(prompt.limit - start, 1)  # as far as its streams go
+    num_frames = None if follows else sampler.default_frames or min(DEFAULT_FRAMES, limit or DEFAULT_FRAMES)
     if length is not None:
-        num_frames = None if length == float("inf") else int(length)
+        num_frames = limit if length == float("inf") else int(length)
     elif num_frames is not None:
         _check_pictures(arguments["save_index"], start, num_frames)
     unknown = [name for name in given.saves if name not in sampler.outputs and name not in sampler.labels.values()]

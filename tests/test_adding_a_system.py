@@ -231,6 +231,9 @@ def test_a_file_and_actions_are_a_prompt(case, overlay, model, folder):
             actions.write_text(json.dumps(["none"] * 36 + [name] * 8))
             made.append(generated(case, overlay, model, folder, f"prompt{number}", *options, f"--actions={actions}"))
         assert made[0].shape == (8, *case.size, 3) and (made[0] != made[1]).any()
+        actions = f"--actions={folder / 'left.json'}"
+        endless = generated(case, overlay, model, folder, "endless", options[0], "--seed=0", "--len=inf", actions)
+        assert (endless == made[0]).all()  # it ends with the actions
     else:
         assert generated(case, overlay, model, folder, "prompt", *options).shape == (8, *case.size, 3)
 
