@@ -293,9 +293,10 @@ class Handler(BaseHTTPRequestHandler):
         kinds = {}
         for kind, shows in about.kinds.items():
             height, width = about.size(kind)
-            stage = about.parts[shows[-1]].stage
+            part = about.parts[shows[-1]]
             kinds[kind] = {
-                "height": height, "width": width, "block": about.block(kind), "stage": stage, "shows": shows,
+                "height": height, "width": width, "block": about.block(kind), "stage": part.stage, "shows": shows,
+                "title": part.title if len(shows) == 1 else kind.replace("-", " ").capitalize(),
             }  # fmt: skip
         limits = {"max_frames": views.MAX_ANSWER_FRAMES, "max_bytes": views.MAX_ANSWER_BYTES}
         options = [dataclasses.asdict(control) for control in about.controls]

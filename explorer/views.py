@@ -80,12 +80,13 @@ def controls_of(sampler: Sampler) -> tuple[Control, ...]:
 
 
 class Part(NamedTuple):
-    """Where the frames of a kind come from: an output of a stage, its size, and frames computed together."""
+    """Where the frames of a kind come from: an output of a stage, its size, frames computed together, and its title."""
 
     stage: int
     output: str
     size: Size
     block: int
+    title: str
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,8 @@ def describe(sampler: Sampler) -> About:
         label = sampler.labels[output]
         places = [(i, own) for i, stage in enumerate(stages) for own in stage.outputs if stage.labels[own] == label]
         index, own = (len(stages) - 1, "video") if output == "video" else (*places, (len(stages) - 1, output))[0]
-        parts[label] = Part(index, own, size, block_size(stages, index))
+        title = sampler.titles.get(output, label.replace("_", " ").capitalize())
+        parts[label] = Part(index, own, size, block_size(stages, index), title)
     is_endless = not sampler.needs.follows and all(one.random_access for one in (sampler, *stages))
     return About(sampler.Options, controls_of(sampler), parts, None if is_endless else 0)
 

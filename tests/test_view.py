@@ -99,8 +99,15 @@ def test_models_say_what_they_have(session):
     assert ask_json(session, "/api/models")["models"] == ["toy", "small", "broken"]
     about = ask_json(session, "/api/model", model="toy")
     assert list(about["kinds"]) == ["lres", "sres", "side-by-side"] and about["first"] is None
-    assert about["kinds"]["lres"] == {"height": 18, "width": 32, "block": 32, "stage": 0, "shows": ["lres"]}
-    both = {"height": 36, "width": 128, "block": 4, "stage": 1, "shows": ["lres", "sres"]}
+    assert about["kinds"]["lres"] == {
+        "height": 18,
+        "width": 32,
+        "block": 32,
+        "stage": 0,
+        "shows": ["lres"],
+        "title": "Low resolution",
+    }
+    both = {"height": 36, "width": 128, "block": 4, "stage": 1, "shows": ["lres", "sres"], "title": "Side by side"}
     assert about["kinds"]["side-by-side"] == both
     assert [option["name"] for option in about["options"]] == ["truncation", "temporal_scale"]
     assert about["options"][0].items() >= {"kind": "number", "low": 0, "high": 2, "default": 1.0, "choices": []}.items()

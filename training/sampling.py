@@ -140,7 +140,8 @@ class Sampler:
     default_frames: int | None = None  # the length of a video, if the options fix it
     fps: float | None = None  # frames per second of the training data, if known
     options: Any = NoOptions()
-    file_labels: Mapping[str, str] = {}  # names of outputs in files and on pages, if different
+    file_labels: Mapping[str, str] = {}  # names of outputs in file names and links, if different
+    titles: Mapping[str, str] = {}  # names of outputs on pages, if different
 
     @property
     def size(self) -> Size:

@@ -74,7 +74,7 @@ const has = (kind) => Boolean(about && kind in about.kinds);
 const single = () => Object.keys(about.kinds).filter((kind) => about.kinds[kind].shows.length === 1);
 const shown = () => about.kinds[state.view].shows;
 const stageOf = (kind) => about.kinds[kind].stage;
-const nameOf = (kind) => kind.charAt(0).toUpperCase() + kind.slice(1).replace(/[-_]/g, " ");
+const nameOf = (kind) => about.kinds[kind].title;
 // The frames of earlier stages are there sooner, and stand in for later ones as long as nothing plays.
 const earlier = (kind) => single().filter((other) => stageOf(other) < stageOf(kind)).reverse();
 const wanted = () => (playing ? shown() : single().filter((kind) => shown().some((one) => one === kind || stageOf(kind) < stageOf(one))));

@@ -99,6 +99,7 @@ class LowResSampler(Sampler):
 
     Options = Sampling
     file_labels = {"video": "lres"}
+    titles = {"video": "Low resolution"}
 
     def __init__(
         self, network: LowResGenerator, options: Sampling = Sampling(), block: int = LRES_CHUNK,
@@ -198,6 +199,7 @@ class SuperResSampler(Sampler):
 
     Options = Sampling
     file_labels = {"lres": "lres", "video": "sres"}
+    titles = {"lres": "Low resolution", "video": "Full size"}
 
     def __init__(self, network: SuperResGenerator, options: Sampling = Sampling(), block: int = SRES_CHUNK) -> None:
         self.network, self.options, self.block = network, options, block
@@ -259,6 +261,7 @@ class PairSampler(Sampler):
 
     Options = Sampling
     file_labels = {"lres": "lres", "video": "sres"}
+    titles = {"lres": "Low resolution", "video": "Full size"}
 
     def __init__(
         self, lres: LowResGenerator, sres: SuperResGenerator, options: Sampling = Sampling(),
