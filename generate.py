@@ -1,6 +1,6 @@
 """Generate videos of any length from a trained model, straight to files.
 
-# Ten seconds of the model that comes along
+# Ten seconds of the included model
 python generate.py --outdir=outputs --seed=1
 
 # A model of your own; repeat --model where a model is several files
@@ -19,6 +19,7 @@ and --start. docs/generation.md has the details.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -218,7 +219,7 @@ def _generate(given: Given, seeds: list[int], **arguments: Any) -> None:
 
     if not given.models and not given.contexts and not arguments["context"] and DEFAULT_MODEL in list_models():
         given.models, given.flags = [ModelPath(DEFAULT_MODEL)], [f"--model={DEFAULT_MODEL}"]
-        click.echo(f"Model that comes along: {DEFAULT_MODEL}", err=True)
+        click.echo(f"Included model: {DEFAULT_MODEL}", err=True)
     if not given.models:
         raise click.UsageError(
             "--model is missing: give the path or URL of a file that training made, or of a published one "
@@ -233,7 +234,7 @@ def _generate(given: Given, seeds: list[int], **arguments: Any) -> None:
         sampler = _open(given, device, arguments["precision"], arguments["trust"])
         prompt = _prompt(sampler, given, **arguments)
         plan = _plan(sampler, prompt, given, **arguments)
-        with compilation.compiled(arguments["compiles"]):
+        with contextlib.closing(prompt), compilation.compiled(arguments["compiles"]):
             stopper = _write(sampler, seeds, plan, prompt)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         raise click.ClickException(_explain(error, arguments["outdir"], arguments["batch"])) from error

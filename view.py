@@ -1,6 +1,6 @@
 """Explore the videos of trained models in a browser: play, jump to any frame, compare seeds, save clips.
 
-# The models that come along, or your own; repeat --model where a model is several files
+# The included models, or your own; repeat --model where a model is several files
 python view.py
 python view.py --model=MODEL.pkl
 

@@ -146,6 +146,8 @@ class Session:
 
     def __exit__(self, *exception: Any) -> None:
         self.has_stopped = self.worker.stop(timeout_sec=5)
+        for model in self._opened.values() if self.has_stopped else []:
+            model.prompt.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # Steps, which only the worker's thread takes.

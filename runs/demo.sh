@@ -1,5 +1,5 @@
 #!/bin/bash
-# The whole road at toy size on a CPU: record footage, train both stages, generate ten seconds, measure them.
+# The whole workflow at toy size on a CPU: record footage, train both stages, generate ten seconds, measure them.
 #
 #   bash runs/demo.sh                                    what `make demo` does
 #   bash runs/demo.sh --lres-steps=560 --sres-steps=320  options of runs/demo.py

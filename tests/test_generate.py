@@ -202,6 +202,15 @@ def test_a_given_video_is_enlarged_like_a_generated_one(run, tmp_path):
     assert scan(tmp_path / "clip_seed=0_start=2_len=4_sres.mp4").fps == 12
 
 
+def test_a_video_that_is_read_in_part_leaves_no_trace(networks, tmp_path):
+    with VideoWriter(tmp_path / "clip.mp4", 18, 32, fps=12) as writer:
+        writer.write(np.zeros((400, 18, 32, 3), np.uint8))
+    command = [sys.executable, generate.__file__, f"--outdir={tmp_path / 'out'}", "--device=cpu", "--seed=0", "--len=2"]
+    command += [f"--sres={networks[2] / 'sres.pkl'}", f"--context={tmp_path / 'clip.mp4'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Fatal" not in done.stderr, done.stderr
+
+
 def start(networks, tmp_path, *arguments, **options):
     command = [sys.executable, generate.__file__, f"--outdir={tmp_path}", "--device=cpu", "--seed=0", *arguments]
     command += [f"--lres={networks[2] / 'lres.pkl'}"]

@@ -13,8 +13,9 @@ import click
 import pytest
 
 PACKAGES = ["dnnlib", "torch_utils", "training", "dataset_tools", "metrics", "explorer", "runs", "benchmarks"]
-SCRIPTS = ["train_lres", "train_sres", "generate", "calc_metrics", "view"]
+SCRIPTS = ["train", "train_lres", "train_sres", "generate", "calc_metrics", "view"]
 COMMANDS = {
+    "train": "main",
     "train_lres": "main",
     "train_sres": "main",
     "generate": "main",
@@ -122,9 +123,12 @@ assert set(os.listdir(".")) - before <= {{"__pycache__"}}
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_has_help(name):
     command = getattr(importlib.import_module(name), COMMANDS[name])
-    commands = list(command.commands.values()) if isinstance(command, click.Group) else [command]
+    commands = [command]
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        commands = [command.get_command(context, entry) for entry in command.list_commands(context)]
     for entry in commands:
-        assert entry.help or entry.callback.__doc__
+        assert entry is not None and (entry.help or getattr(entry.callback, "__doc__", None))
         for parameter in entry.params:
             assert not isinstance(parameter, click.Option) or parameter.help, f"{name}: {parameter.name}"
 

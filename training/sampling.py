@@ -60,6 +60,9 @@ class Prompt:
         """
         raise ValueError(f"the stream {name!r} is needed for {count} frames: give --{name}")
 
+    def close(self) -> None:
+        """Release files and processes; the prompt gives nothing afterwards."""
+
 
 @dataclass(frozen=True)
 class Request:

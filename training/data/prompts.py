@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +173,11 @@ class FilePrompt(Prompt):
         readers = [*self._readers.values(), *self._ends.values()]
         return next((reader.num_read for reader in readers if reader.is_ended), None)
 
+    def close(self) -> None:
+        """See `Prompt.close`."""
+        for reader in [*self._readers.values(), *self._ends.values()]:
+            reader.close()
+
     def _reader(self, size: Size) -> _Reader:
         def fit(frame: np.ndarray) -> np.ndarray:
             if not self.enlarges:
@@ -222,13 +227,20 @@ class _Reader:
 
     def __init__(self, open: Callable[[], Iterator[np.ndarray]], fit: Callable[[np.ndarray], np.ndarray]) -> None:
         self._open, self._fit = open, fit
+        self._frames: Iterator[np.ndarray] = iter(())
         self._begin()
 
     def _begin(self) -> None:
+        self.close()
         self._frames = self._open()
         self._held: collections.deque[np.ndarray] = collections.deque()
         self.first = 0  # number of the first frame held
         self.is_ended = False
+
+    def close(self) -> None:
+        """Stop decoding, while the interpreter is whole."""
+        if isinstance(self._frames, Generator):
+            self._frames.close()
 
     @property
     def num_read(self) -> int:

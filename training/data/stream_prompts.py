@@ -54,6 +54,10 @@ class StreamPrompt(Prompt):
             found.append(self.streams[name][first + self.past : first + self.past + count])
         return stream_tensor(np.stack(found))
 
+    def close(self) -> None:
+        """See `Prompt.close`."""
+        self.prompt.close()
+
     def _source(self, name: str) -> str:
         return self.sources.get(name, f"--{name}")
 
