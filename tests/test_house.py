@@ -14,6 +14,7 @@ import pytest
 
 PACKAGES = ["dnnlib", "torch_utils", "training", "dataset_tools", "metrics", "explorer", "runs", "benchmarks"]
 SCRIPTS = ["train", "train_lres", "train_sres", "generate", "calc_metrics", "view"]
+SHARED_SCRIPTS = ["train", "generate", "calc_metrics", "view"]
 COMMANDS = {
     "train": "main",
     "train_lres": "main",
@@ -41,15 +42,28 @@ COMMANDS = {
 }
 
 # Rank of a part: a module imports only parts of a lower rank, and its own.
-RANKS = {"dnnlib": 0, "torch_utils": 1, "training": 2, "metrics": 3, "dataset_tools": 3, "system": 4, "scripts": 5}
+ORDER = [
+    ("dnnlib",),
+    ("torch_utils",),
+    ("training",),
+    ("metrics", "dataset_tools"),
+    ("modules",),
+    ("system",),
+    ("scripts",),
+]
+RANKS = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 
 
-def part_of(module: str) -> str:
-    """The part a module belongs to; systems are apart from the core of training."""
+def part_of(module: str, repo: Path) -> tuple[str, str]:
+    """The part that a module belongs to, and its name: a folder of training/ with a spec.py is a system."""
     names = module.split(".")
-    if names[0] == "training":
-        return "system" if len(names) > 1 and names[1] == "longvideogan" else "training"
-    return names[0] if names[0] in RANKS else "scripts"
+    if names[0] != "training" or len(names) == 1:
+        part = names[0] if names[0] in RANKS else "scripts"
+        return part, part
+    if names[1] in ("modules", "generation"):
+        return "modules", names[1]
+    is_system = (repo / "training" / names[1] / "spec.py").is_file()
+    return ("system", names[1]) if is_system else ("training", "training")
 
 
 def imports_of(path: Path) -> set[str]:
@@ -70,12 +84,27 @@ def sources(repo: Path) -> list[Path]:
 
 
 def test_imports_point_one_way(repo):
+    """A module imports its own part and parts of lower rank; systems import no other system."""
     for path in sources(repo):
         module = ".".join(path.relative_to(repo).with_suffix("").parts)
-        rank = RANKS[part_of(module)]
+        part, own = part_of(module, repo)
         for name in imports_of(path):
             if name.split(".")[0] in {*PACKAGES, *SCRIPTS}:
-                assert RANKS[part_of(name)] <= rank, f"{module} imports {name}"
+                other, its = part_of(name, repo)
+                assert RANKS[other] < RANKS[part] or (other == part and (part == "scripts" or its == own)), (
+                    f"{module} imports {name}"
+                )
+
+
+def test_shared_code_knows_no_system(repo):
+    """But for its registry, and words that files and examples need."""
+    words = re.compile(r"lres|sres|longvideogan|low-res|super-res|discriminator|\bgamma\b", re.IGNORECASE)
+    files = [*(repo / "training").glob("*.py"), *(repo / "metrics").glob("*.py"), *(repo / "explorer").rglob("*.*")]
+    files += [*(repo / "training" / "data").glob("*.py"), *(repo / f"{name}.py" for name in SHARED_SCRIPTS)]
+    texts = {path: path.read_text() for path in files if path.suffix in (".py", ".js", ".html", ".css")}
+    del texts[repo / "training" / "registry.py"]
+    found = [f"{path.name}: {line}" for path, text in texts.items() for line in text.splitlines() if words.search(line)]
+    assert len(found) <= 4, "\n".join(found)
 
 
 def test_dnnlib_knows_no_torch(repo):

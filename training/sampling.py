@@ -186,7 +186,7 @@ class Sampler:
 
 
 class Resized(Sampler):
-    """Videos of another sampler, resized by bicubic interpolation: the baseline of super-resolution."""
+    """Videos of another sampler, resized by bicubic interpolation: the baseline of networks that enlarge."""
 
     def __init__(self, base: Sampler, size: Size) -> None:
         self.base = base
