@@ -223,19 +223,20 @@ def test_a_file_and_actions_are_a_prompt(case, overlay, model, folder):
     frames = rng.randint(0, 256, (48, size[0] // 2, size[1] // 2, 3)).astype(np.uint8).repeat(2, 1).repeat(2, 2)
     with VideoWriter(clip, size[0], size[1], 30, crf=1) as writer:
         writer.write(frames)
-    options = [f"--context={clip}", "--seed=0", "--len=8"]
+    options = [f"--context={clip}", "--seed=0", "--len=16"]
     if case.name == "recall":
-        made = []
+        made, sharp = [], []
         for number, name in enumerate(("left", "right")):
             actions = folder / f"{name}.json"
-            actions.write_text(json.dumps(["none"] * 36 + [name] * 8))
-            made.append(generated(case, overlay, model, folder, f"prompt{number}", *options, f"--actions={actions}"))
-        assert made[0].shape == (8, *case.size, 3) and (made[0] != made[1]).any()
-        actions = f"--actions={folder / 'left.json'}"
-        endless = generated(case, overlay, model, folder, "endless", options[0], "--seed=0", "--len=inf", actions)
+            actions.write_text(json.dumps(["none"] * 36 + [name] * 16))
+            sharp = ["-o", "temperature=0.1", f"--actions={actions}"]  # so that small differences of logits count
+            made.append(generated(case, overlay, model, folder, f"prompt{number}", *options, *sharp))
+        assert made[0].shape == (16, *case.size, 3) and (made[0] != made[1]).any()
+        sharp[-1] = f"--actions={folder / 'left.json'}"
+        endless = generated(case, overlay, model, folder, "endless", options[0], "--seed=0", "--len=inf", *sharp)
         assert (endless == made[0]).all()  # it ends with the actions
     else:
-        assert generated(case, overlay, model, folder, "prompt", *options).shape == (8, *case.size, 3)
+        assert generated(case, overlay, model, folder, "prompt", *options).shape == (16, *case.size, 3)
 
 
 def test_it_is_measured(case, overlay, data, model, folder):

@@ -365,7 +365,7 @@ def test_what_does_not_start_says_why(networks):
     for arguments, words in (
         ([f"--sres={folder / 'toy-sres.pkl'}"], "frames of context at 18x32 are needed: give --context"),
         ([f"--model={folder / 'toy-sres.pkl'}"], "toy needs more than a seed"),
-        ([lres, f"--model={folder / 'small-lres.pkl'}"], "two files hold a low-resolution generator each"),
+        ([lres, f"--model={folder / 'small-lres.pkl'}"], "holds a second low-resolution generator: give one"),
         ([lres, "--context=clip.mp4"], "a context was given, but the model takes none"),
         ([lres, "-o", "truncation=low"], "option truncation is 'low': use a number"),
         ([lres, "-o", "rng=legacy"], "depend on the length of the video: leave them out"),

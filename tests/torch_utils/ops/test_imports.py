@@ -20,10 +20,14 @@ def imported_modules(path: Path, modules: dict[str, Path]) -> set[str]:
     """Return which of `modules` a file imports anywhere in it, function bodies included.
 
     A package counts where names are taken from its __init__.py, not where a module inside it is imported. Names that
-    are resolved from text at run time ("module:name") do not count.
+    are resolved from text at run time ("module:name") and those that only annotations need do not count.
     """
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = [ast.Pass()]  # never run
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None:

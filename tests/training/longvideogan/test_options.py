@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.training.longvideogan import tiny
+from training.contract import Bundle
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.sres.generator import SuperResGenerator
 from training.longvideogan.sres.schedule import check_pair
@@ -122,7 +123,7 @@ def test_weights_to_begin_with_are_taken(stage):
     whole.init_from({name: module.state_dict() for name, module in trained.modules.items()})
     assert tiny.largest_difference(tiny.weights(whole), given) == 0
     tiny.train(whole, [0])
-    first = next(iter(whole.frozen)).state_dict()
+    first = next(iter(whole.frozen_blocks)).state_dict()
     assert all(
         torch.equal(tensor, trained.discriminator_blocks()[0].state_dict()[key]) for key, tensor in first.items()
     )
@@ -133,7 +134,7 @@ def test_weights_that_do_not_fit_are_refused():
     before = tiny.weights(system)
     options = {**tiny.TINY[LRES]["generator"], "height": 18, "width": 32}
     with pytest.raises(ValueError, match=r"G\.spatial_input is 1x6x1x3x4 there and 1x6x1x4x4 here"):
-        system.init_from(LowResGenerator(**options))
+        system.init_from(Bundle({"network": LowResGenerator(**options)}, LRES))
     with pytest.raises(ValueError, match=r"G\.spatial_input is absent there"):
         system.init_from(tiny.make(SRES).export())
     modules = {name: module.state_dict() for name, module in system.modules.items()}
@@ -143,4 +144,5 @@ def test_weights_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="generator file has no discriminator.*-train.pt"):
         tiny.make(LRES, freeze_d=1).init_from(system.export())
     assert tiny.largest_difference(tiny.weights(system), before) == 0
-    assert isinstance(tiny.make(SRES).export(), SuperResGenerator)
+    (network,) = tiny.make(SRES).export().networks.values()
+    assert isinstance(network, SuperResGenerator)
