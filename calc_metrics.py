@@ -13,8 +13,6 @@ and the values stay the same.
 
 import dataclasses
 import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +24,7 @@ from dnnlib.util import format_time
 from metrics import families
 from metrics.protocols import PROTOCOLS
 from training import registry
-from training.command_line import SIZE, Given, combine, model_options, take_model
+from training.command_line import SIZE, Given, combine, model_options, on_ranks, take_model
 
 if TYPE_CHECKING:  # torch is imported by `main`, so that --help is fast
     import torch
@@ -127,8 +125,7 @@ def main(
     named |= {"real_path": real_text, "fake_path": fake_path or ",".join(paths), "model_path": paths}
     changes = {"context": values.pop("context"), "horizon": values.pop("horizon")}
     values["protocol"] = dataclasses.replace(PROTOCOLS[values["protocol"]], **changes)
-    rank = int(os.environ.get("RANK", "0"))
-    try:
+    with on_ranks():
         where = distributed.init(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         host_memory.keep_freed(where)
         with distributed.together():
@@ -144,14 +141,6 @@ def main(
         if fake_path:
             command = f"calc_metrics.py --real={real_text} --fake={fake_path} -m color_similarity -m loop_rate"
         distributed.print0(f"Next: python {command}")
-    except distributed.SharedError as error:
-        if rank:
-            sys.exit(1)
-        raise click.ClickException(str(error)) from error
-    except (ValueError, OSError) as error:
-        raise click.ClickException(f"rank {rank}: {error}" if rank else str(error)) from error
-    finally:
-        distributed.shutdown()
 
 
 # ----------------------------------------------------------------------------

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import sys
 from typing import Any
 
 import click
@@ -29,6 +27,7 @@ from training.command_line import (
     combine,
     field_options,
     merge_fields,
+    on_ranks,
     take_fields,
 )
 from training.registry import Spec
@@ -165,8 +164,7 @@ def run(spec: Spec, preset: str, dry_run: bool, **given: Any) -> None:
     from training.config import to_dict
 
     given["device"] = given["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-    rank = int(os.environ.get("RANK", "0"))
-    try:
+    with on_ranks() as rank:
         options = make_options(spec.name, preset, given)
         metric_main.check_names(options.metrics)
         check_precision(options)
@@ -179,14 +177,6 @@ def run(spec: Spec, preset: str, dry_run: bool, **given: Any) -> None:
         if result.finished:
             network = checkpoint.network_path(result.run_dir, result.step)
             distributed.print0(f"Next: {next_command(spec, preset, str(network), given['dataset'])}")
-    except distributed.SharedError as error:
-        if rank:
-            sys.exit(1)
-        raise click.ClickException(str(error)) from error
-    except (ValueError, OSError) as error:
-        raise click.ClickException(f"rank {rank}: {error}" if rank else str(error)) from error
-    finally:
-        distributed.shutdown()
 
 
 def next_command(spec: Spec, preset: str, network: str, dataset: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import re
+import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,6 +111,27 @@ def check_device(device: str | None, precision: str) -> str:
     if reason is not None:
         raise click.BadParameter(f"{precision} {reason}", param_hint="--precision")
     return device
+
+
+@contextlib.contextmanager
+def on_ranks() -> Iterator[int]:
+    """Run a command that may be one rank of several; give its number and leave the process group at the end.
+
+    Errors of the user become one sentence; an error that all ranks share is printed by rank 0 alone.
+    """
+    from torch_utils import distributed
+
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        yield rank
+    except distributed.SharedError as error:
+        if rank:
+            sys.exit(1)
+        raise click.ClickException(str(error)) from error
+    except (ValueError, OSError) as error:
+        raise click.ClickException(f"rank {rank}: {error}" if rank else str(error)) from error
+    finally:
+        distributed.shutdown()
 
 
 # ----------------------------------------------------------------------------

@@ -217,8 +217,8 @@ def open_held_out(model: System, dataset: ClipDataset, options: TrainOptions) ->
     if options.val_dataset is None:
         return None
     inputs, ranks = model.inputs(), (distributed.get_rank(), distributed.get_world_size())
-    names = {name: store.vocabulary for name, store in dataset.streams.items() if store.vocabulary}
-    held_out = ClipDataset(options.val_dataset, list(inputs.sizes), "none", inputs.codes, inputs.streams, names)
+    parts = list(inputs.sizes), "none", inputs.codes, inputs.streams, dataset.vocabularies()
+    held_out = ClipDataset(options.val_dataset, *parts)
     for spec in model.batch_spec(0):
         held_out.eligible(spec.num_frames)
     return BatchStream(held_out, options.seed, options.batch, *ranks, options.workers, x_flip=False)
@@ -349,7 +349,8 @@ def take(batches: Iterator[Batch], num_batches: int, clock: Clock, device: torch
 
 def preview_clips(model: System, dataset: ClipDataset, options: TrainOptions) -> RealClips | None:
     """Return the real clips beside the previews, which also prompt them; None without frames of the preview's size."""
-    info, needs, sampler = model.info(), model.sampler().needs, model.sampler()
+    info, sampler = model.info(), model.sampler()
+    needs = sampler.needs
     sizes = [size for size in dict.fromkeys(sampler.outputs.values()) if size in dataset.sizes]
     missing = needs.frames and needs.size not in dataset.sizes
     if missing or not dataset.sizes:
@@ -410,8 +411,7 @@ def save(
         try:
             bundle = model.export()
             tokenizer = bundle.tokenizer or options.frozen.get("tokenizer")
-            names = {name: list(store.vocabulary) for name, store in dataset.streams.items() if store.vocabulary}
-            facts = {"tokenizer": tokenizer, "fps": dataset.fps, "vocabularies": names}
+            facts = {"tokenizer": tokenizer, "fps": dataset.fps, "vocabularies": dataset.vocabularies()}
             save_bundle(dataclasses.replace(bundle, **facts), network)
             checkpoint.save_train_state(path, state)
             good = [step for step, _ in last_good(run_dir, clock)]

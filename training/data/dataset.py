@@ -116,6 +116,10 @@ class ClipDataset:
         assert name in self.streams, f"{name} was not opened"
         return self.streams[name].read(clip_index, start, count, stride)
 
+    def vocabularies(self) -> dict[str, list[str]]:
+        """Return the names that whole numbers stand for, by stream, of the streams that have such."""
+        return {name: list(store.vocabulary) for name, store in self.streams.items() if store.vocabulary}
+
     def eligible(self, num_frames: int) -> list[int]:
         """Return the indices of the clips of at least `num_frames` frames; raise ValueError if there is none."""
         indices = np.flatnonzero(self.lengths >= num_frames).tolist()
