@@ -24,6 +24,7 @@ MANIFEST = "manifest.json"
 
 DERIVED = ("fps", "sizes", "partitions", "num_clips", "num_frames", "versions", "hashes")  # computed, not given
 
+_SOURCES = ("num_sources ", "sources_sha256 ")  # facts that change when footage is added or removed
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest date of a zip, so that equal frames give equal bytes at any time
 
 T = TypeVar("T")
@@ -227,6 +228,31 @@ def refuse_mixture(
             f"{root} holds {left[0]}{f' and {len(left) - 1} more' if left[1:] else ''} that would stay and was made "
             f"otherwise ({'; '.join(changed)}); give another output folder, or delete this one"
         )
+
+
+def find_made(
+    root: str | os.PathLike[str], sizes: Sequence[Size], num_partitions: int, **facts: Any
+) -> dict[int, dict[str, Any]]:
+    """Return the entries in dataset.json, by index, of the partitions that need not be made again.
+
+    There are none if the list of sources has changed since. Raises ValueError for a dataset that was made with other
+    options, so that it is not replaced by mistake.
+    """
+    known = read_description(root)
+    if known is None:
+        return {}
+    changed = _changes(known, {**facts, "num_partitions": num_partitions})
+    if [phrase for phrase in changed if not phrase.startswith(_SOURCES)]:
+        raise ValueError(
+            f"{root} holds a dataset that was made otherwise ({'; '.join(changed)}); give the same options, another "
+            "output folder, or no --skip-made to replace it"
+        )
+    made = {}
+    for number, entry in known.get("partitions", {}).items() if not changed else ():
+        paths = [f"{size_name(size)}/{shard_name(int(number))}" for size in sizes]
+        if not entry["clips"] or all(path in known["hashes"] and (Path(root) / path).is_file() for path in paths):
+            made[int(number)] = entry
+    return made
 
 
 def read_description(root: str | os.PathLike[str]) -> dict[str, Any] | None:

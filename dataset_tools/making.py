@@ -31,7 +31,7 @@ DEFAULT_SIZES: tuple[Size, ...] = ((36, 64), (144, 256))
 _MISSING_SHARE, _MISSING_SEC, _MISSING_FRAMES = 0.1, 1.0, 2
 
 _CONTENT = ("fps", "trim_start", "trim_end", "min_frames", "split_shots", "quality", "chroma")
-_JOB = ("partition", "num_partitions", "val_fraction", "split", "workers", "skip_bad", "dry_run")
+_JOB = ("partition", "num_partitions", "val_fraction", "split", "workers", "skip_bad", "skip_made", "dry_run")
 
 # Number of sources that are read ahead, and of encoded frames that each may buffer.
 _SOURCES_AHEAD, _FRAMES_AHEAD = 8, 64
@@ -144,6 +144,11 @@ def _options(default_sizes: Sequence[Size]) -> list[Callable[..., Any]]:
         option("--num-partitions", "Zips to divide the clips of a size into", click.IntRange(1, 9999), 10),
         option("--workers", "Threads that resize and encode  [default: one for each core]", count),
         click.option("--skip-bad", help="Succeed even if some sources are broken", is_flag=True),
+        click.option(
+            "--skip-made",
+            help="Keep partitions that were made with these options from these sources; without it they are made again",
+            is_flag=True,
+        ),
         click.option("--dry-run", help="List what would be made, and write nothing", is_flag=True),
     ]
 
@@ -219,6 +224,7 @@ def make(
     split: str,
     workers: int | None,
     skip_bad: bool,
+    skip_made: bool,
     dry_run: bool,
     origin: str,
     packages: Sequence[str],
@@ -238,7 +244,10 @@ def make(
     for part in sets:
         archive.refuse_mixture(part.root, recipe.sizes, indices, num_partitions, **part.facts)
     shards = [(part, i, archive.partition(part.sources, i, num_partitions)) for i in indices for part in sets]
-    if recipe.split_shots:
+    kept: list[dict[str, Any]] = []
+    if skip_made:
+        shards, kept = _without_made(shards, recipe, num_partitions)
+    if recipe.split_shots and shards:
         ShotDetector(1.0)  # raises if its package is missing
     workers = workers or len(os.sched_getaffinity(0))
     total = sum(len(shard_sources) for _, _, shard_sources in shards)
@@ -249,6 +258,8 @@ def make(
         tally = _make_shards(shards, recipe, num_partitions, packages, workers)
         for line in tally.remarks():
             click.echo(line, err=True)
+        tally.num_clips += sum(entry["clips"] for entry in kept)
+        tally.num_frames += sum(entry["frames"] for entry in kept)
         done = f"{tally.num_clips} clips, {tally.num_frames} frames are in"
         if partition is not None:
             commands = "; ".join(f"python -m dataset_tools.merge {part.root}" for part in sets)
@@ -307,7 +318,26 @@ def _digest(sources: Sequence[Source]) -> str:
     return hashlib.sha256("\n".join(source.name for source in sources).encode()).hexdigest()
 
 
-def _list_shards(shards: Sequence[tuple[_Set, int, Sequence[Source]]], recipe: Recipe, workers: int) -> _Tally:
+_Shard = tuple[_Set, int, Sequence[Source]]
+
+
+def _without_made(
+    shards: Sequence[_Shard], recipe: Recipe, num_partitions: int
+) -> tuple[list[_Shard], list[dict[str, Any]]]:
+    """Return the shards still to be made, and the entries in dataset.json of the others."""
+    missing, kept = [], []
+    for part, index, sources in shards:
+        made = archive.find_made(part.root, recipe.sizes, num_partitions, **part.facts)
+        if index in made:
+            kept.append(made[index])
+        else:
+            missing.append((part, index, sources))
+    if kept:
+        click.echo(f"{len(kept)} of {len(shards)} partitions were made before and are kept.")
+    return missing, kept
+
+
+def _list_shards(shards: Sequence[_Shard], recipe: Recipe, workers: int) -> _Tally:
     """Print the clips that would be made, one line per source."""
 
     def describe(source: Source) -> tuple[bool, str]:
@@ -328,7 +358,7 @@ def _list_shards(shards: Sequence[tuple[_Set, int, Sequence[Source]]], recipe: R
 
 
 def _make_shards(
-    shards: Sequence[tuple[_Set, int, Sequence[Source]]],
+    shards: Sequence[_Shard],
     recipe: Recipe,
     num_partitions: int,
     packages: Sequence[str],

@@ -3,6 +3,7 @@
 #
 # Each step of a recipe is a command of this project, printed before it runs, so that it can also be typed by hand.
 set -euo pipefail
+CALLED_FROM=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -f .venv/bin/activate ]; then
     source .venv/bin/activate
@@ -12,6 +13,14 @@ if [ -n "${THREADS-}" ]; then
 fi
 # A script that is interrupted saves what it has and ends well; the recipe must not take that for done.
 trap 'exit 130' INT
+
+# from_caller PATH: a path given by the user, who may have called the recipe from another folder than this repository.
+from_caller() {
+    case $1 in
+        /*) printf '%s' "$1" ;;
+        *) printf '%s/%s' "$CALLED_FROM" "$1" ;;
+    esac
+}
 
 # say TEXT: a title between the output of two steps.
 say() {

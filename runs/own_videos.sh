@@ -6,7 +6,8 @@
 #   NPROC=8 DATA=data/surf OUT=runs/surf bash runs/own_videos.sh my_videos
 #   PRESET=toy METRICS=fvd64_16f bash runs/own_videos.sh my_videos       a CPU: does all of it work on this footage?
 #
-# Run the same command again and everything goes on where it stopped.
+# Run the same command again and everything goes on where it stopped. Videos added to the folder since become part of the
+# dataset, and training continues on it. A dataset that is already at DATA is used if it was made with the same options.
 #
 # How to choose sizes. They are those of the preset unless you say otherwise: 36x64 and 144x256. Height comes first.
 #   SRES_SIZE  Its long edge is a power of two, at least 64; the short edge follows the shape of your footage, which is
@@ -22,21 +23,21 @@
 # is short, give LRES_OPTIONS and SRES_OPTIONS a --grad-accum of 4, 8, ..., which takes less for the same result.
 source "$(dirname "$0")/common.sh"
 
-if [ $# -ne 1 ] || [ ! -d "$1" ]; then
+if [ $# -ne 1 ] || [ ! -d "$(from_caller "$1")" ]; then
     echo "Give the folder of your videos: bash runs/own_videos.sh my_videos" >&2
     exit 2
 fi
-VIDEOS=$1
+VIDEOS=$(from_caller "$1")
 PRESET=${PRESET:-default}        # a row of training/longvideogan/presets.py, in both stages
 LRES_SIZE=${LRES_SIZE:-$(value_of train_lres.py "$PRESET" '"{height}x{width}".format(**m)')}
 SRES_SIZE=${SRES_SIZE:-$(value_of train_sres.py "$PRESET" '"{height}x{width}".format(**m)')}
 NUM_FRAMES=${NUM_FRAMES:-$(value_of train_lres.py "$PRESET" 'm["num_frames"]')}  # of a clip; shorter ones are left out
-DATA=${DATA:-data/mine}
-OUT=${OUT:-runs/mine}            # run directories, videos and numbers come below it
-FPS=${FPS:-30}                   # of the dataset; frames are left out or repeated
+DATA=$(from_caller "${DATA:-$PWD/data/mine}")
+OUT=$(from_caller "${OUT:-$PWD/runs/mine}")  # run directories, videos and numbers are written below it
+FPS=${FPS-}                      # of the dataset; frames are dropped or repeated. Empty: that of the videos
 VAL_FRACTION=${VAL_FRACTION:-0}  # share of the videos to measure against, not to train on: 0.1 where there are many
-PARTITIONS=${PARTITIONS:-10}     # parts in which the dataset is made; being interrupted costs the part it was at
-DATASET_OPTIONS=${DATASET_OPTIONS-}  # more options of make_dataset_from_videos; --split-shots for footage with cuts
+PARTITIONS=${PARTITIONS:-10}     # parts in which the dataset is made; an interruption costs the part it was at
+DATASET_OPTIONS=${DATASET_OPTIONS---split-shots}  # more options of make_dataset_from_videos; empty for footage without cuts
 LRES_STEPS=${LRES_STEPS-}        # empty: as many as the preset says
 SRES_STEPS=${SRES_STEPS-}
 LRES_OPTIONS=${LRES_OPTIONS-}    # more options of train_lres.py, such as "--grad-accum=4 --x-flip=false"
@@ -52,11 +53,9 @@ say "Weights of the detectors that measure"
 run python -m metrics.detectors.registry fetch
 
 say "Make the dataset"
-for ((i = 0; i < PARTITIONS; i++)); do
-    once "$DATA/.done/partition_$i" python -m dataset_tools.make_dataset_from_videos "$VIDEOS" "$DATA" \
-        --sizes="$LRES_SIZE,$SRES_SIZE" --fps="$FPS" --min-frames="$NUM_FRAMES" --val-fraction="$VAL_FRACTION" \
-        --partition="$i" --num-partitions="$PARTITIONS" $DATASET_OPTIONS
-done
+run python -m dataset_tools.make_dataset_from_videos "$VIDEOS" "$DATA" --sizes="$LRES_SIZE,$SRES_SIZE" \
+    ${FPS:+--fps="$FPS"} --min-frames="$NUM_FRAMES" --val-fraction="$VAL_FRACTION" --num-partitions="$PARTITIONS" \
+    --skip-bad --skip-made $DATASET_OPTIONS
 TRAIN=$DATA
 VAL=$DATA
 if [ "$VAL_FRACTION" != 0 ]; then
@@ -65,7 +64,7 @@ if [ "$VAL_FRACTION" != 0 ]; then
 fi
 
 say "Check it"
-once "$DATA/.done/check" python -m dataset_tools.inspect_dataset "$TRAIN" --num-frames="$NUM_FRAMES" \
+run python -m dataset_tools.inspect_dataset "$TRAIN" --num-frames="$NUM_FRAMES" \
     --sheet="$DATA/clips.png"
 
 say "Train the low-resolution stage"
@@ -79,7 +78,7 @@ ranks run train_sres.py --outdir="$OUT/sres" --dataset="$TRAIN" --preset="$PRESE
 SRES=$(network_of "$OUT/sres")
 
 say "Generate"
-once "$OUT/.done/videos" python generate.py --outdir="$OUT/videos" --seeds="$SEEDS" --len="$LEN" --fps="$FPS" \
+once "$OUT/.done/videos" python generate.py --outdir="$OUT/videos" --seeds="$SEEDS" --len="$LEN" ${FPS:+--fps="$FPS"} \
     --save-lres=True --lres="$LRES" --sres="$SRES"
 
 say "Measure"

@@ -141,6 +141,14 @@ def test_own_videos_wants_a_folder(repo, tmp_path):
         assert done.returncode == 2 and "Give the folder of your videos" in done.stderr
 
 
+def test_paths_are_those_of_the_folder_where_a_recipe_is_called(repo, tmp_path):
+    (tmp_path / "clips").mkdir()
+    done = bash(repo, f"bash {repo}/runs/own_videos.sh clips", tmp_path, PRESET="huge")
+    assert "Give the folder" not in done.stderr and "'huge' is unknown" in done.stderr
+    script = f"source {repo}/runs/common.sh; from_caller clips; echo; from_caller /data/clips"
+    assert bash(repo, script, tmp_path).stdout == f"{tmp_path}/clips\n/data/clips"
+
+
 @pytest.mark.slow
 def test_own_videos_refuses_what_cannot_be_before_anything_is_made(repo, tmp_path):
     for variables, message in [
@@ -203,13 +211,17 @@ def cook(repo, command, outdir, **variables):
         assert done.returncode == 0, done.stdout + done.stderr
         said = done.stdout
         assert f"Finished {num_steps} steps" in said and "== The videos are in" in said
-    assert "goes on at step 2 of 3" in said and "goes on at step 2 of 2" in said and "Done before" in said
+    assert "goes on at step 2 of 3" in said and "goes on at step 2 of 2" in said
     assert {path.name for path in (outdir / "videos").iterdir()} >= {"seed=0_len=16_sres.mp4", "seed=0_len=16_lres.mp4"}
     lines = [json.loads(line) for line in (outdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["metric"] for line in lines] == ["fvd2_16f"] * 2
     assert "ckpt-00000003" in lines[-1]["lres_path"]
     again = bash(repo, command, **{**TINY, "OUT": str(outdir), "LRES_STEPS": "3", **variables})
-    assert again.returncode == 0 and len((outdir / "metrics.jsonl").read_text().splitlines()) == 2
+    assert (
+        again.returncode == 0
+        and "Done before" in again.stdout
+        and len((outdir / "metrics.jsonl").read_text().splitlines()) == 2
+    )
     return said
 
 
@@ -253,9 +265,21 @@ def test_labdoom_and_published_recipes_run(repo, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_own_videos_recipe_runs(repo, tmp_path):
+    """From another folder, on a video with cuts beside one that cannot be decoded; then with one more video."""
     (video,) = [path for path in iscc_samples.videos() if path.name == "demo.mp4"]
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "walk.mp4").symlink_to(video)
-    options = {"DATASET_OPTIONS": "--trim-start=20 --trim-end=36", "PARTITIONS": "2", "DATA": str(tmp_path / "data")}
-    said = cook(repo, f"bash runs/own_videos.sh {tmp_path}/videos", tmp_path / "out", **options)
-    assert (tmp_path / "data/clips.png").is_file() and "Storing clips" not in said
+    (tmp_path / "videos" / "broken.mp4").write_bytes(video.read_bytes()[:50_000])
+    recipe = f"cd {tmp_path} && bash {repo}/runs/own_videos.sh videos"
+    options = {"DATASET_OPTIONS": "--split-shots --trim-start=20 --trim-end=36", "PARTITIONS": "2", "DATA": "data"}
+    said = cook(repo, recipe, tmp_path / "out", **options)
+    assert (tmp_path / "data/clips.png").is_file() and "2 of 2 partitions were made before" in said
+    description = json.loads((tmp_path / "data/dataset.json").read_text())
+    assert description["fps"] == 24 and any(
+        "broken" in line for part in description["partitions"].values() for line in part["skipped"]
+    )
+    (tmp_path / "videos" / "again.mp4").symlink_to(video)
+    done = bash(repo, recipe, **{**TINY, **options, "OUT": str(tmp_path / "out"), "LRES_STEPS": "4"})
+    assert done.returncode == 0 and "Finished 4 steps" in done.stdout, done.stdout + done.stderr
+    groups = {name.split("/")[0] for name in json.loads((tmp_path / "data/manifest.json").read_text())["clips"]}
+    assert groups == {"again", "walk"}
