@@ -3,13 +3,15 @@
 python -m benchmarks.compare --before=v0.1.0                         a commit, checked out temporarily
 python -m benchmarks.compare --before=../longtake --only=help,startup
 
-The user and system time of a process and its children is measured, so that other load on the machine has little
-influence. To exclude the start-up of a command, it runs with a large and a small workload, and the difference counts.
+CPU time is measured, so that other load on the machine has little influence. Generation, training and loading run in
+both checkouts at once, but in turns, one unit of work at a time, and the times of each unit are compared: the speed of
+a shared machine changes from one minute to the next. Of start-up, the whole process with its children is measured.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import statistics
@@ -30,12 +32,15 @@ from dataset_tools.frames import encode_at_sizes
 AT_LEAST = 0.97  # minimum speed relative to before, of everything but help
 HELP_AT_LEAST = 1 / 0.8
 CONFIDENCE = 0.9
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 SIZES = [(72, 128), (18, 32)]  # of the preset toy
 CLIP_FRAMES, NUM_CLIPS = 96, 4
+WARM_UP_UNITS = 2  # which compile modules and kernels
+PACER = str(Path(__file__).with_name("pacer.py"))
 
 # Reads batches as training does, or windows of clips unless both checkouts provide batches.
 LOADER = """
-import sys
+import builtins, sys
 from training.dataset import ClipDataset
 root, kind, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 try:
@@ -50,28 +55,32 @@ if kind == "kinds":
 elif kind == "batches":
     spec = BatchSpec(length, (ClipPart("video", *size, 0, length),))
     stream = BatchStream(dataset, seed=0, batch_size=2, num_workers=1)
-    assert sum(len(batch["video"]) for batch in stream.prefetch((n, spec) for n in range(count))) == 2 * count
+    for number, batch in enumerate(stream.prefetch((n, spec) for n in range(count))):
+        if number % 10 == 0:  # threads read some batches ahead, in units that have to be longer than that
+            builtins.pace()
+        assert batch["video"].shape[0] == 2
 else:
     for index in range(2 * count):
+        if index % 20 == 0:
+            builtins.pace()
         assert dataset.read(index % len(dataset.clips), size, range(length)).shape == (length, *size, 3)
 """
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The subject of a comparison: `command` with `more`, minus that with `less`; the whole of it if `less` is None."""
+    """The subject of a comparison: a command, as a whole, or the units of work that calls of `paced` begin."""
 
     name: str
     what: str  # unit of the time
     command: tuple[str, ...]  # arguments of Python
-    more: tuple[str, ...] = ()
-    less: tuple[str, ...] | None = None
+    paced: str = ""  # MODULE:FUNCTION
     at_least: float = AT_LEAST
 
 
 @dataclass(frozen=True)
 class Result:
-    """CPU seconds of each round, and the speed relative to before."""
+    """CPU seconds of each round or unit of work, and the speed relative to before."""
 
     subject: Subject
     before: list[float]
@@ -105,15 +114,16 @@ def subjects(data: Path, outdir: Path, kind: str, quick: bool) -> list[Subject]:
     networks = [f"--{stage}={harness.ROOT}/models/labdoom-tiny-{stage}.pkl" for stage in ("lres", "sres")]
     common = [f"--outdir={outdir}", "--device=cpu"]
     videos = ("generate.py", *common, *networks, "--seed=0", "--format=npz")
-    lengths, steps, batches = ((4, 1), (1, 0), (2, 1)) if quick else ((80, 16), (6, 2), (120, 20))
-    found = [Subject("generation", f"{lengths[0] - lengths[1]} frames of both stages", videos, *pair("--len", lengths))]
+    length, steps, batches = (16, 2, 30) if quick else (320, 34, 400)
+    written = "dnnlib.frames_out:NpzWriter.write"
+    found = [Subject("generation", "frames of both stages, a chunk", (*videos, f"--len={length}"), written)]
     for stage in ("lres", "sres"):
-        rest = ("--preset=toy", "--resume=never", "--sample-steps=0", "--checkpoint-steps=0", "--workers=1")
-        command = (f"train_{stage}.py", *common, f"--dataset={data}", *rest)
-        found.append(Subject(f"train_{stage}", f"{steps[0] - steps[1]} steps", command, *pair("--steps", steps)))
-    read = ("-c", LOADER, str(data), kind)
-    more, less = ((str(count),) for count in batches)
-    found.append(Subject("loader", f"{batches[0] - batches[1]} {kind}", read, more, less))
+        rest = (f"--steps={steps}", "--preset=toy", "--resume=never", "--sample-steps=0", "--checkpoint-steps=0")
+        command = (f"train_{stage}.py", *common, f"--dataset={data}", *rest, "--workers=1")
+        found.append(Subject(f"train_{stage}", "a step", command, "training.loop:take"))
+    found.append(
+        Subject("loader", f"20 clips in {kind}", ("-c", LOADER, str(data), kind, str(batches)), "builtins:pace")
+    )
     found.append(Subject("startup", "generate.py --len=1", (*videos, "--len=1")))
     return [*found, Subject("help", "generate.py --help", ("generate.py", "--help"), at_least=HELP_AT_LEAST)]
 
@@ -121,22 +131,24 @@ def subjects(data: Path, outdir: Path, kind: str, quick: bool) -> list[Subject]:
 NAMES = ("generation", "train_lres", "train_sres", "loader", "startup", "help")
 
 
-def pair(option: str, values: Sequence[int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the arguments that set an option to its larger and its smaller value."""
-    more, less = values
-    return (f"{option}={more}",), (f"{option}={less}",)
-
-
 # ----------------------------------------------------------------------------
 # Measuring.
 
 
+def environment(checkout: Path, threads: int) -> dict[str, str]:
+    """Return the environment variables of a command that runs in a checkout."""
+    return {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": str(threads)}
+
+
 def run_child(checkout: Path, arguments: Sequence[str], threads: int) -> tuple[float, str]:
     """Run Python in a checkout; return the CPU seconds of it and its children, and its output."""
-    variables = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryFile("w+") as output:
         child = subprocess.Popen(
-            [sys.executable, *arguments], cwd=checkout, env=variables, stdout=output, stderr=subprocess.STDOUT
+            [sys.executable, *arguments],
+            cwd=checkout,
+            env=environment(checkout, threads),
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
@@ -147,12 +159,49 @@ def run_child(checkout: Path, arguments: Sequence[str], threads: int) -> tuple[f
     return usage.ru_utime + usage.ru_stime, text
 
 
-def measure(subject: Subject, checkout: Path, threads: int) -> float:
-    """Return CPU seconds of a subject in a checkout."""
-    seconds, _ = run_child(checkout, [*subject.command, *subject.more], threads)
-    if subject.less is not None:
-        seconds -= run_child(checkout, [*subject.command, *subject.less], threads)[0]
-    return max(seconds, 1e-3)  # for toys the difference may be zero
+class Paced:
+    """A command that runs one unit of work at a time; a context manager."""
+
+    def __init__(self, subject: Subject, checkout: Path, threads: int) -> None:
+        self.name = f"{subject.name} in {checkout}"
+        ours, theirs = os.pipe(), os.pipe()
+        self._output = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            [sys.executable, PACER, str(ours[0]), str(theirs[1]), subject.paced, *subject.command],
+            cwd=checkout,
+            env=environment(checkout, threads),
+            pass_fds=[ours[0], theirs[1]],
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+        )
+        os.close(ours[0])
+        os.close(theirs[1])
+        self._permissions, self._reports = ours[1], os.fdopen(theirs[0])
+        self._seconds = self._next()
+
+    def __enter__(self) -> Paced:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._permissions)
+        self._reports.close()
+        self._output.close()
+
+    def unit(self) -> float | None:
+        """Do a unit of work and return its CPU seconds; None if the command has ended instead."""
+        os.write(self._permissions, b"\n")
+        before, self._seconds = self._seconds, self._next()
+        return None if self._seconds is None or before is None else self._seconds - before
+
+    def _next(self) -> float | None:
+        if line := self._reports.readline():
+            return float(line)
+        if self._process.wait():
+            self._output.seek(0)
+            raise click.ClickException(f"{self.name} failed:\n{self._output.read()}")
+        return None
 
 
 def contest(subject: Subject, before: Path, now: Path, rounds: int, threads: int, warm_up: bool) -> Result:
@@ -160,11 +209,27 @@ def contest(subject: Subject, before: Path, now: Path, rounds: int, threads: int
     result = Result(subject, [], [])
     sides = [(before, result.before), (now, result.now)]
     for checkout, _ in sides if warm_up else []:  # compiles modules and kernels, and fills the file system cache
-        run_child(checkout, [*subject.command, *(subject.less if subject.less is not None else subject.more)], threads)
+        run_child(checkout, subject.command, threads)
     for number in range(rounds):
         for checkout, seconds in sides if number % 2 == 0 else sides[::-1]:
-            seconds.append(measure(subject, checkout, threads))
+            seconds.append(run_child(checkout, subject.command, threads)[0])
         click.echo(f"{subject.name}, round {number + 1} of {rounds}: {result.ratios[-1]:.3f} times as fast", err=True)
+    return result
+
+
+def contest_in_units(subject: Subject, before: Path, now: Path, threads: int, warm_up: bool) -> Result:
+    """Measure each unit of work of a subject in both checkouts in turns: before, now, now, before, ..."""
+    result = Result(subject, [], [])
+    with Paced(subject, before, threads) as old, Paced(subject, now, threads) as new:
+        sides = [(old, result.before), (new, result.now)]
+        for number in itertools.count():
+            taken = [(side.unit(), seconds) for side, seconds in (sides if number % 2 == 0 else sides[::-1])]
+            if any(time is None for time, _ in taken):
+                break
+            for time, seconds in taken if number >= WARM_UP_UNITS * warm_up else []:
+                assert time is not None
+                seconds.append(max(time, 1e-6))
+    click.echo(f"{subject.name}: {len(result.now)} units", err=True)
     return result
 
 
@@ -229,13 +294,12 @@ def tables_of(results: Sequence[Result]) -> list[harness.Table]:
         note=f"Medians; from and to bound the median with {CONFIDENCE:.0%} confidence. Missed: even the upper bound "
         "is below what is wanted.",
     )
-    rounds = range(1, 1 + len(results[0].ratios))
-    ratios = harness.Table("Times as fast in each round", ["subject", *map(str, rounds)])
+    ratios = harness.Table("Times as fast: the spread", ["subject", "count", *(f"{share:.0%}" for share in QUANTILES)])
     for result in results:
         subject, medians = result.subject, [statistics.median(times) for times in (result.before, result.now)]
         figures = [statistics.median(result.ratios), *(median_interval(result.ratios) or (None, None))]
         summary.rows.append([subject.name, subject.what, *medians, *figures, subject.at_least, result.verdict()])
-        ratios.rows.append([subject.name, *result.ratios])
+        ratios.rows.append([subject.name, len(result.ratios), *np.quantile(result.ratios, QUANTILES).tolist()])
     return [summary, ratios]
 
 
@@ -260,7 +324,12 @@ def main(before: str, only: list[str], rounds: int, threads: int, quick: bool, j
             ]
             kind = "batches" if all("batches" in text.split() for text in kinds) else "windows"
         chosen = [subject for subject in subjects(data, outdir, kind, quick) if subject.name in only]
-        results = [contest(subject, old, harness.ROOT, rounds, threads, not quick) for subject in chosen]
+        results = [
+            contest_in_units(subject, old, harness.ROOT, threads, not quick)
+            if subject.paced
+            else contest(subject, old, harness.ROOT, rounds, threads, not quick)
+            for subject in chosen
+        ]
     for table in tables_of(results):
         report.add(table)
     report.finish(json_path)

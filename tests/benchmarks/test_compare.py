@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import operator
 import subprocess
 
 import click
@@ -29,20 +30,56 @@ def test_a_child_runs_in_its_checkout(tmp_path):
 
 
 def test_checkouts_take_turns(tmp_path, monkeypatch):
-    costs = {"before": 2.0, "now": 1.0}
     calls = []
 
     def run_child(checkout, arguments, threads):
-        calls.append((checkout.name, arguments[-1]))
-        return costs[checkout.name] * int(arguments[-1]) + 5, ""
+        calls.append(checkout.name)
+        return {"before": 2.0, "now": 1.0}[checkout.name], ""
 
     monkeypatch.setattr(compare, "run_child", run_child)
-    subject = Subject("name", "what", ("script.py",), ("9",), ("1",))
-    result = compare.contest(subject, tmp_path / "before", tmp_path / "now", 3, 1, warm_up=True)
-    assert calls[:2] == [("before", "1"), ("now", "1")]
-    assert calls[2:6] == [("before", "9"), ("before", "1"), ("now", "9"), ("now", "1")]
-    assert [name for name, count in calls[2:] if count == "9"] == ["before", "now", "now", "before", "before", "now"]
-    assert (result.before, result.now, result.ratios) == ([16] * 3, [8] * 3, [2] * 3)
+    result = compare.contest(Subject("name", "what", ("script.py",)), tmp_path / "before", tmp_path / "now", 3, 1, True)
+    assert calls == ["before", "now", "before", "now", "now", "before", "before", "now"]
+    assert (result.before, result.now, result.ratios) == ([2] * 3, [1] * 3, [2] * 3)
+
+
+WORK = """
+import builtins, os, time, work
+for unit in range(6):
+    builtins.pace()
+    with open("../order", "a") as file:
+        file.write(f"{os.path.basename(os.getcwd())} {unit}\\n")
+    end = time.process_time() + work.SECONDS
+    while time.process_time() < end:
+        pass
+"""
+
+
+def test_units_of_work_are_done_in_turns_and_measured_each(tmp_path):
+    for name, seconds in (("before", 0.06), ("now", 0.03)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "work.py").write_text(f"SECONDS = {seconds}")
+        (tmp_path / name / "script.py").write_text(WORK)
+    subject = Subject("name", "what", ("script.py",), paced="builtins:pace")
+    result = compare.contest_in_units(subject, tmp_path / "before", tmp_path / "now", 1, warm_up=True)
+    order = [line.split() for line in (tmp_path / "order").read_text().splitlines()]
+    assert [side for side, _ in order] == ["before", "now", "now", "before"] * 3
+    assert [int(unit) for _, unit in order] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    # Nothing is measured of the last unit, which ends with the command, nor of the first two.
+    assert len(result.before) == 3 and min(result.before) >= 0.06 and min(result.now) >= 0.03
+    assert 1.5 < sorted(result.ratios)[1] < 2.5
+
+
+def test_a_unit_is_a_call_of_a_named_function(tmp_path):
+    (tmp_path / "module.py").write_text("class Writer:\n    def write(self, text):\n        return text + '!'")
+    code = "from module import Writer\nfor text in 'abc':\n    assert Writer().write(text) == text + '!'\n"
+    with compare.Paced(Subject("name", "what", ("-c", code), "module:Writer.write"), tmp_path, 1) as side:
+        assert [side.unit() is None for _ in range(3)] == [False, False, True]
+    with compare.Paced(
+        Subject("name", "what", ("-c", code + "raise ValueError('late')"), "module:Writer.write"), tmp_path, 1
+    ) as side:
+        with pytest.raises(click.ClickException, match="late"):
+            for _ in range(3):
+                side.unit()
 
 
 def test_the_interval_of_a_median_is_that_of_the_sign_test():
@@ -70,9 +107,10 @@ def test_the_interval_of_a_median_is_that_of_the_sign_test():
 def test_only_what_is_surely_slower_has_missed(ratios, verdict):
     result = Result(Subject("name", "what", ()), ratios, [1.0] * len(ratios))
     assert result.verdict() == verdict
-    summary, rounds = compare.tables_of([result])
-    assert summary.rows[0][-1] == verdict and rounds.rows == [["name", *ratios]]
-    assert all(len(row) == len(table.columns) for table in (summary, rounds) for row in table.rows)
+    summary, spread = compare.tables_of([result])
+    assert summary.rows[0][-1] == verdict
+    assert spread.rows[0][:3] == ["name", len(ratios), min(ratios)] and spread.rows[0][-1] == max(ratios)
+    assert all(len(row) == len(table.columns) for table in (summary, spread) for row in table.rows)
 
 
 def test_a_commit_is_checked_out_for_the_time_it_takes(tmp_path):
@@ -97,42 +135,42 @@ def test_a_commit_is_checked_out_for_the_time_it_takes(tmp_path):
             pass
 
 
-def test_from_the_command_to_the_report(repo, tmp_path, monkeypatch):
-    def run_child(checkout, arguments, threads):
-        assert checkout == repo and threads == 1
-        return 3.0, "windows batches\n"
-
-    monkeypatch.setattr(compare, "run_child", run_child)
+def test_from_the_command_to_the_report(repo, tmp_path):
     command = ["--before", str(repo), "--only=loader,help", "--quick", "--json", str(tmp_path / "report.json")]
     result = CliRunner().invoke(compare.main, command, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    summary, ratios = harness.Report.read(tmp_path / "report.json").tables
-    assert summary.text() in result.output and ratios.text() in result.output
-    assert [row[0] for row in summary.rows] == [row[0] for row in ratios.rows] == ["loader", "help"]
-    assert summary.rows[0][1] == "1 batches" and summary.rows[0][-1] == "too few rounds"
-    assert ratios.rows == [["loader", 1.0], ["help", 1.0]]
+    summary, spread = harness.Report.read(tmp_path / "report.json").tables
+    assert summary.text() in result.output and spread.text() in result.output
+    assert [row[0] for row in summary.rows] == [row[0] for row in spread.rows] == ["loader", "help"]
+    assert summary.rows[0][1] == "20 clips in batches" and summary.rows[0][-1] == "too few rounds"
+    assert [row[1] for row in spread.rows] == [2, 1]  # units, of which the last has no end, or rounds
 
 
 @pytest.mark.parametrize(("kind", "output"), [("kinds", "windows batches\n"), ("batches", ""), ("windows", "")])
 def test_the_loader_reads_the_given_kind(kind, output, tmp_path, monkeypatch, capsys):
     compare.make_dataset(tmp_path)
-    monkeypatch.setattr("sys.argv", ["-c", str(tmp_path), kind, "3"])
+    monkeypatch.setattr("sys.argv", ["-c", str(tmp_path), kind, "11"])
+    units = []
+    monkeypatch.setattr("builtins.pace", lambda: units.append(None), raising=False)
     exec(compare.LOADER, {})
     assert capsys.readouterr().out.endswith(output)
+    assert len(units) == {"kinds": 0, "batches": 2, "windows": 2}[kind]
 
 
 def test_every_subject_is_a_command_of_this_checkout(repo, tmp_path):
     found = compare.subjects(tmp_path, tmp_path, "windows", quick=False)
     assert tuple(subject.name for subject in found) == compare.NAMES
     for subject in found:
-        for extra in (subject.more, subject.less or ()):
-            if subject.command[0] == "-c":
-                compile(subject.command[1], "LOADER", "exec")
-                continue
-            main = importlib.import_module(subject.command[0].removesuffix(".py")).main
-            arguments = [argument for argument in (*subject.command[1:], *extra) if argument != "--help"]
-            required = [] if subject.name != "help" else [f"--outdir={tmp_path}"]
-            main.make_context("main", [*arguments, *required])
+        if subject.paced and subject.paced != "builtins:pace":
+            module, function = subject.paced.split(":")
+            assert callable(operator.attrgetter(function)(importlib.import_module(module)))
+        if subject.command[0] == "-c":
+            compile(subject.command[1], "LOADER", "exec")
+            continue
+        main = importlib.import_module(subject.command[0].removesuffix(".py")).main
+        arguments = [argument for argument in subject.command[1:] if argument != "--help"]
+        required = [] if subject.name != "help" else [f"--outdir={tmp_path}"]
+        main.make_context("main", [*arguments, *required])
 
 
 def test_unknown_subjects_are_refused():
