@@ -13,6 +13,7 @@ and the values stay the same.
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,25 +107,17 @@ def main(
     seed: int,
     **values: Any,
 ) -> None:
+    """See the module's docstring."""
     import torch
 
     from metrics import metric_main
     from torch_utils import distributed, host_memory
 
     given = take_model(values)
-    aliases = [alias for alias in registry.aliases() if alias.target == "model"]
-    if bool(fake_path) == bool(given.models):
-        several = ", ".join(["--model", *(alias.flag for alias in aliases)])
-        raise click.UsageError(f"There is nothing to measure, or too much: give {several} or --fake.")
-    if (real_path is None) == (dataset_path is None):
-        raise click.UsageError("There is nothing to measure against, or too much: give --dataset or --real.")
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    real_text = str(real_path or dataset_path)
-    paths = [model.path for model in given.models]
-    named = {f"{alias.role}_path": given.roles.get(alias.role) for alias in aliases}
-    named |= {"real_path": real_text, "fake_path": fake_path or ",".join(paths), "model_path": paths}
+    real_text = _check_given(given, dataset_path, real_path, fake_path)
     changes = {"context": values.pop("context"), "horizon": values.pop("horizon")}
     values["protocol"] = dataclasses.replace(PROTOCOLS[values["protocol"]], **changes)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with on_ranks():
         where = distributed.init(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         host_memory.keep_freed(where)
@@ -136,11 +129,30 @@ def main(
         ]
         if distributed.is_main():
             for results in zip(*runs, strict=True):
-                _report({**_combine(list(results)), **named}, output_path)
-        command = f"generate.py --outdir=outputs --seed=0 {' '.join(given.flags)}"
+                _report({**_combine(list(results)), **_named(given, real_text, fake_path)}, output_path)
+        words = ["generate.py", "--outdir=outputs", "--seed=0", *given.flags]
         if fake_path:
-            command = f"calc_metrics.py --real={real_text} --fake={fake_path} -m color_similarity -m loop_rate"
-        distributed.print0(f"Next: python {command}")
+            measures = ("-m", "color_similarity", "-m", "loop_rate")
+            words = ["calc_metrics.py", f"--real={real_text}", f"--fake={fake_path}", *measures]
+        distributed.print0(f"Next: python {shlex.join(words)}")
+
+
+def _check_given(given: Given, dataset_path: str | None, real_path: str | None, fake_path: str | None) -> str:
+    """Return the path of what is measured against; raise a usage error unless both sides are given once."""
+    if bool(fake_path) == bool(given.models):
+        several = ", ".join(["--model", *(alias.flag for alias in registry.aliases() if alias.target == "model")])
+        raise click.UsageError(f"There is nothing to measure, or too much: give {several} or --fake.")
+    if (real_path is None) == (dataset_path is None):
+        raise click.UsageError("There is nothing to measure against, or too much: give --dataset or --real.")
+    return str(real_path or dataset_path)
+
+
+def _named(given: Given, real_text: str, fake_path: str | None) -> dict[str, Any]:
+    """Return the entries of a result that name both sides and the options of the sampler."""
+    paths = [model.path for model in given.models]
+    roles = {f"{a.role}_path": given.roles.get(a.role) for a in registry.aliases() if a.target == "model"}
+    named = {**roles, "real_path": real_text, "fake_path": fake_path or ",".join(paths), "model_path": paths}
+    return {**named, "options": given.options} if given.options else named
 
 
 # ----------------------------------------------------------------------------

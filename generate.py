@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import time
@@ -238,7 +239,7 @@ def _generate(given: Given, seeds: list[int], **arguments: Any) -> None:
             stopper = _write(sampler, seeds, plan, prompt)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         raise click.ClickException(_explain(error, arguments["outdir"], arguments["batch"])) from error
-    click.echo(f"Next: python calc_metrics.py --dataset=DATASET {' '.join(given.flags)} -m fvd2048_16f")
+    click.echo(f"Next: python calc_metrics.py --dataset=DATASET {shlex.join(given.flags)} -m fvd2048_16f")
     if stopper.signal is not None and plan.num_frames is not None:
         sys.exit(128 + stopper.signal)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -65,10 +66,9 @@ def main(port: int, host: str, **arguments: Any) -> None:
     except (ValueError, OSError, OverflowError) as error:
         raise click.ClickException(_explain(error, host, port)) from error
     click.echo("\nStopped.")
-    flags = given.flags or [f"--model={next(iter(session.models))}"]
-    flags += [f"-o {name}={value}" for name, value in given.options.items()]
+    flags = [*([] if given.models else [f"--model={next(iter(session.models))}"]), *given.flags]
     flags += [f"--{name}={arguments[name]}" for name in ("context", "actions") if arguments[name]]
-    click.echo(f"Next: python generate.py --outdir=outputs --seed=0 --len=301 {' '.join(flags)}")
+    click.echo(f"Next: python generate.py --outdir=outputs --seed=0 --len=301 {shlex.join(flags)}")
     if not session.has_stopped:  # a network is still at work, in a thread that cannot be interrupted
         sys.stdout.flush()
         os._exit(0)

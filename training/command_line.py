@@ -146,7 +146,7 @@ class Given:
     options: dict[str, Any] = field(default_factory=dict)
     contexts: list[str] = field(default_factory=list)
     saves: list[str] = field(default_factory=list)  # outputs to write besides the video
-    flags: list[str] = field(default_factory=list)  # flags by which `models` were given
+    flags: list[str] = field(default_factory=list)  # words that give `models` and `options` to a command
     roles: dict[str, str] = field(default_factory=dict)  # models given by an alias: role -> path
 
 
@@ -213,6 +213,8 @@ def take_model(values: dict[str, Any]) -> Given:
             given.saves += [alias.role] if value else []
         else:
             given.options[name] = value
+    for name, value in given.options.items():
+        given.flags += ["-o", f"{name}={value}"]
     return given
 
 

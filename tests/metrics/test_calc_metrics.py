@@ -103,11 +103,14 @@ def test_any_side_may_be_footage(lres_path: str, dataset: Path, films: Path, own
 
 def test_long_videos_are_measured_by_name(lres_path: str, dataset: Path, own_cache: Path):
     options = ["-m", "color_similarity", "-m", "motion_energy_w1", "--num-videos=3", "--num-frames=16", "--device=cpu"]
-    code, output = run(f"--dataset={dataset}", f"--lres={lres_path}", *options)
+    code, output = run(f"--dataset={dataset}", f"--lres={lres_path}", *options, "-o", "truncation=0.9")
     assert code == 0, output
+    # What changes the value is in the result, and in the command that repeats it.
+    assert f"Next: python generate.py --outdir=outputs --seed=0 --lres={lres_path} -o truncation=0.9" in output
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert [line["metric"] for line in lines] == ["color_similarity", "motion_energy_w1"]
     assert all((line["num_real"], line["num_fake"]) == (3, 3) and line["results"] for line in lines)
+    assert all(line["options"] == {"truncation": "0.9"} for line in lines)
 
 
 def test_runs_keep_their_own_errors():
