@@ -69,11 +69,14 @@ def list_frames(folder: Path) -> dict[str, list[str]]:
     """Return the result of `find_frames`, and print what is left out."""
     listing = list_footage(folder)
     for path in [*listing.videos, *listing.arrays]:
-        listing.remarks.add("Left out, a video or array", path.relative_to(folder).as_posix())
+        listing.remarks.add(
+            "Left out, a video or array, of which make_dataset_from_videos takes videos",
+            path.relative_to(folder).as_posix(),
+        )
     for line in listing.remarks.lines():
         click.echo(line, err=True)
     if not listing.pictures:
-        remedy = ", but videos: use make_dataset_from_videos" if listing.videos else ""
+        remedy = ", but videos, which make_dataset_from_videos takes" if listing.videos else ""
         raise ValueError(f"{folder} holds no images that Pillow reads, such as .png or .jpg{remedy}")
     return listing.pictures
 

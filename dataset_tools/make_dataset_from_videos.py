@@ -30,14 +30,16 @@ def list_videos(folder: Path) -> list[Path]:
     listing = list_footage(folder)
     for path, names in listing.pictures.items():
         for name in names:
-            listing.remarks.add("Left out, an image", (Path(path) / name).as_posix())
+            listing.remarks.add(
+                "Left out, an image, of which make_dataset_from_frames makes clips", (Path(path) / name).as_posix()
+            )
     for path in listing.arrays:
         listing.remarks.add("Left out, an array", path.relative_to(folder).as_posix())
     for line in listing.remarks.lines():
         click.echo(line, err=True)
     if not listing.videos:
-        remedy = ", but images: use make_dataset_from_frames" if listing.pictures else ""
-        raise ValueError(f"{folder} holds no videos{remedy}; names of videos end in {', '.join(VIDEO_SUFFIXES)}")
+        remedy = ", but images, which make_dataset_from_frames takes" if listing.pictures else ""
+        raise ValueError(f"{folder} holds no videos, whose names end in {', '.join(VIDEO_SUFFIXES)}{remedy}")
     return listing.videos
 
 

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import re
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -196,10 +197,17 @@ class VideoWriter:
                 self._add_comment()
 
     def _add_comment(self) -> None:
-        """Put the comment before the end of a GIF: ffmpeg reads those of GIFs, but writes none."""
-        with open(self._temporary, "r+b") as file:
-            file.seek(-1, os.SEEK_END)
-            file.write(b"\x21\xfe" + bytes([len(self._comment)]) + self._comment.encode() + b"\0\x3b")
+        """Put the comment into a GIF, for which ffmpeg writes none; it would take one at the end for a frame."""
+        comment = b"\x21\xfe" + bytes([len(self._comment)]) + self._comment.encode() + b"\0"
+        with (
+            util.atomic_path(self._temporary) as temporary,
+            open(self._temporary, "rb") as source,
+            open(temporary, "wb") as target,
+        ):
+            head = source.read(13)
+            table = source.read(3 << (head[10] & 7) + 1 if head[10] & 0x80 else 0)
+            target.write(head + table + comment)
+            shutil.copyfileobj(source, target)
 
 
 def iter_video_frames(

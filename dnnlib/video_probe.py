@@ -114,7 +114,7 @@ def read_packets(path: str | os.PathLike[str]) -> Packets:
 
 def read_comment(path: str | os.PathLike[str]) -> str | None:
     """Return the comment in the metadata of a file, as ffmpeg reads it, None without one."""
-    found = (re.match(r"    comment +: (.*)", line) for line in _about(*_identity(path)))
+    found = (re.match(r"    comment +: (.*)", line, re.IGNORECASE) for line in _about(*_identity(path)))
     return next((match[1] for match in found if match), None)
 
 

@@ -63,7 +63,7 @@ def test_videos_are_found_at_any_depth_by_their_suffix(tmp_path):
     (tmp_path / "in" / "a" / "link").symlink_to(tmp_path / "target")
     (tmp_path / "in" / "linked.mkv").symlink_to(tmp_path / "in" / "b.mp4")
     found = find_videos(tmp_path / "in")
-    assert list(name_clips(found, tmp_path / "in")) == ["a/b/c", "a/z", "a.b", "b", "linked"]
+    assert list(name_clips(found, tmp_path / "in")) == ["a/b/c", "a/link/d", "a/z", "a.b", "b", "linked"]
     assert {f".{name}" for name in "avi mkv mov mp4 wmv".split()} <= set(VIDEO_SUFFIXES)
 
 
@@ -159,5 +159,6 @@ def test_folders_without_videos_and_videos_that_would_share_a_clip_or_differ_in_
     result = run(tmp_path / "in", tmp_path / "out", "--sizes", "8x8")
     assert result.exit_code == 0 and "differ in frame rate: 20 (1 clips), 25 (1 clips); give --fps" in result.output
     make_video(tmp_path / "in" / "a.webm", 100)
-    result = run(tmp_path / "in", tmp_path / "out", "--sizes", "8x8")
-    assert result.exit_code == 1 and "would make the same clip a; rename one" in result.output
+    assert run(tmp_path / "in", tmp_path / "two", "--sizes", "8x8").exit_code == 0
+    manifest = json.loads((tmp_path / "two" / "manifest.json").read_text())["clips"]
+    assert {name: clip["group"] for name, clip in manifest.items()} == {"a.mp4": "a", "a.webm": "a", "b": "b"}

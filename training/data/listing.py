@@ -19,31 +19,27 @@ from PIL import Image
 
 ARRAY_SUFFIX = ".npz"
 
-# Suffixes of the containers, and raw streams of frames, that the bundled ffmpeg decodes, by the name of its demuxer.
+# Suffixes of the containers and raw streams that the bundled ffmpeg decodes, by the name of its demuxer. Streams that
+# do not hold their frame rate (raw Motion JPEG, H.261, H.263, AV1, Dirac) are none of them: ffmpeg makes one up.
 CONTAINERS = {
     "apng": "apng",
     "asf": "asf dvr-ms wmv",
     "avi": "amv avi divx xvid",
-    "dirac": "drc",
     "dv": "dif dv",
     "flic": "flc fli",
     "flv": "flv",
     "gif": "gif",
     "gxf": "gxf",
-    "h261": "h261",
-    "h263": "h263",
     "h264": "264 avc h264 h26l",
     "hevc": "265 h265 hevc",
     "ivf": "ivf",
     "matroska,webm": "mk3d mkv webm",
-    "mjpeg": "mjpeg mjpg",
     "mov,mp4,m4a,3gp,3g2,mj2": "3g2 3gp 3gpp f4v insv ism ismv m4v mj2 mov mp4 mp4v psp qt",
     "mpeg": "evo m2p mod mpe mpeg mpg vob vro",
     "mpegts": "m2t m2ts mts tod tp trp ts",
     "mpegvideo": "m1v m2v mpv",
     "mxf": "mxf",
     "nut": "nut",
-    "obu": "obu",
     "ogg": "ogm ogv",
     "rm": "rm rmvb",
     "swf": "swf",
@@ -52,7 +48,12 @@ CONTAINERS = {
     "wtv": "wtv",
     "yuv4mpegpipe": "y4m",
 }
-VIDEO_SUFFIXES = tuple(sorted(f".{suffix}" for suffixes in CONTAINERS.values() for suffix in suffixes.split()))
+VIDEO_SUFFIXES = tuple(
+    sorted(
+        (f".{suffix}" for suffixes in CONTAINERS.values() for suffix in suffixes.split()),
+        key=lambda s: (s[1:].isdigit(), s),
+    )
+)
 
 # Formats that Pillow registers but cannot read itself; it opens MPO as JPEG.
 _STUBS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")

@@ -69,15 +69,18 @@ class PictureClip:
 def picture_clips(
     folder: Path, found: Mapping[str, list[str]], remarks: Remarks, keeps_gaps: bool = False
 ) -> list[PictureClip]:
-    """Return the clips of what `find_frames` found, sorted by folder.
+    """Return the clips of what `find_frames` found, in its order.
 
     A folder makes a clip of its name. Where the numbers of its frames jump it is divided into clips named by their
     first frame, which the remarks name; with `keeps_gaps` it is not.
     """
-    clips: dict[str, PictureClip] = {}
-    for path in sorted(found, key=lambda path: (path == ".", PurePath(path))):
+    clips: list[PictureClip] = []
+    taken = {clip_name(PurePath(path)) for path in found}
+    for path in found:
         inside = folder / path
-        group = clip_name(PurePath(folder.resolve().name if path == "." else path))
+        group = clip_name(PurePath(path))
+        if path == ".":
+            group = _free(clip_name(PurePath(folder.resolve().name)), taken)
         try:
             parts = order_frames(found[path])
         except ValueError as error:
@@ -92,11 +95,19 @@ def picture_clips(
                 f"{group} between {before[-1]} and {after[0]}",
             )
         for part in parts:
-            name = group if len(parts) == 1 else f"{group}/{clip_name(PurePath(part[0]).with_suffix(''))}"
-            while name in clips:  # the folder itself has the name of one inside it
-                name += "_"
-            clips[name] = PictureClip(name, group, tuple(inside / file for file in part), problem)
-    return sorted(clips.values(), key=lambda clip: PurePath(clip.name))
+            name = group
+            if len(parts) > 1:
+                name = _free(f"{group}/{clip_name(PurePath(part[0]).with_suffix(''))}", taken)
+            clips.append(PictureClip(name, group, tuple(inside / file for file in part), problem))
+    return clips
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Return a name that is not taken yet, with "_" appended as often as needed, and take it."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
 def open_pictures(folder: Path) -> PictureClip:
