@@ -186,10 +186,12 @@ def decode_rgb(data: bytes | memoryview, out: np.ndarray) -> None:
     """Decode an image file into contiguous uint8 (H, W, 3); raise ValueError if size or colour mode differ."""
     simplejpeg = fast_decoder()
     if simplejpeg is not None and data[:2] == b"\xff\xd8":
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if (height, width) == out.shape[:2] and colours == "YCbCr":
-            simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False, buffer=out)
-            return
+        # It knows a few kinds of chroma sampling alone, and refuses some files that Pillow reads.
+        with contextlib.suppress(Exception):
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            if (height, width) == out.shape[:2] and colours == "YCbCr":
+                simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False, buffer=out)
+                return
     with _open_image(data, (out.shape[0], out.shape[1])) as image:
         out[...] = np.asarray(image)
 
