@@ -186,6 +186,11 @@ class Videos:
     size: Size
     kind: str  # "dataset", "files" or "array"
 
+    @property
+    def remarks(self) -> list[str]:
+        """Return lines that say what was left out, and what was not taken as it stands."""
+        return list(self.footage.remarks.lines()) if isinstance(self.footage, Files) else []
+
     @functools.cached_property
     def content(self) -> str:
         """Return 16 hex digits that identify the frames, independent of their location."""

@@ -110,21 +110,30 @@ def _free(name: str, taken: set[str]) -> str:
     return name
 
 
-def open_pictures(folder: Path) -> PictureClip:
-    """Return the images directly in a folder as one clip.
+def open_pictures(folder: Path, remarks: Remarks | None = None) -> PictureClip:
+    """Return the images directly in a folder as one clip; the remarks name what is left out.
 
     Raises `ValueError` if there are none, or if they are not successive frames by their names.
     """
-    names = list_footage(folder).pictures.get(".", [])
+    remarks = remarks or Remarks()
+    listing = list_footage(folder, remarks)
+    names = listing.pictures.pop(".", [])
+    others = [path.relative_to(folder).as_posix() for path in [*listing.videos, *listing.arrays]]
     if not names:
-        raise ValueError(f"{folder} holds no images: expected files such as 000000.png, in the order of their names")
-    clip, *others = picture_clips(folder, {".": names}, Remarks())
-    clip.check()
-    if others:
+        remedy = f"; give one of its videos, such as {folder / others[0]}" if others else ""
         raise ValueError(
-            f"{folder} holds no successive frames: {others[0].paths[0].name} does not follow {clip.paths[-1].name}; "
+            f"{folder} holds no images: expected files such as 000000.png, in the order of their names{remedy}"
+        )
+    for name in [*others, *listing.pictures]:
+        remarks.add("Left out, no image directly in the folder", name)
+    clip, *more = picture_clips(folder, {".": names}, Remarks())
+    clip.check()
+    if more:
+        raise ValueError(
+            f"{folder} holds no successive frames: {more[0].paths[0].name} does not follow {clip.paths[-1].name}; "
             "give a folder of frames whose numbers have no gap"
         )
+    clip.remark(remarks)
     return clip
 
 

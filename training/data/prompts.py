@@ -25,8 +25,8 @@ from training.contract import Size
 from training.data.dataset import ClipDataset, to_float
 from training.data.footage import Footage, is_dataset
 from training.data.frames import check_rate, frame_rate, is_same_rate, iter_frames
-from training.data.listing import kind_of
-from training.data.pictures import center_crop_and_resize
+from training.data.listing import Remarks, kind_of
+from training.data.pictures import center_crop_and_resize, open_pictures
 from training.data.stream_prompts import StreamPrompt, stream_tensor
 from training.data.stream_prompts import with_streams as with_streams
 from training.sampling import Needs, Prompt, Sampler, Start, starts_of
@@ -141,6 +141,9 @@ class FilePrompt(Prompt):
     ) -> None:
         self.path, self.origin, self.repeats_edges, self.enlarges = Path(path), origin, repeats_edges, enlarges
         self._fps = fps
+        self.remarks = Remarks()  # what of a folder is left out
+        if self.path.is_dir():
+            open_pictures(self.path, self.remarks)
         self.fps = frame_rate(self.path, fps)
         self._readers: dict[Size, _Reader] = {}
         self._ends: dict[Size, _Reader] = {}
