@@ -7,7 +7,7 @@ order_frames(["0.png", "1.png", "50.png", "51.png"])       # [["0.png", "1.png"]
 import collections
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import PurePath
 
@@ -39,36 +39,43 @@ def order_frames(names: Sequence[str]) -> list[list[str]]:
     a step is longer than the usual one. Names without numbers are one run in alphabetical order. Raises `ValueError`
     with two names if they have the same number, or if their order is not clear.
     """
-    found: list[list[list[str]]] = []
-    problem = None
-    for pattern in (_DECIMAL, _WHOLE):
-        try:
-            found.append(_divide(names, pattern))
-        except ValueError as error:
-            problem = problem or error
-    if not found:
-        assert problem is not None
-        raise problem
-    if len(found) == 2 and len(found[0]) == len(found[1]):
-        orders = [[name for run in runs for name in run] for runs in found]
-        for first, second in zip(*orders, strict=True):
-            if first != second:
-                raise ValueError(
-                    f"{first} and {second} have numbers that may be decimals or not, which gives two orders: name the "
-                    "frames 000000.png, 000001.png and so on"
-                )
-    return min(found, key=len)  # numbers that are understood have the fewest gaps
+    decimal, whole = (_series(names, pattern) for pattern in (_DECIMAL, _WHOLE))
+    if decimal == whole:
+        return _divide(whole)[0]
+    if len(decimal) < len(whole):  # some names have a dot where others have none: 0, 0.5, 1
+        return _divide(decimal)[0]
+    try:
+        runs, num_odd = _divide(decimal)
+    except ValueError:  # as decimals, 0.1 and 0.10 are one number
+        return _divide(whole)[0]
+    other_runs, other_odd = _divide(whole)
+    orders = [[name for run in found for name in run] for found in (runs, other_runs)]
+    if orders[0] != orders[1] and (len(runs), num_odd) == (len(other_runs), other_odd):
+        first, second = next(pair for pair in zip(*orders, strict=True) if pair[0] != pair[1])
+        raise ValueError(
+            f"{first} and {second} have numbers that may be decimals or not, which gives two orders: name the frames "
+            "000000.png, 000001.png and so on"
+        )
+    return min(((len(runs), num_odd, 0), runs), ((len(other_runs), other_odd, 1), other_runs))[1]
 
 
-def _divide(names: Sequence[str], pattern: re.Pattern[str]) -> list[list[str]]:
-    """Return the runs of names with numbers that the pattern matches."""
+def _series(names: Sequence[str], pattern: re.Pattern[str]) -> dict[Texts, list[tuple[Numbers, str]]]:
+    """Return numbers and names, sorted, by the texts around the numbers that the pattern matches."""
     series: dict[Texts, list[tuple[Numbers, str]]] = collections.defaultdict(list)
     for texts, numbers, name in _with_signs([(*_parse(name, pattern), name) for name in names]):
         series[texts].append((numbers, name))
+    return {texts: sorted(members) for texts, members in series.items()}
+
+
+def _divide(series: Mapping[Texts, list[tuple[Numbers, str]]]) -> tuple[list[list[str]], int]:
+    """Return the runs of successive frames, and how many steps are far shorter than the usual one."""
     if all(len(members) == 1 for members in series.values()):
-        return [sorted(names, key=natural_key)]
-    runs = [run for members in series.values() for run in _runs(sorted(members))]
-    return sorted(runs, key=lambda run: natural_key(run[0])) if len(series) > 1 else runs
+        return [sorted((name for ((_, name),) in series.values()), key=natural_key)], 0
+    divided = [_runs(members) for members in series.values()]
+    runs = [run for found, _ in divided for run in found]
+    return sorted(runs, key=lambda run: natural_key(run[0])) if len(series) > 1 else runs, sum(
+        odd for _, odd in divided
+    )
 
 
 def _parse(name: str, pattern: re.Pattern[str]) -> tuple[Texts, Numbers]:
@@ -90,8 +97,8 @@ def _with_signs(parsed: list[tuple[Texts, Numbers, str]]) -> list[tuple[Texts, N
     return signed
 
 
-def _runs(members: list[tuple[Numbers, str]]) -> list[list[str]]:
-    """Divide a sorted series into runs of successive frames."""
+def _runs(members: list[tuple[Numbers, str]]) -> tuple[list[list[str]], int]:
+    """Divide a sorted series into runs of successive frames; see `_divide`."""
     steps = []  # for each frame but the first: which number changes first, and by how much
     for (numbers, name), (following, next_name) in itertools.pairwise(members):
         if numbers == following:
@@ -100,7 +107,7 @@ def _runs(members: list[tuple[Numbers, str]]) -> list[list[str]]:
         steps.append((place, following[place] - numbers[place]))
     runs = [[members[0][1]]]
     if not steps:
-        return runs
+        return runs, 0
     counts = collections.Counter(place for place, _ in steps)
     counter = max(counts, key=lambda place: (counts[place], place))  # the number that counts frames
     usual = sorted(step for place, step in steps if place == counter)[(counts[counter] - 1) // 2]
@@ -114,4 +121,4 @@ def _runs(members: list[tuple[Numbers, str]]) -> list[list[str]]:
             runs[-1].append(name)
         else:
             runs.append([name])
-    return runs
+    return runs, sum(place == counter and step * _JUMP < usual for place, step in steps)
