@@ -125,6 +125,35 @@ def test_a_rate_is_resampled_and_recorded(tmp_path):
     assert "nothing is left of" in result.output and "after trimming: it holds 10 frames" in result.output
 
 
+def test_missing_numbers_divide_a_clip_unless_gaps_are_kept(tmp_path):
+    walk(tmp_path / "in" / "a", 10)
+    (tmp_path / "in" / "a" / "0004.png").unlink()
+    (tmp_path / "in" / "a" / "0010.heic").write_bytes(b"")
+    result = run(tmp_path / "in", tmp_path / "out", "--sizes", "8x16")
+    assert "begin anew (1): a between 0003.png and 0005.png" in result.output
+    assert "no kind of file that is read (1): a/0010.heic" in result.output
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())["clips"]
+    found = {name: (clip["frames"], clip["group"]) for name, clip in manifest.items()}
+    assert found == {"a/0000": (4, "a"), "a/0005": (5, "a")}  # both parts train, or both validate
+    result = run(tmp_path / "in", tmp_path / "whole", "--sizes", "8x16", "--keep-gaps")
+    assert result.exit_code == 0 and "between" not in result.output
+    dataset = ClipDataset(tmp_path / "whole", [SIZE])
+    assert [clip.path for clip in dataset.clips] == ["a"]
+    assert levels(dataset, 0) == [0, 20, 40, 60, 100, 120, 140, 160, 180]
+
+
+def test_doubles_break_their_clip_and_twelve_bits_are_named(tmp_path):
+    walk(tmp_path / "in" / "double")
+    save(tmp_path / "in" / "double" / "0002.jpg")
+    for number in range(3):
+        save(tmp_path / "in" / "deep" / f"{number}.png", Image.fromarray(np.full((16, 32), 4000, np.uint16)))
+    result = run(tmp_path / "in", tmp_path / "out", "--sizes", "8x16")
+    assert result.exit_code == 1 and "0002.jpg and 0002.png have the same number" in result.output
+    assert "Read as 12 bits, since no 16-bit value exceeds 4095 (1): deep" in result.output
+    dataset = ClipDataset(tmp_path / "out", [SIZE])
+    assert [clip.path for clip in dataset.clips] == ["deep"] and levels(dataset, 0) == [250] * 3
+
+
 def test_partitions_that_wait_for_one_listing_make_what_one_run_makes(tmp_path, repo):
     for name in "abcde":
         walk(tmp_path / "in" / name)

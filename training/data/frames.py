@@ -8,9 +8,11 @@ Dataset makers, metrics and prompts get the same pixels of a file: pictures are 
 start_sec, end_sec), where `fps` comes from `reading_rate` alone.
 """
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,16 +86,16 @@ def iter_frames(path: Path, fps: float | None = None) -> Iterator[np.ndarray]:
 
 
 def iter_video(
-    path: str | os.PathLike[str], fps: float | None = None, start_sec: float = 0.0, end_sec: float | None = None
+    path: str | os.PathLike[str], fps: float | None = None, *window: Any, **options: Any
 ) -> Iterator[np.ndarray]:
     """Yield frames of a video file as `iter_video_frames` does, but at the size at which they were generated.
 
-    `VideoWriter` repeats the pixels of small frames for players; each block becomes its mean, uint8 (H, W, 3).
-    Raises `ValueError` also for a GIF that ends early, which ffmpeg does not always notice.
+    `VideoWriter` repeats the pixels of small frames for players; each block becomes its mean, uint8 (H, W, 3). Raises
+    `ValueError` also for a GIF that ends early, which ffmpeg does not always notice.
     """
-    _check_end(path)
+    _check_end(os.fspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns)
     factor = pixel_factor(path)
-    for frame in iter_video_frames(path, fps, start_sec, end_sec):
+    for frame in iter_video_frames(path, fps, *window, **options):
         yield frame if factor == 1 else _shrink(frame, factor)
 
 
@@ -104,7 +106,8 @@ def _shrink(frame: np.ndarray, factor: int) -> np.ndarray:
     return ((sums + factor**2 // 2) // factor**2).astype(np.uint8)
 
 
-def _check_end(path: str | os.PathLike[str]) -> None:
+@functools.lru_cache(maxsize=64)
+def _check_end(path: str, _size: int, _time: int) -> None:
     """Raise `ValueError` if a GIF ends within a block of data."""
     with open(path, "rb") as file:
         if file.read(4) != b"GIF8":

@@ -46,15 +46,19 @@ class PictureClip:
             raise ValueError(self.problem)
 
     @functools.cached_property
+    def _highest(self) -> tuple[int, int]:
+        """Return the highest values of some images: of 16-bit grey, and of the upper 8 bits of 16-bit colours."""
+        samples = {self.paths[(len(self.paths) - 1) * part // (_SAMPLES - 1)] for part in range(_SAMPLES)}
+        found = [_highest_deep(path) for path in samples]
+        return max(grey for grey, _ in found), max(colour for _, colour in found)
+
+    @property
     def bits(self) -> int:
         """Return how many bits the values of 16-bit grey images have: 8 or 12 if no value of some images exceeds them.
 
         Cameras of 12 bits store their values as they are. A whole clip so dark is not likely to have 16 bits.
         """
-        highest = 0
-        for path in {self.paths[len(self.paths) * part // _SAMPLES] for part in range(_SAMPLES)}:
-            highest = max(highest, _highest_deep(path))
-        return next((bits for bits in (8, 12) if 0 < highest < 1 << bits), 16)
+        return next((bits for bits in (8, 12) if 0 < self._highest[0] < 1 << bits), 16)
 
     def read(self, index: int) -> np.ndarray:
         """Return a frame, uint8 (H, W, 3)."""
@@ -64,6 +68,11 @@ class PictureClip:
         """Add what is done to the values of the images, if they seem to have fewer bits than 16."""
         if self.bits != 16:
             remarks.add(f"Read as {self.bits} bits, since no 16-bit value exceeds {(1 << self.bits) - 1}", self.name)
+        if 0 < self._highest[1] < 1 << 4:
+            remarks.add(
+                "Nearly black, as the upper 8 of 16 bits of a colour are read; convert images that have 12 bits",
+                self.name,
+            )
 
 
 def picture_clips(
@@ -189,13 +198,16 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def _highest_deep(path: Path) -> int:
-    """Return the highest value of a grey image of more than 8 bits, 0 for any other file."""
+def _highest_deep(path: Path) -> tuple[int, int]:
+    """Return the highest value of an image of more than 8 bits, as `PictureClip._highest`, zeros for any other file."""
     try:
         with Image.open(path) as image:
-            return int(np.asarray(image).max()) if _is_deep(image) else 0
+            if _is_deep(image):
+                return int(np.asarray(image).max()), 0
+            is_deep_colour = any(";16" in str(tile.args) for tile in image.tile)
+            return 0, int(np.asarray(image.convert("RGB")).max()) if is_deep_colour else 0
     except Exception:  # reading the frame will tell
-        return 0
+        return 0, 0
 
 
 def _to_rgb(image: Image.Image, bits: int) -> Image.Image:
