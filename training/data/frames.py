@@ -9,6 +9,7 @@ start_sec, end_sec), where `fps` comes from `reading_rate` alone.
 """
 
 import functools
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,7 +92,7 @@ def iter_video(
     """Yield frames of a video file as `iter_video_frames` does, but at the size at which they were generated.
 
     `VideoWriter` repeats the pixels of small frames for players; each block becomes its mean, uint8 (H, W, 3). Raises
-    `ValueError` also for a GIF that ends early, which ffmpeg does not always notice.
+    `ValueError` also for files that end early where ffmpeg does not notice.
     """
     _check_end(os.fspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns)
     factor = pixel_factor(path)
@@ -107,26 +108,42 @@ def _shrink(frame: np.ndarray, factor: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _check_end(path: str, _size: int, _time: int) -> None:
-    """Raise `ValueError` if a GIF ends within a block of data."""
-    with open(path, "rb") as file:
-        if file.read(4) != b"GIF8":
+def _check_end(path: str, num_bytes: int, _time: int) -> None:
+    """Raise `ValueError` for files that end within a picture where ffmpeg passes over that: GIF, Y4M and raw DV."""
+    if num_bytes == 0:
+        return
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[:4] == b"GIF8":
+            is_whole = _is_whole_gif(data)
+        elif data[:10] == b"YUV4MPEG2 ":
+            first = data.find(b"FRAME")
+            following = data.find(b"FRAME", first + 5)
+            is_whole = following < 0 or (num_bytes - first) % (following - first) == 0
+        elif data[:3] == b"\x1f\x07\x00":  # ten sequences of 12,000 bytes a frame, twelve at 25 frames a second
+            is_whole = num_bytes % (144_000 if data[3] & 0x80 else 120_000) == 0
+        else:
             return
-        data = memoryview(file.read())
+    if not is_whole:
+        raise ValueError(f"{path} ends early: the data of its last picture are cut off")
+
+
+def _is_whole_gif(data: mmap.mmap) -> bool:
+    """Return whether a GIF ends after a block of data."""
     try:
-        place = 9 + _table_bytes(data[6])
+        place = 13 + _table_bytes(data[10])
         while place < len(data) and (block := data[place]) != 0x3B:
             if block == 0x2C:
                 place += 11 + _table_bytes(data[place + 9])
             elif block == 0x21:
                 place += 2
             else:  # what other programs put after the last picture
-                return
+                return True
             while size := data[place]:
                 place += 1 + size
             place += 1
     except IndexError:
-        raise ValueError(f"{path} ends early: the data of its last picture are cut off") from None
+        return False
+    return True
 
 
 def _table_bytes(flags: int) -> int:
