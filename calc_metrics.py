@@ -181,11 +181,12 @@ def _open_sides(
 
 def _say_left_out(sides: "tuple[Side, Side]") -> None:
     from metrics import inputs
+    from training.data.listing import printable
 
     for side in sides:
         if isinstance(side, inputs.Videos):
             for line in side.remarks:
-                click.echo(f"{side.footage.name}: {line}", err=True)
+                click.echo(f"{printable(side.footage.name)}: {line}", err=True)
 
 
 # ----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+ARRAY_SUFFIX = ".npz"
 _NAMES = ("frames", "videos", "video")
 
 

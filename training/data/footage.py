@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol
 
 import numpy as np
@@ -28,12 +28,20 @@ import numpy as np
 from dnnlib.download import file_sha256
 from dnnlib.util import size_name
 from dnnlib.video import pixel_factor, scan
-from training.data.arrays import check_array, load_array
+from training.data.arrays import ARRAY_SUFFIX, check_array, load_array
 from training.data.dataset import ClipDataset
 from training.data.frames import RATE_TOLERANCE, check_rate, iter_video, reading_rate
 from training.data.frames import frame_rate as frame_rate
 from training.data.frames import iter_frames as iter_frames
-from training.data.listing import ARRAY_SUFFIX, VIDEO_SUFFIXES, Remarks, generated_stem, kind_of, list_footage
+from training.data.listing import (
+    ARRAY_SUFFIX,
+    VIDEO_SUFFIXES,
+    Remarks,
+    clip_name,
+    generated_stem,
+    kind_of,
+    list_footage,
+)
 from training.data.pictures import PictureClip, picture_clips
 from training.data.shards import Clip, Size
 
@@ -211,7 +219,7 @@ def open_videos(path: str | Path, size: Size | None = None, fps: float | None = 
         raise ValueError(f"there is no {path}: give a dataset, a video or npz file, or a folder of videos or images")
     if is_dataset(path):
         return _open_dataset(path, size, fps)
-    if kind_of(path) == "array":
+    if path.is_file() and kind_of(path) == "array":
         array = load_array(path)
         found: Arrays | Files = Arrays(array if array.ndim == 5 else [array], path.name)
         side = Videos(found, found.size, "array")
@@ -293,7 +301,7 @@ def _find(path: Path, remarks: Remarks) -> list[Path | PictureClip]:
     """
     if path.is_file():
         if kind_of(path) == "picture":
-            return [PictureClip(path.name, path.name, (path,))]
+            return [PictureClip(clip_name(PurePath(path.name)), path.name, (path,))]
         return [path]
     listing = list_footage(path, remarks)
     files = listing.videos + listing.arrays
@@ -316,7 +324,7 @@ def _find(path: Path, remarks: Remarks) -> list[Path | PictureClip]:
 def _name(found: Path | PictureClip, root: Path) -> str:
     if isinstance(found, PictureClip):
         return found.name
-    return found.name if found == root else found.relative_to(root).as_posix()
+    return clip_name(PurePath(found.name) if found == root else found.relative_to(root))
 
 
 def _open(found: Path | PictureClip, root: Path, fps: float | None, remarks: Remarks) -> _Opened:

@@ -39,9 +39,10 @@ def order_frames(names: Sequence[str]) -> list[list[str]]:
     a step is longer than the usual one. Names without numbers are one run in alphabetical order. Raises `ValueError`
     with two names if they have the same number, or if their order is not clear.
     """
-    decimal, whole = (_series(names, pattern) for pattern in (_DECIMAL, _WHOLE))
-    if decimal == whole:
+    whole = _series(names, _WHOLE)
+    if not any(re.search(r"[0-9]\.[0-9]", PurePath(name).stem) for name in names):
         return _divide(whole)[0]
+    decimal = _series(names, _DECIMAL)
     if len(decimal) < len(whole):  # some names have a dot where others have none: 0, 0.5, 1
         return _divide(decimal)[0]
     try:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePath
 
 from PIL import Image
 
-ARRAY_SUFFIX = ".npz"
+from training.data.arrays import ARRAY_SUFFIX
 
 # Suffixes of the containers and raw streams that the bundled ffmpeg decodes, by the name of its demuxer. Streams that
 # do not hold their frame rate (raw Motion JPEG, H.261, H.263, AV1, Dirac) are none of them: ffmpeg makes one up.
@@ -225,8 +225,9 @@ def is_by_product(name: str) -> bool:
 
 
 def clip_name(path: PurePath) -> str:
-    """Return the name of a clip for a relative path; bytes that are not UTF-8 become %XX, as zips cannot hold them."""
-    return re.sub("[\udc80-\udcff]", lambda match: f"%{ord(match[0]) - 0xDC00:02X}", path.as_posix())
+    """Return the name of a clip for a relative path; control characters, and bytes that are not UTF-8, become %XX."""
+    escape = "[\x00-\x1f\x7f\udc80-\udcff]"
+    return re.sub(escape, lambda match: f"%{ord(match[0]) & 0xFF:02X}", path.as_posix())
 
 
 def clip_names(paths: Iterable[PurePath]) -> dict[PurePath, str]:

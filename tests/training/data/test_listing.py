@@ -197,12 +197,19 @@ def test_a_gap_divides_a_clip_of_metrics_and_refuses_a_prompt(tmp_path):
         ("a.mov a.mp4 b.mp4", "a.mov a.mp4 b"),
         ("a.mov a.mov.mp4 a.mp4", "a.mov a.mov.mp4 a.mp4"),
         ("a/x.mp4 x.mp4", "a/x x"),
-        ("caf\udce9.mp4 café.mp4", "caf%E9 café"),
+        ("caf\udce9.mp4 café.mp4 a\x1bb.mp4", "caf%E9 café a%1Bb"),
     ],
 )
 def test_two_files_of_one_stem_get_two_names(files, names):
     paths = [Path(file) for file in files.split()]
     assert list(clip_names(paths).values()) == names.split()
+
+
+def test_footage_whose_name_is_not_utf8_is_measured(tmp_path):
+    write(tmp_path / "caf\udce9.gif")
+    write(tmp_path / "na\udcefve", VIDEO)
+    side = open_videos(tmp_path)
+    assert [clip.path for clip in side.footage.clips] == ["caf%E9.gif", "na%EFve"] and len(side.content) == 16
 
 
 def test_names_are_shown_without_control_characters():
