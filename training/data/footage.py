@@ -34,7 +34,6 @@ from training.data.frames import RATE_TOLERANCE, check_rate, iter_video, reading
 from training.data.frames import frame_rate as frame_rate
 from training.data.frames import iter_frames as iter_frames
 from training.data.listing import (
-    ARRAY_SUFFIX,
     VIDEO_SUFFIXES,
     Remarks,
     clip_name,
@@ -130,7 +129,8 @@ class Files:
     """Videos below a folder, by path: video files, npz files with an array of one video, and folders of images.
 
     With `fps` video files are resampled to that rate. Of the files that generate.py wrote for one video, that of the
-    largest frames is taken. `remarks` name what is left out. Raises `ValueError` if sizes or frame rates differ.
+    largest frames is taken, without loss if there is one. `remarks` name what is left out. Raises `ValueError` if sizes
+    or frame rates differ.
     """
 
     def __init__(self, path: Path, fps: float | None = None) -> None:
@@ -138,7 +138,7 @@ class Files:
         found = _find(path, self.remarks)
         with ThreadPoolExecutor(READ_THREADS) as pool:
             opened = pool.map(functools.partial(_open, root=path, fps=fps, remarks=self.remarks), found)
-            self._videos = _largest_outputs(list(opened), self.remarks)
+            self._videos = _best_outputs(list(opened), self.remarks)
         self.clips = [video.clip for video in self._videos]
         first = self._videos[0]
         for video in self._videos:
@@ -353,19 +353,24 @@ def _open(found: Path | PictureClip, root: Path, fps: float | None, remarks: Rem
     return _Opened(Clip(name, num_frames), (first.shape[0], first.shape[1]), rate, read, (found,), version)
 
 
-def _largest_outputs(videos: list[_Opened], remarks: Remarks) -> list[_Opened]:
-    """Return the videos without smaller outputs of the same generated ones, such as those of a first stage."""
-    stems = [generated_stem(video.clip.path) for video in videos]
-    largest: dict[str | None, int] = {}
-    for stem, video in zip(stems, videos, strict=True):
-        largest[stem] = max(largest.get(stem, 0), math.prod(video.size))
-    kept = []
-    for stem, video in zip(stems, videos, strict=True):
-        if stem is None or math.prod(video.size) == largest[stem]:
-            kept.append(video)
-        else:
-            remarks.add("Left out, a smaller output of a generated video", video.clip.path)
-    return kept
+def _best_outputs(videos: list[_Opened], remarks: Remarks) -> list[_Opened]:
+    """Return the videos without further files of the same generated ones, such as those of a first stage."""
+    best: dict[str, _Opened] = {}
+    for video in videos:
+        stem = generated_stem(video.clip.path) or video.clip.path
+        best[stem] = max(best.get(stem, video), video, key=_quality)
+    for video in videos:
+        if best.get(generated_stem(video.clip.path) or video.clip.path) is not video:
+            remarks.add("Left out, a further file of a generated video", video.clip.path)
+    return list(best.values())
+
+
+def _quality(video: _Opened) -> tuple[int, bool, int]:
+    """Return the key by which files of one generated video are compared: their size, their name, and what is lost."""
+    path = PurePath(video.clip.path)
+    formats = (".gif", ".webm", ".mp4", ARRAY_SUFFIX, "")  # a folder has no suffix
+    lost = formats.index(path.suffix) if path.suffix in formats else -1
+    return math.prod(video.size), path.stem.endswith("_video"), lost
 
 
 def _read_pictures(clip: PictureClip, size: Size, frames: Sequence[int]) -> np.ndarray:
