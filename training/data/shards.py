@@ -192,7 +192,7 @@ def decode_rgb(data: bytes | memoryview, out: np.ndarray) -> None:
 
 
 def _decode_fast(simplejpeg: Any, data: bytes | memoryview, out: np.ndarray) -> bool:
-    """Decode a JPEG; return False where Pillow has to, as for kinds of chroma sampling that simplejpeg does not know."""
+    """Decode a JPEG; return False where Pillow has to: simplejpeg does not know all kinds of chroma sampling."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if (height, width) != out.shape[:2] or colours != "YCbCr":
