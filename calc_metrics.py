@@ -122,7 +122,9 @@ def main(
         where = distributed.init(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         host_memory.keep_freed(where)
         with distributed.together():
-            real, fake = _open_sides(real_text, fake_path or "", given, size, fps, where)
+            sides = real, fake = _open_sides(real_text, fake_path or "", given, size, fps, where)
+        if distributed.is_main():
+            _say_left_out(sides)
         runs = [
             metric_main.calc_metrics(metrics, real, fake, seed=seed + run, device=where, **values)
             for run in range(num_runs)
@@ -187,6 +189,16 @@ def _open_sides(
         size = fake.size
     real = open_side(real_text, {})
     return metric_main.prompted(real, fake, real_text), metric_main.prompted(fake, real, fake_text)
+
+
+def _say_left_out(sides: "tuple[Side, Side]") -> None:
+    from metrics import inputs
+    from training.data.listing import printable
+
+    for side in sides:
+        if isinstance(side, inputs.Videos):
+            for line in side.remarks:
+                click.echo(f"{printable(side.footage.name)}: {line}", err=True)
 
 
 # ----------------------------------------------------------------------------

@@ -19,19 +19,14 @@ import numpy as np
 
 from dataset_tools import making
 from dnnlib import util
-from training.data.pictures import find_frames, read_image
+from training.data.listing import Remarks, list_footage
+from training.data.pictures import PictureClip, picture_clips
+from training.data.pictures import find_frames as find_frames
+from training.data.pictures import read_image as read_image
 
 LISTING = "listing.json"
 
 _POLL_SEC = 2.0
-
-
-def name_clips(found: dict[str, list[str]], folder: Path) -> dict[str, str]:
-    """Map clip paths to the folders of their images; images in `folder` itself make a clip of its name."""
-    name = folder.resolve().name
-    if "." in found and name in found:
-        raise ValueError(f"{folder} and {folder / name} would make the same clip {name}; rename the latter")
-    return {name if path == "." else path: path for path in found}
 
 
 def choose_frames(num_frames: int, source_fps: float, recipe: making.Recipe) -> list[int]:
@@ -46,24 +41,44 @@ def choose_frames(num_frames: int, source_fps: float, recipe: making.Recipe) -> 
     return list(itertools.takewhile(lambda index: index < last, chosen))
 
 
-def _open(folder: Path, names: Sequence[str], source_fps: float, recipe: making.Recipe) -> making.Footage:
-    chosen = choose_frames(len(names), source_fps, recipe)
+def _open(clip: PictureClip, source_fps: float, remarks: Remarks, recipe: making.Recipe) -> making.Footage:
+    clip.check()
+    chosen = choose_frames(len(clip.paths), source_fps, recipe)
     if not chosen:
-        raise ValueError(f"nothing is left of {folder} after trimming: it holds {len(names)} frames")
-    return making.Footage(recipe.fps or source_fps, _read([folder / names[index] for index in chosen]))
+        raise ValueError(f"nothing is left of {clip.name} after trimming: it holds {len(clip.paths)} frames")
+    clip.remark(remarks)
+    return making.Footage(recipe.fps or source_fps, _read(clip, chosen))
 
 
-def _read(paths: Sequence[Path]) -> Generator[np.ndarray, None, None]:
-    for path, repeats in itertools.groupby(paths):
-        image = read_image(path)
+def _read(clip: PictureClip, chosen: Sequence[int]) -> Generator[np.ndarray, None, None]:
+    for index, repeats in itertools.groupby(chosen):
+        image = clip.read(index)
         for _ in repeats:
             yield image
 
 
-def _describe(folder: Path, names: Sequence[str], source_fps: float, recipe: making.Recipe) -> str:
-    image = read_image(folder / names[0])
-    num_frames = len(choose_frames(len(names), source_fps, recipe))
-    return f"{len(names)} images, the first {image.shape[0]}x{image.shape[1]}, make {num_frames} frames"
+def _describe(clip: PictureClip, source_fps: float, remarks: Remarks, recipe: making.Recipe) -> str:
+    clip.check()
+    clip.remark(remarks)
+    image = clip.read(0)
+    num_frames = len(choose_frames(len(clip.paths), source_fps, recipe))
+    return f"{len(clip.paths)} images, the first {image.shape[0]}x{image.shape[1]}, make {num_frames} frames"
+
+
+def list_frames(folder: Path) -> dict[str, list[str]]:
+    """Return the result of `find_frames`, and print what is left out."""
+    listing = list_footage(folder)
+    for path in [*listing.videos, *listing.arrays]:
+        listing.remarks.add(
+            "Left out, a video or array, of which make_dataset_from_videos takes videos",
+            path.relative_to(folder).as_posix(),
+        )
+    for line in listing.remarks.lines():
+        click.echo(line, err=True)
+    if not listing.pictures:
+        remedy = ", but videos, which make_dataset_from_videos takes" if listing.videos else ""
+        raise ValueError(f"{folder} holds no images that Pillow reads, such as .png or .jpg{remedy}")
+    return listing.pictures
 
 
 def wait_for_listing(path: Path, folder: Path) -> dict[str, list[str]]:
@@ -100,40 +115,56 @@ def write_listing(path: Path, folder: Path, found: dict[str, list[str]]) -> None
     help="Wait for the file listing of the partition that runs without this option, rather than scan all folders",
     is_flag=True,
 )
+@click.option(
+    "--keep-gaps",
+    help="Keep the frames of a folder in one clip, even where numbers in their names are missing",
+    is_flag=True,
+)
 @making.maker_options()
 def main(
     input_dir: Path,
     output_dir: Path,
     source_fps: float,
     wait_for_list_file: bool,
+    keep_gaps: bool,
     recipe: making.Recipe,
     job: dict[str, Any],
 ) -> None:
     """Store each folder below INPUT_DIR that directly holds images as a clip of a dataset in OUTPUT_DIR.
 
-    Frames follow the numbers in their names, may differ in size, and are centre-cropped to the aspect ratio of each
-    size. Images of any kind become RGB: EXIF orientation is applied, colour profiles are converted to sRGB, and
-    transparent images are composited over black. Even a JPEG of the right size is encoded again, so that all frames
-    have the same quality; that changes it by a few levels of 255. A folder with a broken image is reported and left
-    out. The default sizes are 36x64 and 144x256, since training needs a small and a large size of the same clips.
+    Frames follow the numbers in their names; where numbers are missing the clip is divided, unless --keep-gaps is
+    given. Frames may differ in size, and are centre-cropped to the aspect ratio of each size. Images of any kind become
+    RGB: EXIF orientation is applied, colour profiles are converted to sRGB, and transparent images are composited over
+    black. Even a JPEG of the right size is encoded again, so that all frames have the same quality; this changes it by
+    a few levels of 255. A folder with a broken image is reported and left out. The default sizes are 36x64 and 144x256,
+    since training needs a small and a large size of the same clips.
     """
     if wait_for_list_file:
         found = wait_for_listing(output_dir / LISTING, input_dir)
     else:
-        found = find_frames(input_dir)
+        found = list_frames(input_dir)
         if job["partition"] is not None and not job["dry_run"]:
             write_listing(output_dir / LISTING, input_dir, found)
-    if not found:
-        raise ValueError(f"{input_dir} holds no images that Pillow reads, such as .png or .jpg")
+    remarks = Remarks()
+    clips = picture_clips(input_dir, found, remarks, keep_gaps)
+    for line in remarks.lines():
+        click.echo(line, err=True)
+    remarks = Remarks()
     sources = []
-    for name, path in name_clips(found, input_dir).items():
-        details = (input_dir / path, found[path], source_fps)
+    for clip in clips:
+        details = (clip, source_fps, remarks)
         sources.append(
-            making.Source(name, name, functools.partial(_open, *details), functools.partial(_describe, *details))
+            making.Source(
+                clip.name, clip.group, functools.partial(_open, *details), functools.partial(_describe, *details)
+            )
         )
-    facts = {"source_fps": source_fps}
+    facts = {"source_fps": source_fps, **({"keep_gaps": True} if keep_gaps else {})}
     origin, packages = input_dir.resolve().name, ("pillow", "numpy")
-    making.make(output_dir, sources, recipe, **job, origin=origin, packages=packages, facts=facts)
+    try:
+        making.make(output_dir, sources, recipe, **job, origin=origin, packages=packages, facts=facts)
+    finally:
+        for line in remarks.lines():
+            click.echo(line, err=True)
 
 
 if __name__ == "__main__":

@@ -15,18 +15,32 @@ from click.core import ParameterSource
 from dataset_tools import making
 from dataset_tools.frames import Size
 from dnnlib import video
-from training.data.frames import VIDEO_SUFFIXES, find_videos
+from training.data.frames import find_videos as find_videos
+from training.data.listing import VIDEO_SUFFIXES, clip_name, clip_names, list_footage
 
 
 def name_clips(videos: list[Path], folder: Path) -> dict[str, Path]:
-    """Map clip paths, which are paths inside `folder` without the suffix, to videos; raise ValueError on collisions."""
-    clips: dict[str, Path] = {}
-    for path in videos:
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in clips:
-            raise ValueError(f"{clips[name]} and {path} would make the same clip {name}; rename one of them")
-        clips[name] = path
-    return clips
+    """Map clip paths to videos: paths inside `folder` without the suffix, or with it if several videos share one."""
+    names = clip_names(path.relative_to(folder) for path in videos)
+    return {name: folder / path for path, name in names.items()}
+
+
+def list_videos(folder: Path) -> list[Path]:
+    """Return all videos below a folder, sorted, and print what is left out."""
+    listing = list_footage(folder)
+    for path, names in listing.pictures.items():
+        for name in names:
+            listing.remarks.add(
+                "Left out, an image, of which make_dataset_from_frames makes clips", (Path(path) / name).as_posix()
+            )
+    for path in listing.arrays:
+        listing.remarks.add("Left out, an array", path.relative_to(folder).as_posix())
+    for line in listing.remarks.lines():
+        click.echo(line, err=True)
+    if not listing.videos:
+        remedy = ", but images, which make_dataset_from_frames takes" if listing.pictures else ""
+        raise ValueError(f"{folder} holds no videos, whose names end in {', '.join(VIDEO_SUFFIXES)}{remedy}")
+    return listing.videos
 
 
 def size_of_long_edge(info: video.VideoInfo, long_edge: int) -> Size:
@@ -76,9 +90,7 @@ def main(input_dir: Path, output_dir: Path, long_edge: int | None, recipe: makin
     Frames are centre-cropped to the aspect ratio of each size. To distribute the work, run the command once for each
     --partition, on any number of machines; repeating a partition replaces it. A broken video is reported and left out.
     """
-    videos = find_videos(input_dir)
-    if not videos:
-        raise ValueError(f"{input_dir} holds no videos, whose names end in {', '.join(VIDEO_SUFFIXES)}")
+    videos = list_videos(input_dir)
     if long_edge is not None:
         context = click.get_current_context()
         if any(context.get_parameter_source(name) != ParameterSource.DEFAULT for name in ("sizes", "height", "width")):
@@ -86,7 +98,11 @@ def main(input_dir: Path, output_dir: Path, long_edge: int | None, recipe: makin
         recipe = dataclasses.replace(recipe, sizes=(choose_size(videos, long_edge),))
     sources = [
         making.Source(
-            name, name, functools.partial(_open, path, long_edge), functools.partial(_describe, path, long_edge)
+            name,
+            # Videos whose names differ in the suffix alone may show the same, so both train or both validate.
+            clip_name(path.relative_to(input_dir).with_suffix("")),
+            functools.partial(_open, path, long_edge),
+            functools.partial(_describe, path, long_edge),
         )
         for name, path in name_clips(videos, input_dir).items()
     ]

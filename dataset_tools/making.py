@@ -22,7 +22,7 @@ from dataset_tools import archive
 from dataset_tools.frames import CHROMAS, Size, SizesType, encode_at_sizes
 from dataset_tools.shots import ShotDetector
 from dnnlib import video
-from training.data.frames import reading_rate
+from training.data.frames import iter_video, reading_rate
 
 DEFAULT_SIZES: tuple[Size, ...] = ((36, 64), (144, 256))
 
@@ -100,7 +100,7 @@ def open_video(
     fps = recipe.fps or timing.fps
     # Unless required, the end is that of the file, whose last frame may be shown a little longer.
     needs_end = end_sec is not None or recipe.trim_end > 0
-    frames = video.iter_video_frames(path, reading_rate(path, recipe.fps)[1], start, end if needs_end else None)
+    frames = iter_video(path, reading_rate(path, recipe.fps)[1], start, end if needs_end else None)
     return Footage(fps, _refuse_early_end(frames, path, math.floor((end - start) * fps)))
 
 

@@ -126,16 +126,18 @@ def open_writer(
     fps: float = 30.0,
     crf: int = 18,
     num_frames: int | None = None,
+    factor: int = 1,
 ) -> FrameWriter:
     """Return the writer for the suffix of `path`: .mp4, .webm, .gif or .npz, or none for a folder of PNG files.
 
-    `num_frames` is the expected number of frames, if known. Raises ValueError for another suffix.
+    `num_frames` is the expected number of frames, if known. `factor` is how often videos repeat each pixel along both
+    edges; the other formats do not. Raises ValueError for another suffix.
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".npz":
         return NpzWriter(path, height, width, num_frames)
     if suffix:
-        return VideoWriter(path, height, width, fps, crf)
+        return VideoWriter(path, height, width, fps, crf, factor=factor)
     return PngWriter(path, height, width)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import re
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -14,9 +15,9 @@ import imageio_ffmpeg
 import numpy as np
 
 from dnnlib import util
-from dnnlib.video_probe import Timing, VideoInfo, probe, read_packets, scan
+from dnnlib.video_probe import Timing, VideoInfo, probe, read_comment, read_packets, scan
 
-__all__ = ["Timing", "VideoInfo", "VideoWriter", "iter_video_frames", "probe", "scan", "whole_factor"]
+__all__ = ["Timing", "VideoInfo", "VideoWriter", "iter_video_frames", "pixel_factor", "probe", "scan", "whole_factor"]
 
 # Encoder options by suffix; {crf} is the constant rate factor. Colours are converted by the matrix that is written into
 # the file, so that players need not guess it. Every GIF frame has its own palette, since ffmpeg would hold the whole
@@ -97,13 +98,30 @@ def whole_factor(height: int, width: int) -> int:
     return 16 // math.gcd(16, height, width)
 
 
+_REPEATED = "pixels repeated {} times, to {}x{}"  # the comment of a file: factor, height, width
+
+
+def pixel_factor(path: str | os.PathLike[str]) -> int:
+    """Return how often `VideoWriter` repeated each pixel of a file along both edges, 1 for any other file.
+
+    Programs that scale a video keep its comment, so the size in it must be that of the video.
+    """
+    numbers = re.fullmatch(_REPEATED.replace("{}", "([0-9]+)"), read_comment(path) or "")
+    if numbers is None:
+        return 1
+    factor, height, width = map(int, numbers.groups())
+    info = probe(path)
+    is_whole = factor > 0 and height % factor == width % factor == 0
+    return factor if is_whole and (height, width) == (info.height, info.width) else 1
+
+
 class VideoWriter:
     """Encode frames as they arrive: a context manager whose complete file appears when it is left without an error.
 
     The suffix of `path` selects the format: .mp4 (H.264, 4:2:0), .webm (VP9) or .gif. `enlarge=True` repeats each pixel
-    `whole_factor` times along both edges, so that small frames stay sharp in players (36x64 becomes 144x256); otherwise
-    an odd edge is made even by repeating its last line, as 4:2:0 needs. `fps` is in frames per second, `crf` is the
-    constant rate factor of the encoder.
+    `whole_factor` times along both edges, so that small frames stay sharp in players (36x64 becomes 144x256), or
+    `factor` times, if given; otherwise an odd edge is made even by repeating its last line, as 4:2:0 needs. The file
+    says how often, see `pixel_factor`. `fps` is in frames per second, `crf` is the constant rate factor of the encoder.
     After an exception the new file is removed, and an older file of that name is unchanged. Raises ValueError for
     another suffix, if encoding fails or if no frames were written.
     """
@@ -116,14 +134,16 @@ class VideoWriter:
         fps: float = 30.0,
         crf: int = 18,
         enlarge: bool = False,
+        factor: int | None = None,
     ) -> None:
         self.path = os.fspath(path)
         self.height = height
         self.width = width
         self.fps = fps
         self.crf = crf
-        self.factor = whole_factor(height, width) if enlarge else 1
+        self.factor = factor or (whole_factor(height, width) if enlarge else 1)
         self.num_frames = 0
+        self._comment = ""
         suffix = os.path.splitext(self.path)[1].lower()
         if suffix not in _ENCODERS:
             raise ValueError(f"cannot write {self.path}: use one of {', '.join(_ENCODERS)}")
@@ -132,9 +152,12 @@ class VideoWriter:
     def __enter__(self) -> "VideoWriter":
         height, width = (edge * self.factor + edge * self.factor % 2 for edge in (self.height, self.width))
         with contextlib.ExitStack() as stack:
-            temporary = stack.enter_context(util.atomic_path(self.path))
+            self._temporary = stack.enter_context(util.atomic_path(self.path))
             source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{self.fps:.12g}"]
-            target = ["-i", "pipe:0", "-an", *self._encoder, "-y", f"file:{temporary}"]
+            if self.factor > 1 and height % self.factor == width % self.factor == 0:
+                self._comment = _REPEATED.format(self.factor, height, width)
+            about = ["-metadata", f"comment={self._comment}"] if self._comment else []
+            target = ["-i", "pipe:0", "-an", *self._encoder, *about, "-y", f"file:{self._temporary}"]
             self._ffmpeg = _Ffmpeg([*source, *target], stdin=subprocess.PIPE)
             stack.callback(self._ffmpeg.close)
             self._stack = stack.pop_all()
@@ -170,6 +193,21 @@ class VideoWriter:
                 self._ffmpeg.process.stdin.close()
             if self._ffmpeg.wait() != 0:
                 raise ValueError(f"cannot encode {self.path}: {self._ffmpeg.last_line()}")
+            if self.path.lower().endswith(".gif") and self._comment:
+                self._add_comment()
+
+    def _add_comment(self) -> None:
+        """Put the comment into a GIF, for which ffmpeg writes none; it would take one at the end for a frame."""
+        comment = b"\x21\xfe" + bytes([len(self._comment)]) + self._comment.encode() + b"\0"
+        with (
+            util.atomic_path(self._temporary) as temporary,
+            open(self._temporary, "rb") as source,
+            open(temporary, "wb") as target,
+        ):
+            head = source.read(13)
+            table = source.read(3 << (head[10] & 7) + 1 if head[10] & 0x80 else 0)
+            target.write(head + table + comment)
+            shutil.copyfileobj(source, target)
 
 
 def iter_video_frames(

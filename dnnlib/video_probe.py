@@ -112,6 +112,12 @@ def read_packets(path: str | os.PathLike[str]) -> Packets:
     return _read_packets(*_identity(path))
 
 
+def read_comment(path: str | os.PathLike[str]) -> str | None:
+    """Return the comment in the metadata of a file, as ffmpeg reads it, None without one."""
+    found = (re.match(r"    comment +: (.*)", line, re.IGNORECASE) for line in _about(*_identity(path)))
+    return next((match[1] for match in found if match), None)
+
+
 def _identity(path: str | os.PathLike[str]) -> tuple[str, int, int]:
     """Return path, size in bytes and modification time in ns, the key of the caches; ValueError if it is no file."""
     if not os.path.isfile(path):
@@ -128,8 +134,14 @@ def _ffmpeg(*arguments: str) -> tuple[str, list[str], int]:
 
 
 @functools.lru_cache(maxsize=64)
+def _about(path: str, _size: int, _time: int) -> list[str]:
+    """Return the lines in which ffmpeg describes a file."""
+    return _ffmpeg("-i", f"file:{path}")[1]
+
+
+@functools.lru_cache(maxsize=64)
 def _probe(path: str, _size: int, _time: int) -> VideoInfo:
-    lines = _ffmpeg("-i", f"file:{path}")[1]
+    lines = _about(path, _size, _time)
     # The line of a stream is followed by lines about it with a deeper indentation.
     starts = [n for n, line in enumerate(lines) if re.match(r"  Stream #0:\d+.*?: Video: ", line)]
     start = next((n for n in starts if "(attached pic)" not in lines[n]), None)

@@ -21,6 +21,7 @@ from tests.training.longvideogan.tiny import make_sampler
 from torch_utils.precision import cpu_has_bf16
 from training import network_file
 from training.checkpoint import save_network
+from training.data.footage import open_videos
 from training.longvideogan.lres.discriminator import LowResDiscriminator
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.sres.generator import SuperResGenerator
@@ -104,6 +105,30 @@ def test_pair_writes_exactly_what_was_asked(networks, run, tmp_path):
     sheet = np.asarray(Image.open(tmp_path / "seed=7_len=21_sheet.png"))
     assert sheet.shape == (4 * 36, 6 * 64, 3)
     assert np.array_equal(sheet[:36, 64:128], frames[1])
+
+
+@pytest.mark.parametrize("file_format", ["png", "npz", "mp4", "webm", "gif"])
+def test_the_folder_is_measured_as_the_frames_that_were_generated(run, tmp_path, file_format):
+    """Whatever else is in it: contact sheets, single frames, the output of the first stage, side files."""
+    run("lres sres", "--seeds=0-1", "--len=9", f"--format={file_format}", "--save-lres=True", "-i", 3)
+    (tmp_path / "log.txt").write_text("generated")
+    (tmp_path / "options.json").write_text("{}")
+    made = tmp_path.parent / f"{tmp_path.name}-npz"
+    run("lres sres", "--seeds=0-1", "--len=9", "--format=npz", f"--outdir={made}")
+    if file_format == "webm":  # the same video again
+        run("lres sres", "--seeds=0-1", "--len=9", "--format=mp4")
+    side = open_videos(tmp_path)
+    assert side.size == (36, 64) and [clip.num_frames for clip in side.footage.clips] == [9, 9]
+    for number in range(2):
+        frames = frames_of(made / f"seed={number}_len=9_sres.npz")
+        error = np.abs(side.footage.read(number, side.size, range(9)).astype(int) - frames)
+        assert error.mean() < (3 if file_format in ("mp4", "webm", "gif") else 1e-9)
+    left_out = " ".join(side.remarks)
+    assert "contact sheet or single frame of a generated video (4)" in left_out
+    assert (
+        f"a further file of a generated video ({4 if file_format == 'webm' else 2})" in left_out
+        and "no kind of file that is read (2)" in left_out
+    )
 
 
 def test_every_format_shows_the_same_frames(run, tmp_path):

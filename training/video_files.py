@@ -107,10 +107,11 @@ class VideoFiles:
         rows, columns = self.plan.grid or (1, 1)
         with contextlib.ExitStack() as stack:
             for name, label in self.plan.outputs.items():
-                height, width = (edge * self._factor(name) for edge in self.sizes[name])
+                height, width = self.sizes[name]
                 writer = open_writer(
                     self._path(label + SUFFIXES[self.plan.format]),
                     *(height * rows, width * columns, self.plan.fps, self.plan.crf, self.plan.num_frames),
+                    factor=whole_factor(height, width),  # small videos are enlarged
                 )
                 self.writers[name] = stack.enter_context(writer)
             self.stack = stack.pop_all()
@@ -122,8 +123,7 @@ class VideoFiles:
     def write(self, frames: dict[str, np.ndarray]) -> None:
         """Write the next frames of each output: uint8 (N, T, H, W, 3), N videos side by side."""
         for name, writer in self.writers.items():
-            factor = self._factor(name)
-            writer.write(tile(frames[name].repeat(factor, axis=2).repeat(factor, axis=3), self.plan.grid))
+            writer.write(tile(frames[name], self.plan.grid))
         for frame in tile(frames["video"], self.plan.grid):
             self.sheet.add(frame)
             if (index := self.plan.start + self.num_frames) in self.plan.save_index:
@@ -145,10 +145,6 @@ class VideoFiles:
 
     def _path(self, name: str) -> Path:
         return self.stage / f"seed={self.seeds[0]}_{name}"
-
-    def _factor(self, name: str) -> int:
-        """Return the upscaling factor of an output: small videos are enlarged, lossless formats keep their size."""
-        return 1 if self.plan.format in ("png", "npz") else whole_factor(*self.sizes[name])
 
 
 def tile(videos: np.ndarray, grid: tuple[int, int] | None) -> np.ndarray:

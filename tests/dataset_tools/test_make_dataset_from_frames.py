@@ -66,7 +66,7 @@ def test_each_folder_with_images_becomes_a_clip(tmp_path):
     assert description["source_fps"] == 25 and description["source"] == "in"
 
 
-def test_broken_and_moving_images_break_their_clip_only(tmp_path):
+def test_broken_images_break_their_clip_only_and_moving_ones_are_named(tmp_path):
     walk(tmp_path / "in" / "good")
     walk(tmp_path / "in" / "torn")
     noise = Image.fromarray(np.random.RandomState(0).randint(0, 256, (64, 64, 3)).astype(np.uint8))
@@ -75,12 +75,12 @@ def test_broken_and_moving_images_break_their_clip_only(tmp_path):
     (tmp_path / "in" / "torn" / "0002.png").write_bytes(data.getvalue()[:5000])
     save(tmp_path / "in" / "moving" / "a.gif", noise, save_all=True, append_images=[gradient()])
     result = run(tmp_path / "in", tmp_path / "out", "--sizes", "8x16")
-    assert result.exit_code == 1 and "2 of 3 sources are broken" in result.output
+    assert result.exit_code == 1 and "1 of 2 sources are broken" in result.output
     assert "torn/0002.png cannot be a frame: " in result.output
-    assert "moving/a.gif cannot be a frame: it holds 2 images; store one in each file" in result.output
+    assert "make_dataset_from_videos takes videos (1): moving/a.gif" in result.output
     assert [clip.path for clip in ClipDataset(tmp_path / "out", [SIZE]).clips] == ["good"]
     result = run(tmp_path / "in", tmp_path / "out", "--sizes", "8x16", "--dry-run")
-    assert "good  4 images, the first 16x32, make 4 frames" in result.output and "moving  broken: " in result.output
+    assert "good  4 images, the first 16x32, make 4 frames" in result.output
 
 
 def test_frames_that_differ_in_size_are_each_cropped(tmp_path):
@@ -125,6 +125,35 @@ def test_a_rate_is_resampled_and_recorded(tmp_path):
     assert "nothing is left of" in result.output and "after trimming: it holds 10 frames" in result.output
 
 
+def test_missing_numbers_divide_a_clip_unless_gaps_are_kept(tmp_path):
+    walk(tmp_path / "in" / "a", 10)
+    (tmp_path / "in" / "a" / "0004.png").unlink()
+    (tmp_path / "in" / "a" / "0010.heic").write_bytes(b"")
+    result = run(tmp_path / "in", tmp_path / "out", "--sizes", "8x16")
+    assert "begin anew (1): a between 0003.png and 0005.png" in result.output
+    assert "no kind of file that is read (1): a/0010.heic" in result.output
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())["clips"]
+    found = {name: (clip["frames"], clip["group"]) for name, clip in manifest.items()}
+    assert found == {"a/0000": (4, "a"), "a/0005": (5, "a")}  # both parts train, or both validate
+    result = run(tmp_path / "in", tmp_path / "whole", "--sizes", "8x16", "--keep-gaps")
+    assert result.exit_code == 0 and "between" not in result.output
+    dataset = ClipDataset(tmp_path / "whole", [SIZE])
+    assert [clip.path for clip in dataset.clips] == ["a"]
+    assert levels(dataset, 0) == [0, 20, 40, 60, 100, 120, 140, 160, 180]
+
+
+def test_doubles_break_their_clip_and_twelve_bits_are_named(tmp_path):
+    walk(tmp_path / "in" / "double")
+    save(tmp_path / "in" / "double" / "0002.jpg")
+    for number in range(3):
+        save(tmp_path / "in" / "deep" / f"{number}.png", Image.fromarray(np.full((16, 32), 4000, np.uint16)))
+    result = run(tmp_path / "in", tmp_path / "out", "--sizes", "8x16")
+    assert result.exit_code == 1 and "0002.jpg and 0002.png have the same number" in result.output
+    assert "Read as 12 bits, since no 16-bit value exceeds 4095 (1): deep" in result.output
+    dataset = ClipDataset(tmp_path / "out", [SIZE])
+    assert [clip.path for clip in dataset.clips] == ["deep"] and levels(dataset, 0) == [250] * 3
+
+
 def test_partitions_that_wait_for_one_listing_make_what_one_run_makes(tmp_path, repo):
     for name in "abcde":
         walk(tmp_path / "in" / name)
@@ -153,11 +182,11 @@ def test_a_listing_of_another_folder_is_refused(tmp_path):
     assert result.exit_code == 1 and "delete it to list anew" in result.output
 
 
-def test_folders_without_images_or_with_two_of_one_name_are_refused(tmp_path):
+def test_folders_without_images_are_refused_and_two_of_one_name_get_two(tmp_path):
     (tmp_path / "in").mkdir()
     result = run(tmp_path / "in", tmp_path / "out")
     assert result.exit_code == 1 and "holds no images that Pillow reads" in result.output
     walk(tmp_path / "in")
-    walk(tmp_path / "in" / "in")
-    result = run(tmp_path / "in", tmp_path / "out")
-    assert result.exit_code == 1 and "would make the same clip in; rename the latter" in result.output
+    walk(tmp_path / "in" / "in", 5)
+    assert run(tmp_path / "in", tmp_path / "out", "--sizes", "8x16").exit_code == 0
+    assert {c.path: c.num_frames for c in ClipDataset(tmp_path / "out", [SIZE]).clips} == {"in": 5, "in_": 4}

@@ -10,6 +10,7 @@ import iscc_samples
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from dataset_tools.make_dataset_from_videos import find_videos, main, name_clips
 from dnnlib import video
@@ -63,8 +64,20 @@ def test_videos_are_found_at_any_depth_by_their_suffix(tmp_path):
     (tmp_path / "in" / "a" / "link").symlink_to(tmp_path / "target")
     (tmp_path / "in" / "linked.mkv").symlink_to(tmp_path / "in" / "b.mp4")
     found = find_videos(tmp_path / "in")
-    assert list(name_clips(found, tmp_path / "in")) == ["a/b/c", "a/z", "a.b", "b", "linked"]
+    assert list(name_clips(found, tmp_path / "in")) == ["a/b/c", "a/link/d", "a/z", "a.b", "b", "linked"]
     assert {f".{name}" for name in "avi mkv mov mp4 wmv".split()} <= set(VIDEO_SUFFIXES)
+
+
+def test_animations_are_videos_and_all_else_is_named(tmp_path):
+    for name in ("a.mp4", "b.gif"):
+        make_video(tmp_path / "in" / name, 100, fps=25)
+    (tmp_path / "in" / "c.srt").touch()
+    Image.new("RGB", (8, 8)).save(tmp_path / "in" / "cover.jpg")
+    result = run(tmp_path / "in", tmp_path / "out", "--sizes", "8x8")
+    assert result.exit_code == 0, result.output
+    assert "no kind of file that is read (1): c.srt" in result.output
+    assert "of which make_dataset_from_frames makes clips (1): cover.jpg" in result.output
+    assert {c.path: c.num_frames for c in ClipDataset(tmp_path / "out", [(8, 8)]).clips} == {"a": 10, "b": 10}
 
 
 def test_partitions_at_once_make_the_same_as_one_run(tmp_path, repo):
@@ -159,5 +172,6 @@ def test_folders_without_videos_and_videos_that_would_share_a_clip_or_differ_in_
     result = run(tmp_path / "in", tmp_path / "out", "--sizes", "8x8")
     assert result.exit_code == 0 and "differ in frame rate: 20 (1 clips), 25 (1 clips); give --fps" in result.output
     make_video(tmp_path / "in" / "a.webm", 100)
-    result = run(tmp_path / "in", tmp_path / "out", "--sizes", "8x8")
-    assert result.exit_code == 1 and "would make the same clip a; rename one" in result.output
+    assert run(tmp_path / "in", tmp_path / "two", "--sizes", "8x8").exit_code == 0
+    manifest = json.loads((tmp_path / "two" / "manifest.json").read_text())["clips"]
+    assert {name: clip["group"] for name, clip in manifest.items()} == {"a.mp4": "a", "a.webm": "a", "b": "b"}

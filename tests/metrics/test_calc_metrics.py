@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import calc_metrics
+from dnnlib.video import VideoWriter
 from training.checkpoint import save_network
 from training.data.dataset import ClipDataset
 from training.longvideogan.lres.generator import LowResGenerator
@@ -99,6 +100,23 @@ def test_any_side_may_be_footage(lres_path: str, dataset: Path, films: Path, own
     assert values[0:2] == pytest.approx(values[2:4], rel=1e-5)
     assert values[4:6] == pytest.approx(values[6:8], rel=1e-5)
     assert [line["real"]["kind"] for line in lines[::2]] == ["dataset", "files", "network", "network", "dataset"]
+
+
+def test_enlarged_videos_are_measured_at_the_size_of_their_frames(dataset: Path, own_cache: Path, tmp_path: Path):
+    """What lies beside them is named; the dataset, which has two sizes, is read at theirs."""
+    folder = tmp_path / "outputs"
+    folder.mkdir()
+    clips = ClipDataset(dataset, [(18, 32)])
+    for number, clip in enumerate(clips.clips):
+        with VideoWriter(folder / f"{number}.mp4", 18, 32, fps=clips.fps, enlarge=True) as writer:
+            writer.write(clips.read(number, (18, 32), range(clip.num_frames)))
+    Image.new("RGB", (320, 180)).save(folder / "cover.png")
+    (folder / "log.txt").touch()
+    code, output = run(f"--dataset={dataset}", f"--fake={folder}", "-m", "fmd4_4f", "--device=cpu")
+    assert code == 0, output
+    result = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
+    assert (result["protocol"]["height"], result["protocol"]["width"]) == (18, 32)
+    assert "Left out, an image beside videos (1): cover.png" in output and "that is read (1): log.txt" in output
 
 
 def test_long_videos_are_measured_by_name(lres_path: str, dataset: Path, own_cache: Path):

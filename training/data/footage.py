@@ -14,25 +14,34 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol
 
 import numpy as np
 
 from dnnlib.download import file_sha256
 from dnnlib.util import size_name
-from dnnlib.video import iter_video_frames, scan
+from dnnlib.video import pixel_factor, scan
 from training.data.arrays import ARRAY_SUFFIX, check_array, load_array
 from training.data.dataset import ClipDataset
-from training.data.frames import RATE_TOLERANCE, VIDEO_SUFFIXES, check_rate, find_videos, reading_rate
+from training.data.frames import RATE_TOLERANCE, check_rate, iter_video, reading_rate
 from training.data.frames import frame_rate as frame_rate
 from training.data.frames import iter_frames as iter_frames
-from training.data.pictures import find_frames, list_pictures, read_image
+from training.data.listing import (
+    VIDEO_SUFFIXES,
+    Remarks,
+    clip_name,
+    generated_stem,
+    kind_of,
+    list_footage,
+)
+from training.data.pictures import PictureClip, picture_clips
 from training.data.shards import Clip, Size
 
 READ_THREADS = 4
@@ -117,16 +126,19 @@ class _Opened:
 
 
 class Files:
-    """Videos below a folder, by path: video files, npz files with an array of one video, or folders of images.
+    """Videos below a folder, by path: video files, npz files with an array of one video, and folders of images.
 
-    With `fps` video files are resampled to that rate. Raises `ValueError` if sizes or frame rates differ.
+    With `fps` video files are resampled to that rate. Of the files that generate.py wrote for one video, that of the
+    largest frames is taken, without loss if there is one. `remarks` name what is left out. Raises `ValueError` if sizes
+    or frame rates differ.
     """
 
     def __init__(self, path: Path, fps: float | None = None) -> None:
-        self.path, self.name = path, path.resolve().name
-        found = _find(path)
+        self.path, self.name, self.remarks = path, path.resolve().name, Remarks()
+        found = _find(path, self.remarks)
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            self._videos = list(pool.map(functools.partial(_open, root=path, fps=fps), found))
+            opened = pool.map(functools.partial(_open, root=path, fps=fps, remarks=self.remarks), found)
+            self._videos = _best_outputs(list(opened), self.remarks)
         self.clips = [video.clip for video in self._videos]
         first = self._videos[0]
         for video in self._videos:
@@ -182,6 +194,11 @@ class Videos:
     size: Size
     kind: str  # "dataset", "files" or "array"
 
+    @property
+    def remarks(self) -> list[str]:
+        """Return lines that say what was left out, and what was not taken as it stands."""
+        return list(self.footage.remarks.lines()) if isinstance(self.footage, Files) else []
+
     @functools.cached_property
     def content(self) -> str:
         """Return 16 hex digits that identify the frames, independent of their location."""
@@ -202,7 +219,7 @@ def open_videos(path: str | Path, size: Size | None = None, fps: float | None = 
         raise ValueError(f"there is no {path}: give a dataset, a video or npz file, or a folder of videos or images")
     if is_dataset(path):
         return _open_dataset(path, size, fps)
-    if path.suffix.lower() == ARRAY_SUFFIX:
+    if path.is_file() and kind_of(path) == "array":
         array = load_array(path)
         found: Arrays | Files = Arrays(array if array.ndim == 5 else [array], path.name)
         side = Videos(found, found.size, "array")
@@ -277,51 +294,92 @@ def _eligible(footage: Footage, num_frames: int) -> list[int]:
     return found
 
 
-def _find(path: Path) -> list[Path]:
-    """Return the video and npz files at or below a path, else the folders that hold images."""
+def _find(path: Path, remarks: Remarks) -> list[Path | PictureClip]:
+    """Return the videos, arrays and clips of images at or below a path, by name.
+
+    Images beside videos or arrays in one folder are covers and the like, and no clip.
+    """
     if path.is_file():
+        if kind_of(path) == "picture":
+            return [PictureClip(clip_name(PurePath(path.name)), path.name, (path,))]
         return [path]
-    suffixes = (*VIDEO_SUFFIXES, ".gif", ARRAY_SUFFIX)
-    found = find_videos(path, suffixes) or [path / folder for folder in find_frames(path)]
-    if not found:
+    listing = list_footage(path, remarks)
+    files = listing.videos + listing.arrays
+    with_files = {file.parent.relative_to(path).as_posix() for file in files}
+    for folder in with_files & listing.pictures.keys():
+        for name in listing.pictures.pop(folder):
+            remarks.add("Left out, an image beside videos", (Path(folder) / name).as_posix())
+    clips = picture_clips(path, listing.pictures, remarks)
+    for clip in clips:
+        clip.check()
+    if not files and not clips:
+        suffixes, left_out = ", ".join((*VIDEO_SUFFIXES, ARRAY_SUFFIX)), "; ".join(remarks.lines())
         raise ValueError(
-            f"{path} holds no video file ({', '.join(suffixes)}) and no folder of images: give a folder that does, "
-            "or the root of a dataset"
+            f"{path} holds no video file ({suffixes}) and no folder of images: give a folder that does, or the root of "
+            f"a dataset{'. ' * bool(left_out)}{left_out}"
         )
-    return found
+    return sorted([*files, *clips], key=lambda found: _name(found, path))
 
 
-def _open(path: Path, root: Path, fps: float | None) -> _Opened:
-    name = path.name if path == root else path.relative_to(root).as_posix()
-    if path.is_dir():
-        files = tuple(list_pictures(path))
-        height, width, _ = read_image(files[0]).shape
-        read = functools.partial(_read_pictures, files, (height, width))
-        return _Opened(Clip(name, len(files)), (height, width), None, read, files, f" {READER_VERSION}")
-    if path.suffix.lower() == ARRAY_SUFFIX:
-        array = _held_array(path)
+def _name(found: Path | PictureClip, root: Path) -> str:
+    if isinstance(found, PictureClip):
+        return found.name
+    return clip_name(PurePath(found.name) if found == root else found.relative_to(root))
+
+
+def _open(found: Path | PictureClip, root: Path, fps: float | None, remarks: Remarks) -> _Opened:
+    name = _name(found, root)
+    if isinstance(found, PictureClip):
+        height, width, _ = found.read(0).shape
+        found.remark(remarks)
+        read = functools.partial(_read_pictures, found, (height, width))
+        version = f" {READER_VERSION}" + (f" {found.bits} bits" if found.bits != 16 else "")
+        return _Opened(Clip(name, len(found.paths)), (height, width), None, read, found.paths, version)
+    if kind_of(found) == "array":
+        array = _held_array(found)
         if array.ndim != 4:
-            raise ValueError(f"{path} holds several videos; in a folder each npz file holds one: give it by itself")
+            raise ValueError(f"{found} holds several videos; in a folder each npz file holds one: give it by itself")
         size = (array.shape[1], array.shape[2])
-        return _Opened(Clip(name, len(array)), size, None, functools.partial(_read_array, path), (path,))
-    timing = scan(path)
-    rate, resampled = reading_rate(path, fps)
+        return _Opened(Clip(name, len(array)), size, None, functools.partial(_read_array, found), (found,))
+    timing = scan(found)
+    rate, resampled = reading_rate(found, fps)
     # The exact number of frames at another rate is not known near the end, so one frame is dropped.
     is_native = resampled is None and not timing.is_variable
     num_frames = timing.num_frames if is_native else max(1, int(timing.duration_sec * rate) - 1)
-    first = next(iter_video_frames(path))
-    read = functools.partial(_read_video, path, rate, resampled)
-    version = f" {READER_VERSION}" if resampled else ""
-    return _Opened(Clip(name, num_frames), (first.shape[0], first.shape[1]), rate, read, (path,), version)
+    first = next(iter_video(found))
+    read = functools.partial(_read_video, found, rate, resampled)
+    factor = pixel_factor(found)
+    version = (f" {READER_VERSION}" if resampled else "") + (f" / {factor}" if factor > 1 else "")
+    return _Opened(Clip(name, num_frames), (first.shape[0], first.shape[1]), rate, read, (found,), version)
 
 
-def _read_pictures(files: Sequence[Path], size: Size, frames: Sequence[int]) -> np.ndarray:
+def _best_outputs(videos: list[_Opened], remarks: Remarks) -> list[_Opened]:
+    """Return the videos without further files of the same generated ones, such as those of a first stage."""
+    best: dict[str, _Opened] = {}
+    for video in videos:
+        stem = generated_stem(video.clip.path) or video.clip.path
+        best[stem] = max(best.get(stem, video), video, key=_quality)
+    for video in videos:
+        if best.get(generated_stem(video.clip.path) or video.clip.path) is not video:
+            remarks.add("Left out, a further file of a generated video", video.clip.path)
+    return list(best.values())
+
+
+def _quality(video: _Opened) -> tuple[int, bool, int]:
+    """Return the key by which files of one generated video are compared: their size, their name, and what is lost."""
+    path = PurePath(video.clip.path)
+    formats = (".gif", ".webm", ".mp4", ARRAY_SUFFIX, "")  # a folder has no suffix
+    lost = formats.index(path.suffix) if path.suffix in formats else -1
+    return math.prod(video.size), path.stem.endswith("_video"), lost
+
+
+def _read_pictures(clip: PictureClip, size: Size, frames: Sequence[int]) -> np.ndarray:
     video = np.empty((len(frames), *size, 3), np.uint8)
     for number, frame in enumerate(frames):
-        image = read_image(files[frame])
+        image = clip.read(frame)
         if image.shape[:2] != size:
             raise ValueError(
-                f"{files[frame]} is {image.shape[0]}x{image.shape[1]}, but the first image of its folder is "
+                f"{clip.paths[frame]} is {image.shape[0]}x{image.shape[1]}, but the first image of its folder is "
                 f"{size[0]}x{size[1]}: bring all to one size: python -m dataset_tools.make_dataset_from_frames"
             )
         video[number] = image
@@ -339,7 +397,7 @@ def _read_array(path: Path, frames: Sequence[int]) -> np.ndarray:
 
 def _read_video(path: Path, rate: float, fps: float | None, frames: Sequence[int]) -> np.ndarray:
     start, stop = frames[0], frames[-1] + 1
-    decoded = iter_video_frames(path, fps, start / rate, stop / rate)
+    decoded = iter_video(path, fps, start / rate, stop / rate)
     wanted = set(frames)
     found = [frame for number, frame in enumerate(itertools.islice(decoded, stop - start), start) if number in wanted]
     return np.stack(found) if found else np.empty((0, 0, 0, 3), np.uint8)

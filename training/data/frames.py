@@ -1,38 +1,34 @@
-"""Read the frames of one video file, folder of images or npz file sequentially.
+"""Read the frames of one video file, picture, folder of pictures or npz file sequentially.
 
     for frame in iter_frames(Path("clip.mp4")):                # uint8 (H, W, 3), in constant memory
         ...
 
-Dataset makers, metrics and prompts get the same pixels of a file: images are read by
-`training.data.pictures.read_image`, arrays unchanged, and video files by `dnnlib.video.iter_video_frames` with the
-arguments (path, fps, start_sec, end_sec), where `fps` comes from `reading_rate` alone.
+Dataset makers, metrics and prompts get the same pixels of a file: pictures are read by
+`training.data.pictures.read_image`, arrays unchanged, and video files by `iter_video` with the arguments (path, fps,
+start_sec, end_sec), where `fps` comes from `reading_rate` alone.
 """
 
+import functools
+import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dnnlib.video import iter_video_frames, scan
-from training.data.arrays import ARRAY_SUFFIX, iter_array
-from training.data.pictures import iter_pictures
+from dnnlib.video import iter_video_frames, pixel_factor, scan
+from training.data.arrays import iter_array
+from training.data.listing import VIDEO_SUFFIXES as VIDEO_SUFFIXES
+from training.data.listing import kind_of, list_footage
+from training.data.pictures import iter_pictures, read_image
 
-# Animated GIFs can be read, but are not accepted for datasets: decoding does not detect truncation.
-VIDEO_SUFFIXES = tuple(
-    ".3g2 .3gp .asf .avi .f4v .flv .m1v .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .rm .ts .vob .webm "
-    ".wmv".split()
-)
 RATE_TOLERANCE = 0.01  # 29.97 counts as 30
 
 
-def find_videos(folder: Path, suffixes: Sequence[str] = VIDEO_SUFFIXES) -> list[Path]:
-    """Return all video files below a folder, sorted; hidden files, hidden folders and linked folders are skipped."""
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in suffixes)
+def find_videos(folder: Path) -> list[Path]:
+    """Return all video files below a folder, sorted by path; see `list_footage` for what is left out."""
+    return list_footage(folder).videos
 
 
 # ----------------------------------------------------------------------------
@@ -64,8 +60,13 @@ def reading_rate(path: str | os.PathLike[str], fps: float | None = None) -> tupl
 
 
 def frame_rate(path: Path, fps: float | None = None) -> float | None:
-    """Return the frame rate of `iter_frames`; None for images and arrays, which have no rate."""
-    return reading_rate(path, fps)[0] if _is_video(path) else None
+    """Return the frame rate of `iter_frames`; None for pictures and arrays, which have no rate."""
+    return reading_rate(path, fps)[0] if is_video(path) else None
+
+
+def is_video(path: Path) -> bool:
+    """Return whether a file is read as video: all files but pictures and arrays are left to ffmpeg."""
+    return not path.is_dir() and kind_of(path) not in ("picture", "array")
 
 
 # ----------------------------------------------------------------------------
@@ -73,17 +74,77 @@ def frame_rate(path: Path, fps: float | None = None) -> float | None:
 
 
 def iter_frames(path: Path, fps: float | None = None) -> Iterator[np.ndarray]:
-    """Yield the frames of a video file, of a folder of images in natural order of their names, or of an npz file.
+    """Yield the frames of a video file, of a picture, of a folder of pictures in order, or of an npz file.
 
-    Each is uint8 (H, W, 3); one is held at a time. A video file is resampled to `fps`, if given; images and arrays have
-    no rate and are not resampled. Raises `ValueError` naming the file that cannot be read.
+    Each is uint8 (H, W, 3); one is held at a time. A video file is resampled to `fps`, if given; pictures and arrays
+    have no rate and are not resampled. Raises `ValueError` naming the file that cannot be read.
     """
     if path.is_dir():
         return iter_pictures(path)
-    if path.suffix.lower() == ARRAY_SUFFIX:
-        return iter_array(path)
-    return iter_video_frames(path, reading_rate(path, fps)[1])
+    if is_video(path):
+        return iter_video(path, reading_rate(path, fps)[1])
+    return iter_array(path) if kind_of(path) == "array" else iter([read_image(path)])
 
 
-def _is_video(path: Path) -> bool:
-    return not path.is_dir() and path.suffix.lower() != ARRAY_SUFFIX
+def iter_video(
+    path: str | os.PathLike[str], fps: float | None = None, *window: Any, **options: Any
+) -> Iterator[np.ndarray]:
+    """Yield frames of a video file as `iter_video_frames` does, but at the size at which they were generated.
+
+    `VideoWriter` repeats the pixels of small frames for players; each block becomes its mean, uint8 (H, W, 3). Raises
+    `ValueError` also for files that end early where ffmpeg does not notice.
+    """
+    _check_end(os.fspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns)
+    factor = pixel_factor(path)
+    for frame in iter_video_frames(path, fps, *window, **options):
+        yield frame if factor == 1 else _shrink(frame, factor)
+
+
+def _shrink(frame: np.ndarray, factor: int) -> np.ndarray:
+    """Return the means of blocks of factor x factor pixels."""
+    height, width = (edge // factor for edge in frame.shape[:2])
+    sums = frame.reshape(height, factor, width, factor, 3).sum(axis=(1, 3), dtype=np.uint32)
+    return ((sums + factor**2 // 2) // factor**2).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def _check_end(path: str, num_bytes: int, _time: int) -> None:
+    """Raise `ValueError` for files that end within a picture where ffmpeg passes over that: GIF, Y4M and raw DV."""
+    if num_bytes == 0:
+        return
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[:4] == b"GIF8":
+            is_whole = _is_whole_gif(data)
+        elif data[:10] == b"YUV4MPEG2 ":
+            first = data.find(b"FRAME")
+            following = data.find(b"FRAME", first + 5)
+            is_whole = following < 0 or (num_bytes - first) % (following - first) == 0
+        elif data[:3] == b"\x1f\x07\x00":  # ten sequences of 12,000 bytes a frame, twelve at 25 frames a second
+            is_whole = num_bytes % (144_000 if data[3] & 0x80 else 120_000) == 0
+        else:
+            return
+    if not is_whole:
+        raise ValueError(f"{path} ends early: the data of its last picture are cut off")
+
+
+def _is_whole_gif(data: mmap.mmap) -> bool:
+    """Return whether a GIF ends after a block of data."""
+    try:
+        place = 13 + _table_bytes(data[10])
+        while place < len(data) and (block := data[place]) != 0x3B:
+            if block == 0x2C:
+                place += 11 + _table_bytes(data[place + 9])
+            elif block == 0x21:
+                place += 2
+            else:  # what other programs put after the last picture
+                return True
+            while size := data[place]:
+                place += 1 + size
+            place += 1
+    except IndexError:
+        return False
+    return True
+
+
+def _table_bytes(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import click
+
 from training.data.dataset import ClipDataset
-from training.data.prompts import ClipPrompt, StreamReader, open_prompt
+from training.data.listing import printable
+from training.data.prompts import ClipPrompt, FilePrompt, StreamReader, open_prompt
 from training.data.stream_prompts import with_streams
 from training.data.streams import StreamStore, read_stream_file
 from training.sampling import Prompt, Sampler
@@ -48,6 +51,8 @@ def make_prompt(
         found = Prompt()
     else:
         found = open_prompt(context, sampler, fps, streams=lambda dataset: stream_readers(dataset, sampler, missing))
+        for line in found.remarks.lines() if isinstance(found, FilePrompt) else ():
+            click.echo(f"{printable(context)}: {line}", err=True)
     values = {name: read_stream_file(path, name, *_range_of(sampler, name)) for name, path in streams.items()}
     sources = {name: str(path) for name, path in streams.items()}
     prompt = with_streams(found, values, needs.past, num_frames, None, sources)

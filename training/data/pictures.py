@@ -1,76 +1,163 @@
-"""Read images as frames: list the image files of a folder in order, decode, crop and resize them.
+"""Read images as frames: order the image files of a folder, decode, crop and resize them.
 
 Dataset makers, metrics and prompts read every image with `read_image` and resize every frame with
-`center_crop_and_resize`, so that a file gives the same pixels in all of them.
+`center_crop_and_resize`, so that a file gives the same pixels in all of them. `training.data.frame_order` defines which
+images of a folder are successive frames.
 """
 
+import dataclasses
 import functools
 import io
-import os
-import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-# Formats that Pillow registers but cannot read itself.
-_STUBS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+from training.data.frame_order import natural_key as natural_key
+from training.data.frame_order import order_frames
+from training.data.listing import Remarks, clip_name, list_footage
+from training.data.listing import image_suffixes as image_suffixes
 
-
-@functools.cache
-def image_suffixes() -> frozenset[str]:
-    """Return the suffixes, in lower case, of all image formats that Pillow reads."""
-    extensions = Image.registered_extensions()  # also fills Image.OPEN
-    readable = Image.OPEN.keys() - {*_STUBS}
-    return frozenset(suffix for suffix, kind in extensions.items() if kind in readable)
-
-
-def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Return a sort key that compares the numbers in names by value: 2.png comes before 10.png.
-
-    Zero-padded numbers sort as plain text does.
-    """
-    parts = re.split(r"([0-9]+)", name)
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
+_SAMPLES = 9  # images of a clip that are decoded to find how many bits its values have
 
 
 def find_frames(folder: Path) -> dict[str, list[str]]:
     """Return the names of the images in each folder at or below `folder`, by the folder's path inside `folder`.
 
-    Names are in natural order, folders sorted by path; "." is `folder` itself. Hidden files, hidden folders and linked
-    folders are skipped.
+    Folders are sorted by path; "." is `folder` itself. See `list_footage` for what is left out.
     """
-    found = {}
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if images := _pictures_among(names):
-            found[Path(parent).relative_to(folder)] = images
-    return {path.as_posix(): found[path] for path in sorted(found)}
+    return list_footage(folder).pictures
 
 
-def list_pictures(folder: Path) -> list[Path]:
-    """Return the images directly in a folder, in natural order of their names."""
-    return [folder / name for name in _pictures_among(path.name for path in folder.iterdir() if path.is_file())]
+@dataclasses.dataclass(frozen=True)
+class PictureClip:
+    """Image files that are successive frames; `group` is the name of their folder, `problem` why they are no clip."""
+
+    name: str
+    group: str
+    paths: tuple[Path, ...]
+    problem: str | None = None
+
+    def check(self) -> None:
+        """Raise `ValueError` if there is a problem."""
+        if self.problem is not None:
+            raise ValueError(self.problem)
+
+    @functools.cached_property
+    def _highest(self) -> tuple[int, int]:
+        """Return the highest values of some images: of 16-bit grey, and of the upper 8 bits of 16-bit colours."""
+        samples = {self.paths[(len(self.paths) - 1) * part // (_SAMPLES - 1)] for part in range(_SAMPLES)}
+        found = [_highest_deep(path) for path in samples]
+        return max(grey for grey, _ in found), max(colour for _, colour in found)
+
+    @property
+    def bits(self) -> int:
+        """Return how many bits the values of 16-bit grey images have: 8 or 12 if no value of some images exceeds them.
+
+        Cameras of 12 bits store their values as they are. A whole clip so dark is not likely to have 16 bits.
+        """
+        return next((bits for bits in (8, 12) if 0 < self._highest[0] < 1 << bits), 16)
+
+    def read(self, index: int) -> np.ndarray:
+        """Return a frame, uint8 (H, W, 3)."""
+        return read_image(self.paths[index], self.bits)
+
+    def remark(self, remarks: Remarks) -> None:
+        """Add what is done to the values of the images, if they seem to have fewer bits than 16."""
+        if self.bits != 16:
+            remarks.add(f"Read as {self.bits} bits, since no 16-bit value exceeds {(1 << self.bits) - 1}", self.name)
+        if 0 < self._highest[1] < 1 << 4:
+            remarks.add(
+                "Nearly black, as the upper 8 of 16 bits of a colour are read; convert images that have 12 bits",
+                self.name,
+            )
+
+
+def picture_clips(
+    folder: Path, found: Mapping[str, list[str]], remarks: Remarks, keeps_gaps: bool = False
+) -> list[PictureClip]:
+    """Return the clips of what `find_frames` found, in its order.
+
+    A folder makes a clip of its name. Where the numbers of its frames jump it is divided into clips named by their
+    first frame, which the remarks name; with `keeps_gaps` it is not.
+    """
+    clips: list[PictureClip] = []
+    taken = {clip_name(PurePath(path)) for path in found}
+    for path in found:
+        inside = folder / path
+        group = clip_name(PurePath(path))
+        if path == ".":
+            group = _free(clip_name(PurePath(folder.resolve().name)), taken)
+        try:
+            parts = order_frames(found[path])
+        except ValueError as error:
+            parts, problem = [found[path]], f"{inside} cannot be a clip: {error}"
+        else:
+            problem = None
+        if keeps_gaps:
+            parts = [[name for part in parts for name in part]]
+        for before, after in itertools.pairwise(parts):
+            remarks.add(
+                "Divided where numbers of frames are missing or begin anew",
+                f"{group} between {before[-1]} and {after[0]}",
+            )
+        for part in parts:
+            name = group
+            if len(parts) > 1:
+                name = _free(f"{group}/{clip_name(PurePath(part[0]).with_suffix(''))}", taken)
+            clips.append(PictureClip(name, group, tuple(inside / file for file in part), problem))
+    return clips
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Return a name that is not taken yet, with "_" appended as often as needed, and take it."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def open_pictures(folder: Path, remarks: Remarks | None = None) -> PictureClip:
+    """Return the images directly in a folder as one clip; the remarks name what is left out.
+
+    Raises `ValueError` if there are none, or if they are not successive frames by their names.
+    """
+    remarks = remarks or Remarks()
+    listing = list_footage(folder, remarks)
+    names = listing.pictures.pop(".", [])
+    others = [path.relative_to(folder).as_posix() for path in [*listing.videos, *listing.arrays]]
+    if not names:
+        remedy = f"; give one of its videos, such as {folder / others[0]}" if others else ""
+        raise ValueError(
+            f"{folder} holds no images: expected files such as 000000.png, in the order of their names{remedy}"
+        )
+    for name in [*others, *listing.pictures]:
+        remarks.add("Left out, no image directly in the folder", name)
+    clip, *more = picture_clips(folder, {".": names}, Remarks())
+    clip.check()
+    if more:
+        raise ValueError(
+            f"{folder} holds no successive frames: {more[0].paths[0].name} does not follow {clip.paths[-1].name}; "
+            "give a folder of frames whose numbers have no gap"
+        )
+    clip.remark(remarks)
+    return clip
 
 
 def iter_pictures(folder: Path) -> Iterator[np.ndarray]:
-    """Yield the images of a folder in natural order of their names, each uint8 (H, W, 3).
-
-    Raises `ValueError` for a folder without images and for images that `read_image` rejects.
-    """
-    paths = list_pictures(folder)
-    if not paths:
-        raise ValueError(f"{folder} holds no images: expected files such as 000000.png, in the order of their names")
-    for path in paths:
-        yield read_image(path)
+    """Yield the images of a folder in the order of their names, each uint8 (H, W, 3); see `open_pictures`."""
+    clip = open_pictures(folder)
+    for index in range(len(clip.paths)):
+        yield clip.read(index)
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, bits: int = 16) -> np.ndarray:
     """Read an image as uint8 (H, W, 3): EXIF orientation applied, in sRGB, composited over black if transparent.
 
-    Colours are converted if the image has a colour profile; 16-bit grey is reduced to 8 bits. Raises `ValueError`,
-    naming the file, if it cannot be read or holds several images.
+    Colours are converted if the image has a colour profile; 16-bit grey, whose values have `bits` bits, is reduced to
+    8. Raises `ValueError`, naming the file, if it cannot be read or holds several images.
     """
     try:
         with Image.open(path) as image:
@@ -78,7 +165,7 @@ def read_image(path: Path) -> np.ndarray:
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise ValueError(f"it holds {getattr(image, 'n_frames', 1)} images; store one in each file")
             image.load()
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image), bits))
     except Exception as error:  # decoders raise many exception types for damaged files
         raise ValueError(f"{path} cannot be a frame: {error}") from error
 
@@ -107,22 +194,36 @@ def center_crop_and_resize(frame: np.ndarray, height: int, width: int) -> np.nda
 # Details.
 
 
-def _pictures_among(names: Iterable[str]) -> list[str]:
-    """Return the visible names with an image suffix, in natural order."""
-    suffixes = image_suffixes()
-    found = (name for name in names if not name.startswith(".") and Path(name).suffix.lower() in suffixes)
-    return sorted(found, key=natural_key)
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _highest_deep(path: Path) -> tuple[int, int]:
+    """Return the highest value of an image of more than 8 bits, as `PictureClip._highest`, zeros for any other file."""
+    try:
+        with Image.open(path) as image:
+            if _is_deep(image):
+                return int(np.asarray(image).max()), 0
+            is_deep_colour = any(";16" in str(tile.args) for tile in image.tile)
+            return 0, int(np.asarray(image.convert("RGB")).max()) if is_deep_colour else 0
+    except Exception:  # reading the frame will tell
+        return 0, 0
+
+
+def _to_rgb(image: Image.Image, bits: int) -> Image.Image:
     profile = image.info.get("icc_profile")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if _is_deep(image):
         values = np.asarray(image)
         if values.dtype.kind == "f" or values.min() < 0 or values.max() > 0xFFFF:
             raise ValueError(
                 f"its pixels are {values.dtype} from {values.min()} to {values.max()}; convert it to 8 bits"
             )
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+        if values.max() >> bits:
+            raise ValueError(
+                f"its highest value is {values.max()}, but others of the clip seem to have {bits} bits; convert all to "
+                "8 bits"
+            )
+        image = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")

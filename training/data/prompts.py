@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from training.contract import Size
-from training.data.arrays import ARRAY_SUFFIX
 from training.data.dataset import ClipDataset, to_float
 from training.data.footage import Footage, is_dataset
 from training.data.frames import check_rate, frame_rate, is_same_rate, iter_frames
-from training.data.pictures import center_crop_and_resize
+from training.data.listing import Remarks, kind_of
+from training.data.pictures import center_crop_and_resize, open_pictures
 from training.data.stream_prompts import StreamPrompt, stream_tensor
 from training.data.stream_prompts import with_streams as with_streams
 from training.sampling import Needs, Prompt, Sampler, Start, starts_of
@@ -119,7 +119,7 @@ class ClipPrompt(Prompt):
 
 
 class FilePrompt(Prompt):
-    """A video file, folder of images or npz file as the prompt of every video, read in constant memory.
+    """A video file, image, folder of images or npz file as the prompt of every video, read in constant memory.
 
     Frame t is frame `origin + t` of the file. It is read sequentially, keeping the frames of the last request, and
     reopened when earlier frames are requested. With `origin` None the video continues the file: frames -n ... -1 are
@@ -141,6 +141,9 @@ class FilePrompt(Prompt):
     ) -> None:
         self.path, self.origin, self.repeats_edges, self.enlarges = Path(path), origin, repeats_edges, enlarges
         self._fps = fps
+        self.remarks = Remarks()  # what of a folder is left out
+        if self.path.is_dir():
+            open_pictures(self.path, self.remarks)
         self.fps = frame_rate(self.path, fps)
         self._readers: dict[Size, _Reader] = {}
         self._ends: dict[Size, _Reader] = {}
@@ -195,7 +198,7 @@ class FilePrompt(Prompt):
         return reader
 
     def _check_size(self, found: Size, wanted: Size) -> None:
-        is_array = self.path.suffix.lower() == ARRAY_SUFFIX
+        is_array = kind_of(self.path) == "array"
         if found[0] < wanted[0] or found[1] < wanted[1] or (is_array and found != wanted):
             raise ValueError(
                 f"the frames of {self.path} are {found[0]}x{found[1]}, the model takes {wanted[0]}x{wanted[1]}: give "
@@ -350,7 +353,7 @@ def open_prompt(
     origin: int | None = None,
     streams: Callable[[ClipDataset], Mapping[str, StreamReader]] | None = None,
 ) -> Prompt:
-    """Return the prompt at a path: a video file, an npz file, a folder of images, a dataset, or ROOT:CLIP of one.
+    """Return the prompt at a path: a video, image or npz file, a folder of images, a dataset, or ROOT:CLIP of one.
 
     A sampler that transforms its prompt gets frame `origin` (0) as frame 0, preceded by repeats of the first frame. Any
     other sampler continues the video from frame `origin`: by default its end, or, for a sampler that needs streams of a

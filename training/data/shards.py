@@ -185,13 +185,22 @@ def fast_decoder() -> Any:
 def decode_rgb(data: bytes | memoryview, out: np.ndarray) -> None:
     """Decode an image file into contiguous uint8 (H, W, 3); raise ValueError if size or colour mode differ."""
     simplejpeg = fast_decoder()
-    if simplejpeg is not None and data[:2] == b"\xff\xd8":
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if (height, width) == out.shape[:2] and colours == "YCbCr":
-            simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False, buffer=out)
-            return
+    if simplejpeg is not None and data[:2] == b"\xff\xd8" and _decode_fast(simplejpeg, data, out):
+        return
     with _open_image(data, (out.shape[0], out.shape[1])) as image:
         out[...] = np.asarray(image)
+
+
+def _decode_fast(simplejpeg: Any, data: bytes | memoryview, out: np.ndarray) -> bool:
+    """Decode a JPEG; return False where Pillow has to: simplejpeg does not know all kinds of chroma sampling."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if (height, width) != out.shape[:2] or colours != "YCbCr":
+            return False
+        simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False, buffer=out)
+    except Exception:  # of whatever kind; Pillow says what is wrong, if anything is
+        return False
+    return True
 
 
 def _open_image(data: bytes | memoryview, size: Size) -> Image.Image:

@@ -1,6 +1,8 @@
 """Images of any kind become RGB frames in the order of their numbers, cropped and resized alike everywhere."""
 
 import random
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from training.data import pictures
+from training.data.listing import Remarks
 
 RED = (200, 30, 10)
 
@@ -73,6 +76,38 @@ def test_sixteen_bits_lose_the_lower_ones_and_unknown_ranges_are_refused(tmp_pat
         Image.fromarray(wrong).save(tmp_path / name)
         with pytest.raises(ValueError, match=f"{name} cannot be a frame: its pixels are .*; convert it to 8 bits"):
             pictures.read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(("highest", "bits"), [(200, 8), (255, 8), (256, 12), (4095, 12), (4096, 16), (65535, 16)])
+def test_values_of_fewer_bits_are_read_at_their_depth_which_is_said(tmp_path, highest, bits):
+    for number in range(12):
+        deep = np.linspace(0, highest * number / 11, 24).astype(np.uint16).reshape(4, 6)
+        Image.fromarray(deep).save(tmp_path / f"{number}.png")
+    remarks = Remarks()
+    clip = pictures.open_pictures(tmp_path, remarks)
+    assert (clip.bits, clip.read(11).max()) == (bits, highest >> bits - 8)
+    assert [f"Read as {bits} bits" in line for line in remarks.lines()] == [True] * (bits < 16)
+    if bits < 16:
+        Image.fromarray(np.full((4, 6), 1 << bits, np.uint16)).save(tmp_path / "11.png")
+        with pytest.raises(
+            ValueError, match=f"its highest value is {1 << bits}, but others of the clip .* {bits} bits"
+        ):
+            clip.read(11)
+
+
+def test_colours_of_sixteen_bits_that_are_nearly_black_are_named(tmp_path):
+    """Pillow reads them, but writes none: the header of a PNG file says how many bits there are."""
+    for number, highest in enumerate((4095, 65535)):
+        rows = np.linspace(0, highest, 8 * 6 * 3).astype(">u2").reshape(8, 18)
+        content = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+        header = struct.pack(">IIBBBBB", 6, 8, 16, 2, 0, 0, 0)
+        chunks = [(b"IHDR", header), (b"IDAT", content), (b"IEND", b"")]
+        parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+        remarks = Remarks()
+        assert pictures.open_pictures(tmp_path / str(number), remarks).read(0).max() == highest >> 8
+        assert ["Nearly black" in line for line in remarks.lines()] == [True] * (highest == 4095)
 
 
 def test_transparency_shows_black(tmp_path):

@@ -1,6 +1,8 @@
 """The same file gives the same pixels to dataset makers, metrics and prompts."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +10,11 @@ import torch
 from PIL import Image, ImageCms
 
 from dataset_tools import make_dataset_from_frames, making
+from dnnlib.video import VideoWriter, iter_video_frames
 from tests.training.data.clips import VIDEO, to_float, write
 from training.data.footage import open_videos
+from training.data.listing import Remarks
+from training.data.pictures import find_frames, natural_key, picture_clips
 from training.data.prompts import FilePrompt
 
 
@@ -40,17 +45,42 @@ def grey_of_sixteen_bits(folder: Path) -> None:
         Image.fromarray(deep).save(folder / f"{number}.png")
 
 
+def grey_of_twelve_bits(folder: Path) -> None:
+    for number in range(3):
+        deep = np.arange(0, 60 * 68, 68, dtype=np.uint16).reshape(6, 10) + number
+        Image.fromarray(deep).save(folder / f"{number}.png")
+
+
+def in_mode(mode: str, suffix: str, **options: Any) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        for number, frame in enumerate(VIDEO[:3]):
+            image = Image.fromarray(frame).convert("L" if mode == "LA" else "RGB").convert(mode)
+            if mode == "LA":
+                image.putalpha(100)
+            image.save(folder / f"{number}{suffix}", **options)
+
+    make.__name__ = f"{mode}{suffix}"
+    return make
+
+
 def photographs(folder: Path) -> None:
     for number, frame in enumerate(VIDEO[:12]):
         Image.fromarray(frame).save(folder / f"frame {number}.jpg", quality=70)
+
+
+IMAGES = [
+    *(sideways, translucent, with_profile, grey_of_sixteen_bits, grey_of_twelve_bits, photographs),
+    *(in_mode("P", ".png"), in_mode("P", ".gif"), in_mode("P", ".png", transparency=3), in_mode("LA", ".png")),
+    *(in_mode("CMYK", ".jpg"), in_mode("CMYK", ".tif"), in_mode("1", ".png"), in_mode("RGB", ".ppm")),
+]
 
 
 def from_maker(path: Path, fps: float | None) -> np.ndarray:
     """Return the frames that a maker encodes."""
     recipe = making.Recipe(fps=fps)
     if path.is_dir():
-        (names,) = make_dataset_from_frames.find_frames(path).values()
-        frames = make_dataset_from_frames._open(path, names, 30.0, recipe).frames
+        (clip,) = picture_clips(path, find_frames(path), Remarks())
+        frames = make_dataset_from_frames._open(clip, 30.0, Remarks(), recipe).frames
     else:
         frames = making.open_video(path, recipe).frames
     return np.stack(list(frames))
@@ -70,12 +100,29 @@ def assert_same_everywhere(path: Path, fps: float | None = None) -> np.ndarray:
     return made
 
 
-@pytest.mark.parametrize("make", [sideways, translucent, with_profile, grey_of_sixteen_bits, photographs])
+@pytest.mark.parametrize("make", IMAGES)
 def test_images_give_the_same_pixels_to_makers_metrics_and_prompts(tmp_path, make):
     folder = tmp_path / "clip"
     folder.mkdir()
     make(folder)
-    assert_same_everywhere(folder)
+    made = assert_same_everywhere(folder)
+    if make is grey_of_twelve_bits:
+        assert made.max() == 250
+        return  # how many bits there are is known of a clip, not of a file
+    # A file by itself is what it is in its folder.
+    first = min(folder.iterdir(), key=lambda path: natural_key(path.name))
+    side = open_videos(first)
+    np.testing.assert_array_equal(side.footage.read(0, side.size, [0]), made[:1])
+    assert torch.equal(FilePrompt(first).frames(0, 5, side.size)[0], to_float(made[:1]))
+
+
+def test_enlarged_videos_have_the_size_of_their_frames_everywhere(tmp_path):
+    for suffix in (".mp4", ".webm", ".gif"):
+        with VideoWriter(tmp_path / f"a{suffix}", 16, 24, fps=12, enlarge=True) as writer:
+            writer.write(VIDEO)
+        made = assert_same_everywhere(tmp_path / f"a{suffix}")
+        assert made.shape == VIDEO.shape and np.abs(made.astype(int) - VIDEO).mean() < 4
+        assert next(iter_video_frames(tmp_path / f"a{suffix}")).shape == (32, 48, 3)
 
 
 @pytest.mark.parametrize("fps", [None, 6, 12.05])

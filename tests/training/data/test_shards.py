@@ -118,6 +118,35 @@ def test_both_decoders_give_the_same_pixels(size, options, monkeypatch):
     assert np.array_equal(fast, plain) and np.array_equal(fast, np.asarray(Image.open(io.BytesIO(data))))
 
 
+def with_sampling(data, factors):
+    """A JPEG whose components, coded alike and not subsampled, are declared as luma and chroma of other factors."""
+    data, place = bytearray(data), 2
+    while data[place + 1] != 0xDA:
+        if data[place + 1] == 0xC0:
+            for component, factor in enumerate(factors):
+                data[place + 10 + 3 * component : place + 12 + 3 * component] = component + 1, factor
+        if data[place + 1] == 0xEE:
+            data[place + 15] = 1  # YCbCr
+        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    for component in range(3):
+        data[place + 5 + 2 * component] = component + 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "factors", ["11 22 11", "11 11 21", "21 21 11", "22 21 21", "22 11 21", "14 11 11", "31 11 11"]
+)
+def test_unusual_chroma_sampling_is_read_as_by_pillow(factors):
+    """The fast decoder knows none of these, or finds that there are more blocks than it needs."""
+    data = with_sampling(encode(noise(0, (48, 64)), keep_rgb=True), [int(factor, 16) for factor in factors.split()])
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.info["adobe_transform"] == 1
+        expected = np.asarray(image)
+    found = np.zeros((48, 64, 3), np.uint8)
+    decode_rgb(data, found)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_store_is_shared_by_threads_and_by_a_forked_process(shard):
     root = shard.parent.parent
     store = FrameStore(root, SIZE, None)
