@@ -190,7 +190,7 @@ COMMON = {
     "--checkpoint-steps=0": {"checkpoint_steps": 0},
     "--checkpoint-minutes=0.5": {"checkpoint_minutes": 0.5},
     "--keep=8": {"keep": 8},
-    "--log=wandb --log=tensorboard": {"log": ["wandb", "tensorboard"]},
+    "--logger=wandb --log=tensorboard": {"log": ["wandb", "tensorboard"]},
     "--resume=latest --override": {"resume": "latest", "override": True},
 }
 OWN = {
