@@ -112,7 +112,7 @@ def _reason(error: Exception) -> str:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         held = f"names {named[1]}" if named else "is no plain list of tensors and values"
         return f"its pickle {held}, and none of it was run"
-    return reason_of(error)
+    return error.strerror if isinstance(error, OSError) and error.strerror else reason_of(error)
 
 
 def load_run_state(path: str | os.PathLike[str]) -> dict[str, Any]:

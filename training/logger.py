@@ -108,7 +108,8 @@ class RunLogger(SilentLogger):
         """Log that `what` failed, the first time for each kind of error."""
         if (what, type(error)) not in self._complained:
             self._complained.add((what, type(error)))
-            reason = one_line(" ".join(f"{type(error).__name__}: {error}".split()))
+            text = isinstance(error, OSError) and error.strerror or f"{type(error).__name__}: {error}"
+            reason = one_line(" ".join(text.split()))
             self.text(f"Warning: {what} failed and may be incomplete ({reason}); training goes on.")
 
     def text(self, line: str) -> None:

@@ -49,7 +49,7 @@ def read_options(run_dir: Path) -> dict[str, Any]:
 
     Raises `ValueError` if the directory holds neither.
     """
-    stored, schema = read_object(run_dir / "options.json"), checkpoint.RUN_STATE["options"]
+    stored, schema = read_object(run_dir / "options.json", warns=False), checkpoint.RUN_STATE["options"]
     if checkpoint.find_wrong(stored, schema, "content") is None:
         return stored
     for _, path, state in checkpoint.whole_checkpoints(run_dir):

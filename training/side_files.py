@@ -17,12 +17,12 @@ from dnnlib.util import atomic_path
 LARGEST = sys.float_info.max  # above it are infinities, and whole numbers that no float holds; NaN is not below it
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, warns: bool = True) -> dict[str, Any]:
     """Return the object in a JSON file, empty if there is none that can be read."""
     value = _parse(_read(path))
     if isinstance(value, dict):
         return value
-    if path.exists():
+    if path.exists() and warns:
         warn_once(f"{path} holds no JSON object that can be read; what it should say is left out")
     return {}
 
