@@ -41,7 +41,7 @@ def resume(
         error = None
         try:  # on all ranks, as systems restore statistics of all together
             found = found or (path, checkpoint.load_run_state(path))
-            restore(model, collector, *found)
+            restore(model, found[1], path, collector)
         except ValueError as caught:
             error = caught
         error = next((error for error in distributed.gather_errors(error) if error is not None), None)
@@ -61,11 +61,10 @@ def _find_states(options: TrainOptions, beginning: Beginning) -> Iterator[Found]
         yield Path(beginning.origin), state
 
 
-def restore(model: System, collector: training_stats.Collector, path: Path, state: Mapping[str, Any]) -> None:
+def restore(
+    model: System, state: Mapping[str, Any], path: Path, collector: training_stats.Collector | None = None
+) -> None:
     """Load a training state into a system; optimisers move their state to the device of their parameters."""
-    wrong = checkpoint.find_wrong(state["loop"], checkpoint.RUN_STATE["loop"], "loop")
-    if wrong is not None:
-        raise ValueError(f"{path} is no training state of a run: {wrong}")
     try:
         for name, module in model.modules.items():
             module.load_state_dict(state["modules"][name])
@@ -79,7 +78,11 @@ def restore(model: System, collector: training_stats.Collector, path: Path, stat
             ]
             optimizer.load_state_dict({**saved, "param_groups": groups})
         model.load_state_dict(state["system"])
-        collector.load_state_dict(state["loop"]["stats"])
+        if collector is not None:
+            wrong = checkpoint.find_wrong(state["loop"], checkpoint.RUN_STATE["loop"], "loop")
+            if wrong is not None:
+                raise ValueError(wrong)
+            collector.load_state_dict(state["loop"]["stats"])
     except Exception as error:  # whatever a file of another version, or of modified code, may cause
         raise ValueError(
             f"{path} does not fit the system that these options make ({reason_of(error)}); repeat the options it was "
