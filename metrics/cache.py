@@ -8,7 +8,6 @@ items there are is not part of it: those of a smaller number are the first ones 
 import contextlib
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 from dnnlib import locks
 from dnnlib.util import atomic_path, make_cache_dir_path
 from training.data.footage import dataset_id as dataset_id
+from training.side_files import warn_once
 
 SCHEMA = 2  # raised when the same key would mean other numbers
 
@@ -39,7 +39,7 @@ def restore(description: Mapping[str, object], use: Callable[[Mapping[str, np.nd
     except FileNotFoundError:
         return False
     except Exception as error:  # NumPy raises many exception types for damaged files
-        say(f"{file} is damaged ({type(error).__name__}), so what it should hold is computed again")
+        warn_once(f"{file} is damaged ({type(error).__name__}), so what it should hold is computed again")
         return False
     return True
 
@@ -57,7 +57,9 @@ def save(description: Mapping[str, object], arrays: Mapping[str, np.ndarray]) ->
         with atomic_path(file) as temporary:
             np.savez(temporary, allow_pickle=False, **dict(arrays))
     except OSError as error:
-        say(f"{file} was not stored ({error.strerror}); free disk space, or set DNNLIB_CACHE_DIR to another folder")
+        warn_once(
+            f"{file} was not stored ({error.strerror}); free disk space, or set DNNLIB_CACHE_DIR to another folder"
+        )
     return file
 
 
@@ -70,10 +72,6 @@ def locked(description: Mapping[str, object]) -> Iterator[None]:
             file.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locks.locked(file))
         yield
-
-
-def say(text: str) -> None:
-    print(f"Warning: {text}.", file=sys.stderr, flush=True)
 
 
 def _path(description: Mapping[str, object]) -> Path:

@@ -88,13 +88,13 @@ import pathlib, sys
 from training.side_files import read_object
 
 path = max(pathlib.Path(sys.argv[1]).glob("*/options.json"), key=lambda path: path.stat().st_mtime)
-run_dir, steps = path.parent, read_object(path, warns=False).get("steps")
+run_dir, steps = path.parent, read_object(path).get("steps")
 if not isinstance(steps, int):
     sys.exit(f"Error: {path} is damaged; run the same command again, which writes it anew.")
 last = run_dir / f"checkpoints/ckpt-{steps:08d}-G-ema.pkl"
 if not last.is_file():
     sys.exit(f"Error: {run_dir} has not come to step {steps} yet; run the same command again to go on.")
-best = run_dir / str(read_object(run_dir / "best.json", warns=False).get("checkpoint"))
+best = run_dir / str(read_object(run_dir / "best.json").get("checkpoint"))
 print(best if best.is_file() else last)
 PY
 }

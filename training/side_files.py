@@ -72,8 +72,8 @@ def metric_values(result: Mapping[str, Any]) -> dict[str, float]:
 
 @functools.cache
 def warn_once(text: str) -> None:
-    """Print a warning, once in a process."""
-    print(f"Warning: {text}.", flush=True)
+    """Print a warning to stderr, once in a process."""
+    print(f"Warning: {text}.", file=sys.stderr, flush=True)
 
 
 def _read(path: Path) -> bytes:

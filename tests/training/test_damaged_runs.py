@@ -47,6 +47,12 @@ def run(finished, dataset, tmp_path):
     return run_dir, lambda **changes: options(**made | changes)
 
 
+def told(capsys):
+    """All that was printed."""
+    captured = capsys.readouterr()
+    return captured.err + captured.out
+
+
 DAMAGES = {
     "missing": lambda data: None,
     "empty": lambda data: b"",
@@ -77,12 +83,12 @@ def test_a_damaged_side_file_costs_no_run(run, name, how, capsys):
     elif (new := change(data)) is not None:
         path.write_bytes(new)
     result = train(TinyGAN, options(steps=5, tick_steps=1), metric_fn)
-    output = capsys.readouterr().out
+    output = told(capsys)
     assert result.run_dir == run_dir and result.finished and "goes on at step 4 of 5" in output
     assert final_state(run_dir, 5)["loop"]["num_batches"] == 8
     if how in ("cut", "NUL", "list", "nested", "a folder") and name not in ("environment.txt", "log.txt"):
-        told = [line for line in output.splitlines() if line.startswith("Warning: ") and name in line]
-        assert 1 <= len(told) <= (3 if how == "a folder" else 1), output  # which cannot be written, either
+        warnings = [line for line in output.splitlines() if line.startswith("Warning: ") and name in line]
+        assert 1 <= len(warnings) <= (3 if how == "a folder" else 1), output  # which cannot be written, either
     if how != "a folder":
         if name == "options.json":
             assert json.loads(path.read_text()) == final_state(run_dir, 5)["options"]
@@ -158,7 +164,7 @@ def test_the_newest_good_state_is_taken_whatever_is_wrong_with_the_newest(run, h
     run_dir, options = run
     STATES[how](checkpoint.train_state_path(run_dir, 4))
     result = train(TinyGAN, options(steps=5), metric_fn if how == "empty" else None)
-    output = capsys.readouterr().out
+    output = told(capsys)
     assert result.run_dir == run_dir and result.finished and "goes on at step 3 of 5" in output
     (warning,) = [line for line in output.splitlines() if line.startswith("Warning: ") and "00000004-train" in line]
     for foreign in ("\x1b", "weights_only", "torch.load", "file an issue"):
