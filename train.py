@@ -14,8 +14,10 @@ Run the same command again and training continues where it stopped. --dry-run pr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import sys
 from typing import Any
 
 import click
@@ -41,6 +43,7 @@ def run_options(spec: Spec) -> list[Any]:
     """Return the options of every system; those left out take the preset's value."""
     presets = ", ".join(registry.resolve(spec.presets))
     outdir = spec.outdir or f"runs/{spec.name}"
+    loggers: dict[str, Any] = {"multiple": True, "type": click.Choice(["none", "wandb", "tensorboard"])}
     return [
         click.option("--outdir", help="Where the run directory is made", default=outdir, show_default=True),
         click.option("--dataset", help="Root of the dataset, which holds a directory HHHHxWWWW a size", required=True),
@@ -70,8 +73,9 @@ def run_options(spec: Spec) -> list[Any]:
         click.option("--checkpoint-steps", help="Steps between checkpoints; 0: only by time", type=INTERVAL),
         click.option("--checkpoint-minutes", help="Longest time between checkpoints; 0: only by steps", type=WEIGHT),
         click.option("--keep", help="Newest checkpoints kept, besides the best", type=COUNT),
-        click.option("--log", help="Where statistics go besides stats.jsonl; repeatable", multiple=True,
-                     type=click.Choice(["none", "wandb", "tensorboard"])),
+        click.option("--logger", "log", help="Where statistics go besides stats.jsonl; repeatable", **loggers),
+        click.option("--log", "old_log", help="Old name of --logger, which torchrun takes for one of its own options",
+                     hidden=True, **loggers),
         click.option(
             "--resume",
             help="auto (newest run of the same options), latest, never, a run directory, or one ckpt-...-train.pt to "
@@ -79,6 +83,7 @@ def run_options(spec: Spec) -> list[Any]:
             default="auto",
             show_default=True,
         ),
+        click.option("--wait", help="Wait for another process that trains in the run, then continue", is_flag=True),
         click.option("--override", help="Continue the run of --resume although options changed", is_flag=True),
         click.option("--dry-run", help="Print the options as JSON and stop", is_flag=True),
     ]  # fmt: skip
@@ -155,7 +160,10 @@ def check_precision(options: Any) -> None:
 
 
 def run(spec: Spec, preset: str, dry_run: bool, **given: Any) -> None:
-    """Train a system and print the command that comes next; errors of the user become one sentence."""
+    """Train a system and print the command that comes next; errors of the user become one sentence.
+
+    A run that a signal has stopped ends with 128 + its number.
+    """
     import torch
 
     from metrics import metric_main
@@ -163,6 +171,7 @@ def run(spec: Spec, preset: str, dry_run: bool, **given: Any) -> None:
     from training import checkpoint, loop
     from training.config import to_dict
 
+    given["log"] += given.pop("old_log")
     given["device"] = given["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     with on_ranks() as rank:
         options = make_options(spec.name, preset, given)
@@ -176,7 +185,10 @@ def run(spec: Spec, preset: str, dry_run: bool, **given: Any) -> None:
         result = loop.train(spec.name, options, metric_fn)
         if result.finished:
             network = checkpoint.network_path(result.run_dir, result.step)
-            distributed.print0(f"Next: {next_command(spec, preset, str(network), given['dataset'])}")
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                distributed.print0(f"Next: {next_command(spec, preset, str(network), given['dataset'])}")
+    if not result.finished:
+        sys.exit(128 + result.signal)
 
 
 def next_command(spec: Spec, preset: str, network: str, dataset: str) -> str:

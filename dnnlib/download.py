@@ -32,6 +32,8 @@ SLOWEST_BYTES_PER_SEC = 1000
 # Client errors that are worth another attempt: request timeout, too early, too many requests.
 TRANSIENT_CLIENT_ERRORS = (408, 425, 429)
 
+ETAG = r'"[\x21\x23-\x7e\x80-\xff]+"'  # RFC 9110, 8.8.3
+
 REMEDY = "check the address and the connection, or fetch the file by other means and give its path"
 
 
@@ -105,7 +107,8 @@ def _prefix(url: str) -> str:
 
 def _find_cached(url: str, folder: Path, sha256: str | None) -> Path | None:
     # The server may have renamed the file between two downloads, so more than one can match: the newest counts.
-    paths = sorted(folder.glob(f"{_prefix(url)}_*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = [(path.stat(), path) for path in folder.glob(f"{_prefix(url)}_*") if path.is_file()]
+    paths = [path for status, path in sorted(found, key=lambda pair: -pair[0].st_mtime) if status.st_size]
     if not paths or (sha256 is not None and file_sha256(paths[0]) != sha256):
         return None
     return paths[0]
@@ -151,8 +154,7 @@ class _Part:
     def __init__(self, file: IO[bytes], etag_path: Path | None = None):
         self.file = file
         self.etag_path = etag_path
-        known = etag_path is not None and etag_path.exists()
-        self.etag = etag_path.read_text() if etag_path is not None and known else ""
+        self.etag = "" if etag_path is None else _read_etag(etag_path)
 
     @property
     def num_bytes(self) -> int:
@@ -163,9 +165,18 @@ class _Part:
         """Drop all bytes before bytes of the version `etag` are written; a weak ETag does not identify a version."""
         self.file.seek(0)
         self.file.truncate()
-        self.etag = etag if etag is not None and etag.startswith('"') else ""
+        self.etag = etag if etag is not None and re.fullmatch(ETAG, etag) else ""
         if self.etag_path is not None:
-            self.etag_path.write_text(self.etag)
+            self.etag_path.write_bytes(self.etag.encode("latin-1"))
+
+
+def _read_etag(path: Path) -> str:
+    """Return the ETag that a file holds, "" if it is missing or damaged, so that the download begins anew."""
+    try:
+        text = path.read_bytes().decode("latin-1")
+    except OSError:
+        return ""
+    return text if re.fullmatch(ETAG, text) else ""
 
 
 # ----------------------------------------------------------------------------

@@ -9,12 +9,9 @@ with staging(folder) as stage:
 """
 
 import contextlib
-import fcntl
 import os
 import shutil
-import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,12 +19,12 @@ import numpy as np
 from PIL import Image
 
 from dnnlib import util
+from dnnlib.locks import staging as staging
 from dnnlib.video import VideoWriter
 
 SUFFIXES = {"mp4": ".mp4", "webm": ".webm", "gif": ".gif", "png": "", "npz": ".npz"}  # a folder has none
 ARRAY = "frames"  # the name of the array inside an npz file
 COPY_BYTES = 1 << 20
-_STAGE = ".unfinished-"
 
 
 class PngWriter:
@@ -50,7 +47,7 @@ class PngWriter:
         """Append frames: uint8 (T, height, width, 3)."""
         assert frames.dtype == np.uint8 and frames.shape[1:] == (self.height, self.width, 3)
         for frame in frames:
-            write_picture(self.path / f"{self.num_frames:06d}.png", frame)
+            write_picture(self.path / f"{self.num_frames:06d}.png", frame, durable=False)
             self.num_frames += 1
 
     def __exit__(self, *exception: Any) -> None:
@@ -141,60 +138,21 @@ def open_writer(
     return PngWriter(path, height, width)
 
 
-def write_picture(path: Path, frame: np.ndarray) -> None:
-    """Write a frame, uint8 (H, W, 3), as a PNG file."""
-    with util.atomic_path(path) as temporary:
+def write_picture(path: Path, frame: np.ndarray, durable: bool = True) -> None:
+    """Write a frame, uint8 (H, W, 3), as a PNG file; `durable` is that of `util.atomic_path`."""
+    with util.atomic_path(path, durable) as temporary:
         Image.fromarray(frame).save(temporary)
 
 
-@contextlib.contextmanager
-def staging(folder: Path) -> Iterator[Path]:
-    """Yield a hidden folder inside `folder` for unfinished files; it is removed when the block ends, also by an error.
-
-    Folders of processes that were killed are removed first. A lock on each folder marks those still in use.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for stage in folder.glob(f"{_STAGE}*"):
-        with _locked(stage, wait=False) as is_ours:
-            if is_ours:
-                shutil.rmtree(stage, ignore_errors=True)
-    while True:
-        stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=folder))
-        with _locked(stage, wait=True):
-            if not stage.exists():  # another process removed it before the lock was taken
-                continue
-            try:
-                yield stage
-            finally:
-                shutil.rmtree(stage, ignore_errors=True)
-            return
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, wait: bool) -> Iterator[bool]:
-    """Hold the lock of a folder, which the operating system releases when the process ends; yield whether it is held.
-
-    It is not held if another process holds it and `wait` is False, nor on file systems without locks.
-    """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # removed in between
-        yield False
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        is_held = True
-    except OSError:
-        is_held = False
-    try:
-        yield is_held
-    finally:
-        os.close(descriptor)
-
-
 def publish(path: Path, target: Path) -> Path:
-    """Move a finished file or folder to `target`, replacing an existing one, and return `target`."""
+    """Move a finished file or folder to `target`, replacing an existing one, and return `target`.
+
+    All of it is on the disk before the new name is.
+    """
+    for picture in path.iterdir() if path.is_dir() else ():  # other files are, since they are renamed when complete
+        util.to_disk(picture)
     if path.is_dir() and target.is_dir():
         shutil.rmtree(target)  # a folder cannot be replaced atomically
     os.replace(path, target)
+    util.to_disk(target.parent)
     return target

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
-import secrets
 import tempfile
 import urllib.parse
 import urllib.request
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dnnlib import download
+from dnnlib import download, locks
 
 _cache_dir: str | None = None
 
@@ -70,19 +70,41 @@ def format_time_brief(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with the same suffix, and rename it to `path` when the block succeeds.
 
-    Readers see the old file or the complete new one. If the block raises, the temporary file is removed and `path`
-    is unchanged. The temporary name starts with a dot and contains ".tmp".
+    Readers see the old file or the complete new one, also after a power cut: the file is on the disk before it is
+    renamed, and its name when this returns. If the block raises, the temporary file is removed and `path` is unchanged.
+    The temporary name starts with a dot and contains ".tmp"; those that killed processes left in the folder are
+    removed. `durable` is False for one of many files in a folder that `frames_out.publish` brings to the disk.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
+    temporary, descriptor = locks.new_temporary(path, sweep=durable)
     try:
         yield temporary
+        if durable:
+            to_disk(temporary)
         os.replace(temporary, path)
+        if durable:
+            to_disk(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # an error of the block says more
+            temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file, or the list of names of a folder, is on the disk; raise OSError if a file cannot be."""
+    is_folder = path.is_dir()
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if not is_folder and error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # there is no such call
+            raise
 
 
 def size_name(size: tuple[int, int]) -> str:

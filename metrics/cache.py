@@ -6,37 +6,60 @@ items there are is not part of it: those of a smaller number are the first ones 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from dnnlib import locks
 from dnnlib.util import atomic_path, make_cache_dir_path
 from training.data.footage import dataset_id as dataset_id
+from training.side_files import warn_once
 
 SCHEMA = 2  # raised when the same key would mean other numbers
 
 
 def load(description: Mapping[str, object]) -> dict[str, np.ndarray] | None:
-    """Return the arrays stored for `description`, or None when there are none."""
+    """Return the arrays stored for `description`, None if there are none that can be read."""
+    found: dict[str, np.ndarray] = {}
+    return found if restore(description, found.update) else None
+
+
+def restore(description: Mapping[str, object], use: Callable[[Mapping[str, np.ndarray]], None]) -> bool:
+    """Pass the arrays stored for `description` to `use`; return whether there were any, and `use` did not fail.
+
+    A damaged file costs a warning: what it should hold is computed again.
+    """
     file = _path(description)
-    if not file.is_file():
-        return None
-    with np.load(file, allow_pickle=False) as arrays:
-        return dict(arrays)
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            use({name: arrays[name] for name in arrays.files})
+    except FileNotFoundError:
+        return False
+    except Exception as error:  # NumPy raises many exception types for damaged files
+        warn_once(f"{file} is damaged ({type(error).__name__}), so what it should hold is computed again")
+        return False
+    return True
 
 
 def save(description: Mapping[str, object], arrays: Mapping[str, np.ndarray]) -> Path:
-    """Store arrays for `description`, replacing what is there; readers see the old file or the whole new one."""
+    """Store arrays for `description`, replacing what is there; readers see the old file or the whole new one.
+
+    Where nothing can be stored a warning says so: the next time the arrays are computed again.
+    """
     file = _path(description)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(file.with_suffix(".json")) as temporary:
-        Path(temporary).write_text(json.dumps({"schema": SCHEMA, **description}, indent=2, sort_keys=True) + "\n")
-    with atomic_path(file) as temporary:
-        np.savez(temporary, allow_pickle=False, **dict(arrays))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(file.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps({"schema": SCHEMA, **description}, indent=2, sort_keys=True) + "\n")
+        with atomic_path(file) as temporary:
+            np.savez(temporary, allow_pickle=False, **dict(arrays))
+    except OSError as error:
+        warn_once(
+            f"{file} was not stored ({error.strerror}); free disk space, or set DNNLIB_CACHE_DIR to another folder"
+        )
     return file
 
 
@@ -44,9 +67,10 @@ def save(description: Mapping[str, object], arrays: Mapping[str, np.ndarray]) ->
 def locked(description: Mapping[str, object]) -> Iterator[None]:
     """Let one process at a time into this block for the same `description`; others wait."""
     file = _path(description).with_suffix(".lock")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a folder that cannot be written, or has no locks: work is done twice
+            file.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locks.locked(file))
         yield
 
 

@@ -117,16 +117,16 @@ class Features:
         num_stored, num_items = len(arrays["colours"]), len(self)
         if "values" not in arrays:
             if num_stored == num_items and not self.is_whole:
-                self.num_stored, self.stats = num_items, FeatureStats.from_arrays(dict(arrays))
                 self.colours[:] = arrays["colours"]
+                self.stats, self.num_stored = FeatureStats.from_arrays(dict(arrays)), num_items
             return
         num_features = arrays["values"].shape[1]
         if num_stored < num_items and not self.is_whole and num_items * num_features * 4 > KEEP_BYTES:
             return
-        self.num_stored = min(num_stored, num_items)
-        self.colours[: self.num_stored] = arrays["colours"][: self.num_stored]
-        self.values = torch.zeros(num_items, num_features)
-        self.values[: self.num_stored] = torch.from_numpy(arrays["values"][: self.num_stored])
+        num_stored, values = min(num_stored, num_items), torch.zeros(num_items, num_features)
+        self.colours[:num_stored] = arrays["colours"][:num_stored]
+        values[:num_stored] = torch.from_numpy(arrays["values"][:num_stored])
+        self.values, self.num_stored = values, num_stored
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays to be stored."""

@@ -248,9 +248,8 @@ def _cached(found: Sequence[Features], side: Videos, label: str, work: Work) -> 
         def restore() -> list[int]:
             for i in sorted(range(len(found)), key=lambda i: str(descriptions[i])):
                 locks.enter_context(cache.locked(descriptions[i]))
-                stored = None if work.replace_cache else cache.load(descriptions[i])
-                if stored is not None:
-                    found[i].restore(stored)
+                if not work.replace_cache:
+                    cache.restore(descriptions[i], found[i].restore)
             return [features.num_stored for features in found]
 
         def store() -> None:

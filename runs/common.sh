@@ -11,7 +11,7 @@ fi
 if [ -n "${THREADS-}" ]; then
     export OMP_NUM_THREADS=$THREADS
 fi
-# A script that is interrupted saves what it has and ends well; the recipe must not take that for done.
+# A script that is interrupted saves what it has; the recipe ends, too, whatever its status.
 trap 'exit 130' INT
 
 # from_caller PATH: a path given by the user, who may have called the recipe from another folder than this repository.
@@ -93,13 +93,17 @@ PY
 # any while it trained, else the last. A run that has not come to its end is an error.
 network_of() {
     python - "$1" <<'PY'
-import json, pathlib, sys
+import pathlib, sys
+from training.side_files import read_object
 
-options = max(pathlib.Path(sys.argv[1]).glob("*/options.json"), key=lambda path: path.stat().st_mtime)
-steps, best = json.loads(options.read_text())["steps"], options.with_name("best.json")
-last = options.parent / f"checkpoints/ckpt-{steps:08d}-G-ema.pkl"
+path = max(pathlib.Path(sys.argv[1]).glob("*/options.json"), key=lambda path: path.stat().st_mtime)
+run_dir, steps = path.parent, read_object(path).get("steps")
+if not isinstance(steps, int):
+    sys.exit(f"Error: {path} is damaged; run the same command again, which writes it anew.")
+last = run_dir / f"checkpoints/ckpt-{steps:08d}-G-ema.pkl"
 if not last.is_file():
-    sys.exit(f"Error: {options.parent} has not come to step {steps} yet; run the same command again to go on.")
-print(options.parent / json.loads(best.read_text())["checkpoint"] if best.is_file() else last)
+    sys.exit(f"Error: {run_dir} has not come to step {steps} yet; run the same command again to go on.")
+best = run_dir / str(read_object(run_dir / "best.json").get("checkpoint"))
+print(best if best.is_file() else last)
 PY
 }

@@ -26,9 +26,9 @@ import torch
 from metrics import inputs, metric_main
 from torch_utils import host_memory
 from training.checkpoint import STATE_NAME, list_networks
-from training.logger import read_lines
 from training.network_file import ModelPath
 from training.sampling import Resized, open_sampler
+from training.side_files import read_lines, read_object
 
 COUNT = click.IntRange(min=1)
 
@@ -63,15 +63,14 @@ def find_networks(paths: Sequence[Path], every: int = 1) -> list[tuple[int | Non
 
 def first_step(run_dir: Path) -> int:
     """Return the first step of a run: 0, or that of the training state named by `--init-from`."""
-    options = run_dir / "options.json"
-    init_from = json.loads(options.read_text())["init_from"] if options.is_file() else None
-    named = re.fullmatch(STATE_NAME, (init_from or "").rpartition("/")[2])
+    init_from = read_object(run_dir / "options.json").get("init_from")
+    named = re.fullmatch(STATE_NAME, str(init_from).rpartition("/")[2])
     return int(named[1]) if named else 0
 
 
 def best(metric: str, *files: Path) -> str | None:
     """Return the low-resolution network of the lowest value in result files; None if a metric has several."""
-    lines = [line for path in files for line in read_lines(path)]
+    lines = [line for path in files for line in read_lines(path, results=dict)]
     values = [(line["results"][metric], line["lres"]) for line in lines if metric in line["results"]]
     return min(values)[1] if values else None
 
@@ -115,7 +114,7 @@ def main(
     try:
         for step, path in find_networks(networks, every):
             name = {"lres": str(path), "sres": sres, "bicubic": bicubic and f"{bicubic[0]}x{bicubic[1]}"}
-            known = [line["metric"] for line in read_lines(out) if all(line[key] == name[key] for key in name)]
+            known = [line["metric"] for line in read_lines(out, metric=str) if name.items() <= line.items()]
             missing = [metric for metric in metrics if metric not in known]
             if not missing:
                 continue

@@ -1,5 +1,6 @@
 """Cluster recipes: the Slurm script with substitutes for Slurm's commands, torchrun as two nodes, SkyPilot."""
 
+import importlib
 import io
 import json
 import os
@@ -12,8 +13,10 @@ import sys
 import time
 import zipfile
 
+import click
 import numpy as np
 import pytest
+import torch.distributed.run as torch_launcher
 import yaml
 from PIL import Image
 
@@ -160,6 +163,34 @@ def test_a_rank_that_fails_fails_the_job(slurm):
 def test_without_a_command_the_job_says_what_to_give(slurm):
     process = slurm(SECONDS_TO_TRAIN="0").start()
     assert process.wait(10) == 2 and "sbatch runs/slurm.sbatch train_lres.py" in process.stdout.read()
+
+
+# ----------------------------------------------------------------------------
+# The launcher.
+
+
+def commands_of_scripts():
+    """Each command of the scripts that run on several ranks, as words and its options."""
+    for name in ("train", "train_lres", "train_sres", "calc_metrics"):
+        command = importlib.import_module(name).main
+        if not isinstance(command, click.Group):
+            yield [f"{name}.py"], command.params
+            continue
+        context = click.Context(command)
+        for entry in command.list_commands(context):
+            found = command.get_command(context, entry)
+            assert found is not None
+            yield [f"{name}.py", entry], found.params
+
+
+@pytest.mark.parametrize(("script", "params"), list(commands_of_scripts()))
+def test_torchrun_takes_no_option_of_a_script_for_its_own(script, params):
+    names = [name for param in params if isinstance(param, click.Option) and not param.hidden for name in param.opts]
+    assert len(names) > 10
+    for name in names:
+        for words in ([f"{name}=1"], [name, "1"]):
+            parsed = torch_launcher.parse_args(["--standalone", "--nproc_per_node=1", *script, *words])
+            assert [parsed.training_script, *parsed.training_script_args] == [*script, *words]
 
 
 # ----------------------------------------------------------------------------

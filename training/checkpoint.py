@@ -17,7 +17,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,28 @@ from training.network_file import load_bundle, locate, save_bundle
 from training.network_file import load_network as load_network
 from training.network_file import save_network as save_network
 from training.network_format import WrongNetworkError as WrongNetworkError
-from training.network_format import describe, is_torch_archive, reason_of, to_disk
+from training.network_format import describe, is_torch_archive, reason_of
 
 NETWORK_NAME = r"ckpt-(\d{8,})-G-ema\.pkl"
 STATE_NAME = r"ckpt-(\d{8,})-train\.pt"
 
-# Entries of a training state, as the loop writes it.
-STATE_ENTRIES = ("modules", "optimizers", "system", "loop", "options")
+# Types of the entries of a training state, as the loop writes it; ... stands for entries of any name.
+RUN_STATE = {
+    "modules": {...: {...: object}},
+    "optimizers": {...: {"state": dict, "param_groups": list}},
+    "system": dict,
+    "loop": {
+        "step": int,
+        "num_batches": int,
+        "total_sec": (int, float),
+        "clean_step": int,
+        "wandb_id": (str, type(None)),
+        "stats": {"moments": {...: list}, "pending": {...: list}},
+    },
+    "options": {"system": str, "dataset": str, "model": dict},
+    "footage": {...: str},  # optional
+}
+STATE_ENTRIES = tuple(name for name in RUN_STATE if name != "footage")
 
 # Types that `torch.load(weights_only=True)` returns.
 PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, nn.Parameter)
@@ -58,7 +73,6 @@ def save_train_state(path: str | os.PathLike[str], state: dict[str, Any]) -> Non
     try:
         with util.atomic_path(path) as temporary, open(temporary, "wb") as file:
             torch.save(state, file)
-            to_disk(file)
     except RuntimeError as error:
         # A failed write also makes torch's archive writer fail on its unfinished file; raise the original error.
         if isinstance(error.__context__, OSError):
@@ -85,12 +99,20 @@ def load_train_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         if damaged is not None:
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is not a whole training state ({type(error).__name__}: {reason})") from error
+    except Exception as error:  # a damaged or foreign file can raise almost any in torch and zipfile
+        raise ValueError(f"{path} is not a whole training state ({_reason(error)})") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, expected the dict of a training state")
     return state
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong with a training state, without the advice that torch's reader adds for other files."""
+    if isinstance(error, pickle.UnpicklingError):
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        held = f"names {named[1]}" if named else "is no plain list of tensors and values"
+        return f"its pickle {held}, and none of it was run"
+    return error.strerror if isinstance(error, OSError) and error.strerror else reason_of(error)
 
 
 def load_run_state(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -101,14 +123,36 @@ def load_run_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         state = load_train_state(path)
         missing = [name for name in STATE_ENTRIES if name not in state]
-        if missing:
-            raise ValueError(f"{path} is no training state of a run: it has no entry {missing[0]!r}")
+        wrong = f"it has no entry {missing[0]!r}" if missing else find_wrong(state, RUN_STATE, "", is_whole=False)
+        if wrong is not None:
+            raise ValueError(f"{path} is no training state of a run: {wrong}")
     except ValueError as error:
         path = Path(path)
         older = [other for _, other in _list_files(path.parent, STATE_NAME) if other.name < path.name]
         whole = [other for other in older if zipfile.is_zipfile(other)]
         raise ValueError(f"{error}; before it there is {whole[-1]}" if whole else str(error)) from error
     return state
+
+
+def find_wrong(value: Any, schema: Any, name: str, is_whole: bool = True) -> str | None:
+    """Return what of a value does not match a schema such as those in `RUN_STATE`, None if all does.
+
+    Without `is_whole` entries may be missing.
+    """
+    if not isinstance(schema, dict):
+        found = safe_pickle.one_line(f"its {name} is of type {type(value).__name__}")
+        return None if isinstance(value, schema) else found
+    if not isinstance(value, dict):
+        return safe_pickle.one_line(f"its {name} is of type {type(value).__name__}, expected entries")
+    missing = [key for key in schema if key is not ... and key not in value]
+    if is_whole and missing:
+        return safe_pickle.one_line(f"its {name} has no entry {missing[0]!r}")
+    for key, item in value.items():
+        part = schema.get(key, schema.get(...))
+        wrong = find_wrong(item, part, f"{name}.{key}" if name else str(key), is_whole) if part else None
+        if wrong is not None:
+            return wrong
+    return None
 
 
 def _assert_plain(value: Any, where: str) -> None:
@@ -147,38 +191,53 @@ def list_networks(run_dir: str | os.PathLike[str]) -> list[tuple[int, Path]]:
     return _list_files(Path(run_dir, "checkpoints"), NETWORK_NAME)
 
 
-def latest_whole_checkpoint(run_dir: str | os.PathLike[str]) -> tuple[int, Path, dict[str, Any]] | None:
-    """Load the newest readable training state as (step, path, state); return None if there is none.
+def whole_checkpoints(run_dir: str | os.PathLike[str]) -> Iterator[tuple[int, Path, dict[str, Any]]]:
+    """Load the readable training states as (step, path, state), the newest first.
 
-    Unreadable files are skipped with a warning. The file of exported networks is not needed.
+    Unreadable files are skipped with a warning. The files of exported networks are not needed.
     """
     for step, path in reversed(list_checkpoints(run_dir)):
         try:
-            return step, path, load_run_state(path)
+            state = load_run_state(path)
         except ValueError as error:
             print(f"Warning: {error}.", flush=True)
-    return None
+        else:
+            yield step, path, state
 
 
-def prune_checkpoints(run_dir: str | os.PathLike[str], keep: int, protect: Iterable[int] = ()) -> list[Path]:
+def latest_whole_checkpoint(run_dir: str | os.PathLike[str]) -> tuple[int, Path, dict[str, Any]] | None:
+    """Load the newest readable training state as (step, path, state); return None if there is none."""
+    return next(whole_checkpoints(run_dir), None)
+
+
+def prune_checkpoints(
+    run_dir: str | os.PathLike[str], keep: int, protect: Iterable[int] = (), newest: int | None = None
+) -> list[Path]:
     """Delete all but the newest `keep` training states and networks, and return the deleted paths.
 
     Call it after the new files were written. Steps in `protect` are kept. For each kind the newest `keep` readable
-    files are counted, so that unreadable ones never displace readable ones. Temporary files of killed writers are
-    deleted.
+    files are counted, so that unreadable ones never displace readable ones; nor do those of steps after `newest`, from
+    before the run went back. Temporary files of killed writers are deleted. What cannot be deleted stays.
     """
     assert keep >= 1
-    protected = set(protect)
+    folder, protected = Path(run_dir, "checkpoints"), set(protect)
     expired = []
     for pattern, is_whole in ((STATE_NAME, zipfile.is_zipfile), (NETWORK_NAME, _ends_like_a_pickle)):
-        files = _list_files(Path(run_dir, "checkpoints"), pattern)
-        whole = [step for step, path in files if is_whole(path)]
+        files = _list_files(folder, pattern)
+        whole = [step for step, path in files if is_whole(path) and (newest is None or step <= newest)]
         oldest = min(whole[-keep:], default=0)
         expired += [path for step, path in files if step < oldest and step not in protected]
-    expired += sorted(Path(run_dir, "checkpoints").glob(".ckpt-*.tmp.*"))
-    for path in expired:
+    expired += sorted(folder.glob(".ckpt-*.tmp.*"))
+    return [path for path in expired if _is_deleted(path)]
+
+
+def _is_deleted(path: Path) -> bool:
+    """Delete a file if possible; return whether it is gone."""
+    try:
         path.unlink(missing_ok=True)
-    return expired
+    except OSError:
+        return False
+    return True
 
 
 def _list_files(folder: Path, pattern: str) -> list[tuple[int, Path]]:
@@ -187,11 +246,12 @@ def _list_files(folder: Path, pattern: str) -> list[tuple[int, Path]]:
 
 
 def _ends_like_a_pickle(path: Path) -> bool:
-    with open(path, "rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return False
-        file.seek(-1, os.SEEK_END)
-        return file.read() == pickle.STOP
+    try:
+        with open(path, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() == pickle.STOP
+    except OSError:  # it is empty, a folder, or not to be read
+        return False
 
 
 # ----------------------------------------------------------------------------

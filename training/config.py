@@ -1,4 +1,4 @@
-"""Options of a training run: the dataclass, its dictionary form, the identity of a run, and its run directory.
+"""Options of a training run: the dataclass, its dictionary form, and the identity of a run.
 
 The dictionary is printed by `--dry-run` and stored in `options.json` and in every checkpoint.
 """
@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,6 +39,7 @@ FREE_OPTIONS = (
     "keep",
     "log",
     "resume",
+    "wait",
     "override",
     "origin",
     "val_dataset",
@@ -81,8 +81,9 @@ class TrainOptions:
     workers: int = 2
     cache: str = "none"  # storage of decoded frames (training.data.dataset.ClipDataset)
     val_dataset: str | None = None  # validation split, on which the system's losses are evaluated with the metrics
-    log: tuple[str, ...] = ()  # loggers besides the files: wandb, tensorboard
+    log: tuple[str, ...] = ()  # the option --logger: loggers besides the files: wandb, tensorboard
     resume: str = "auto"  # auto | latest | never | a run directory | a training state to branch from
+    wait: bool = False  # wait for another process that trains in the run, rather than to refuse
     override: bool = False  # resume a run although options differ from its own
     origin: str | None = None  # training state that this run was branched from; set by the loop
     frozen: dict[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 of frozen networks; set by the loop
@@ -231,83 +232,6 @@ def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
             lines += differences(stored.get(key, "(absent)"), wanted.get(key, "(absent)"), path)
         return lines
     return [] if stored == wanted else [f"{name}: {stored} in the run, {wanted} asked for"]
-
-
-def list_runs(outdir: str | Path) -> list[Path]:
-    """Return the run directories in `outdir`, whose names begin with a number, oldest first."""
-    outdir = Path(outdir)
-    runs = [path for path in outdir.iterdir() if path.is_dir() and path.name[:1].isdigit()] if outdir.is_dir() else []
-    return sorted(runs, key=run_number)
-
-
-def run_number(run_dir: Path) -> int:
-    match = re.match(r"\d+", run_dir.name)
-    assert match is not None, run_dir
-    return int(match.group())
-
-
-def new_run_dir(options: TrainOptions, suffix: str = "") -> Path:
-    """Return the next `<outdir>/<5-digit id>-<dataset>-<batch>batch-<accum>accum[-<suffix>]`, without creating it."""
-    number = 1 + max((run_number(path) for path in list_runs(options.outdir)), default=-1)
-    name = f"{number:05d}-{options.dataset_name}-{options.batch}batch-{options.grad_accum}accum"
-    return Path(options.outdir) / (f"{name}-{suffix}" if suffix else name)
-
-
-def read_options(run_dir: Path) -> dict[str, Any]:
-    """Return the stored options of a run; raise `ValueError` if the directory holds none."""
-    try:
-        return json.loads((run_dir / "options.json").read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(
-            f"{run_dir} is no run directory: it holds no options.json. --resume takes auto, latest, never, a run "
-            "directory, or one of its checkpoints/ckpt-<step>-train.pt; a network alone begins a new run: --init-from."
-        ) from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{run_dir / 'options.json'} cannot be read: {error}.") from None
-
-
-@dataclasses.dataclass
-class Beginning:
-    """The run to start from: its directory (None: create one) and the options that differ from the stored ones."""
-
-    run_dir: Path | None = None
-    origin: str | None = None  # training state that the run is branched from
-    changes: list[str] = dataclasses.field(default_factory=list)
-
-
-def find_run(options: TrainOptions) -> Beginning:
-    """Return the run that `options.resume` selects.
-
-    `auto`: the newest with the same identity. `latest`: the newest. A directory: that run, also if it was given as
-    `outdir`. A training state: the newest run of the same identity that was branched from it, else a new one. Except
-    for `auto`, raises `ValueError` with the list of differences if options differ from the stored ones, unless
-    `options.override`.
-    """
-    outdir = Path(options.outdir)
-    is_state = options.resume.endswith(".pt")
-    if (outdir / "options.json").is_file():
-        if options.resume == "never" or is_state:
-            raise ValueError(
-                f"{outdir} is a run directory, in which no other run can begin; give the folder that holds it, "
-                f"--outdir={outdir.parent}, or leave out --resume to continue that run."
-            )
-        if options.resume in ("auto", "latest"):
-            options = dataclasses.replace(options, resume=options.outdir)
-    if options.resume == "never":
-        return Beginning()
-    runs = [run for run in list_runs(outdir) if (run / "options.json").is_file()]
-    origin = os.path.abspath(options.resume) if is_state else None
-    if options.resume == "auto" or is_state:
-        for run in reversed(runs):
-            stored = read_options(run)
-            if identity(stored) == identity(options) and stored.get("origin") == origin:
-                return Beginning(run, origin)
-        return Beginning(None, origin)
-    if options.resume == "latest" and not runs:
-        raise ValueError(f"There is no run to resume in {outdir}; use --resume=auto to begin one.")
-    run_dir = runs[-1] if options.resume == "latest" else Path(options.resume)
-    stored = read_options(run_dir)
-    return Beginning(run_dir, stored.get("origin"), check_changes(stored, options, str(run_dir)))
 
 
 def check_changes(stored: Mapping[str, Any], options: TrainOptions, where: str) -> list[str]:

@@ -12,7 +12,6 @@ matplotlib: pip install 'longtake[plots]'.
 
 import dataclasses
 import itertools
-import json
 import math
 import os
 import time
@@ -26,7 +25,7 @@ import numpy as np
 from dnnlib.util import format_time
 from training import registry
 from training.charts import COLOURS, Chart, ChartSpec, Line, MissingMatplotlib, draw_charts
-from training.logger import metric_values, read_lines
+from training.side_files import metric_values, read_lines, read_object
 
 # Charts of every run, below those of its system and its losses.
 CHARTS = (
@@ -44,7 +43,7 @@ def update_curves(run_dir: Path, say: Callable[[str], None]) -> None:
     """Draw the curves of a run in training, if it has statistics; warn once per process if matplotlib is missing."""
     global _warned
     try:
-        if read_lines(run_dir / "stats.jsonl"):
+        if _by_step(run_dir / "stats.jsonl"):
             draw_curves(run_dir)
     except MissingMatplotlib as error:
         if not _warned:
@@ -98,10 +97,11 @@ def curves_of(run_dir: Path) -> dict[str, Chart]:
         )
     lines = list(ticks.values())
     for before, line in zip([{"step": -1}, *lines], lines, strict=False):
-        num_nonfinite = sum(entry.get("nonfinite", 0) for entry in line.values() if isinstance(entry, dict))
+        counts = (entry.get("nonfinite") for entry in line.values() if isinstance(entry, dict))
+        num_nonfinite = sum(count for count in counts if type(count) is int)
         wait = _value(line, "timing/data_wait_sec") / (line["step"] - before["step"])
         line |= {"nonfinite": {"mean": num_nonfinite}, "wait": {"mean": wait}}
-    specs = charts_of(_options_of(run_dir).get("system", ""))
+    specs = charts_of(read_object(run_dir / "options.json").get("system"))
     names = dict.fromkeys(name for line in lines for name in line)
     charts = {}
     known = {name for spec in specs for name in spec.values}
@@ -121,9 +121,9 @@ def curves_of(run_dir: Path) -> dict[str, Chart]:
     return charts
 
 
-def charts_of(system: str) -> tuple[ChartSpec, ...]:
+def charts_of(system: object) -> tuple[ChartSpec, ...]:
     """Return the charts that a system defines for its statistics; empty for an unknown system."""
-    if system not in registry.SYSTEMS:
+    if not isinstance(system, str) or system not in registry.SYSTEMS:
         return ()
     return registry.resolve(registry.spec(system).system).charts
 
@@ -139,13 +139,8 @@ def _loss_charts(names: Iterable[str], known: Collection[str]) -> list[ChartSpec
 
 def _by_step(path: Path) -> dict[int, dict[str, Any]]:
     """Return the lines of a log file by ascending step; the last one wins where a step occurs twice."""
-    lines = {line["step"]: line for line in read_lines(path)}
+    lines = {line["step"]: line for line in read_lines(path, step=int) if line["step"] >= 0}
     return dict(sorted(lines.items()))
-
-
-def _options_of(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "options.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _add_chart(charts: dict[str, Chart], spec: ChartSpec, drawn: Mapping[str, Mapping[int, float]]) -> None:
@@ -161,10 +156,10 @@ def _add_chart(charts: dict[str, Chart], spec: ChartSpec, drawn: Mapping[str, Ma
 
 def _value(line: Mapping[str, Any], name: str) -> float:
     """Return the mean of a statistic in a line of stats.jsonl, NaN if absent."""
-    mean = line.get(name, {}).get("mean")
-    if mean is None or (mean == 0 and name == "timing/sec_per_step"):  # the first tick precedes any step
-        return math.nan
-    return mean
+    entry = line.get(name)
+    mean = entry.get("mean") if isinstance(entry, dict) else None
+    is_known = mean != 0 or name != "timing/sec_per_step"  # the first tick precedes any step
+    return float(mean) if isinstance(mean, int | float) and is_known else math.nan
 
 
 def _short_names(run_dirs: Sequence[Path]) -> list[str]:
@@ -180,14 +175,14 @@ def _short_names(run_dirs: Sequence[Path]) -> list[str]:
 def _describe_run(name: str, run_dir: Path) -> str:
     """Return the progress of a run, in one line."""
     *_, last = _by_step(run_dir / "stats.jsonl").values()
-    options = _options_of(run_dir)
+    options = read_object(run_dir / "options.json")
     steps = f" of {options['steps']}" if "steps" in options else ""
-    total_sec = _value(last, "timing/total_sec")
+    total_sec, when = _value(last, "timing/total_sec"), last.get("timestamp")
     parts = [
         *([options["system"]] if "system" in options else []),
         f"step {last['step']}{steps}",
         *([f"trained {format_time(total_sec)}"] if math.isfinite(total_sec) else []),
-        time.strftime("%Y-%m-%d %H:%M", time.localtime(last["timestamp"])),
+        *([time.strftime("%Y-%m-%d %H:%M", time.localtime(when))] if type(when) is float and 0 < when < 1e11 else []),
     ]
     return f"{name}:  {', '.join(parts)}"
 

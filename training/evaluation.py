@@ -12,8 +12,8 @@ from torch_utils import distributed, training_stats
 from training import checkpoint
 from training.contract import System
 from training.data.dataset import BatchStream, to_device
-from training.logger import RunLogger, SilentLogger, metric_values, read_lines
-from training.status import disk_may_be_full
+from training.logger import SilentLogger
+from training.side_files import metric_values, read_lines, read_object
 
 BEST = "best.json"
 
@@ -24,17 +24,30 @@ VAL_BATCHES = 8  # batches of the validation split per evaluation
 
 
 @torch.no_grad()
-def validate(model: System, held_out: BatchStream, device: torch.device) -> None:
-    """Report the losses of the system on the first batches of the validation split, as "validation/<name>"."""
+def validate(logger: SilentLogger, model: System, held_out: BatchStream, device: torch.device) -> bool:
+    """Report the losses of the system on the first batches of the validation split, as "validation/<name>".
+
+    Return whether they were measured: a rank that fails, such as at a damaged frame, costs those of all ranks.
+    """
     specs = model.batch_spec(0)
-    for first in range(0, VAL_BATCHES * len(specs), len(specs)):
-        batches = (to_device(held_out.batch(first + index, spec), device) for index, spec in enumerate(specs))
-        for name, value in model.validate(batches).items():
-            training_stats.report(f"validation/{name.removeprefix('loss/')}", value)
+    losses, error = [], None
+    try:
+        for first in range(0, VAL_BATCHES * len(specs), len(specs)):
+            batches = (to_device(held_out.batch(first + index, spec), device) for index, spec in enumerate(specs))
+            losses += model.validate(batches).items()
+    except Exception as caught:
+        error = caught
+    error = next((error for error in distributed.gather_errors(error) if error is not None), None)
+    if error is not None:
+        logger.failed("validation", error)
+        return False
+    for name, value in losses:
+        training_stats.report(f"validation/{name.removeprefix('loss/')}", value)
+    return True
 
 
 def evaluate(
-    logger: RunLogger | SilentLogger,
+    logger: SilentLogger,
     model: Any,
     metric_fn: MetricFunction,
     metrics: tuple[str, ...],
@@ -49,16 +62,14 @@ def evaluate(
     """
 
     def known(name: str) -> bool:
-        return any(
-            line["step"] == step and "error" not in line for line in read_lines(run_dir / f"metric-{name}.jsonl")
-        )
+        return any(line["step"] == step and "error" not in line for line in results_of(run_dir, name))
 
     unknown = [name for name in metrics if not known(name)] if distributed.is_main() else []
     names = distributed.broadcast_object(unknown)
     if not names:
         return
     for name, result, error in _measured(metric_fn, names, model):
-        with disk_may_be_full():
+        with logger.optional(f"metric/{name}"):
             _log_metric(logger, name, result, error, metrics, run_dir, step)
 
 
@@ -82,7 +93,7 @@ def _measured(
 
 
 def _log_metric(
-    logger: RunLogger | SilentLogger,
+    logger: SilentLogger,
     name: str,
     result: Mapping[str, Any],
     error: Exception | None,
@@ -103,17 +114,23 @@ def _log_metric(
         logger.text(f"step {step}  {values}{'  best so far, kept' if best else ''}")
 
 
+def results_of(run_dir: Path, metric: str) -> list[dict[str, Any]]:
+    """Return the results of a metric, as they were logged."""
+    return read_lines(run_dir / f"metric-{metric}.jsonl", step=int)
+
+
 def best_steps(run_dir: Path, metrics: tuple[str, ...]) -> list[int]:
     """Return the step of the best checkpoint by the first metric; empty if it has not been evaluated.
 
     Lower is better, unless the result has `"higher_is_better": true`. If `metrics` is empty, the metric that was first
-    before still decides.
+    before still decides; where best.json does not tell which, that is the best step of each.
     """
-    if not metrics and (run_dir / BEST).is_file():
-        metrics = (json.loads((run_dir / BEST).read_text())["metric"],)
-    lines = read_lines(run_dir / f"metric-{metrics[0]}.jsonl") if metrics else []
+    if not metrics:
+        known = sorted(path.stem.removeprefix("metric-") for path in run_dir.glob("metric-*.jsonl"))
+        first = read_object(run_dir / BEST).get("metric")
+        return [step for name in known if first not in known or name == first for step in best_steps(run_dir, (name,))]
     scores = []
-    for line in lines:
+    for line in results_of(run_dir, metrics[0]):
         value = next(iter(metric_values(line).values()), None)
         if value is not None:
             scores.append((-value if line.get("higher_is_better") else value, line["step"]))
@@ -123,7 +140,7 @@ def best_steps(run_dir: Path, metrics: tuple[str, ...]) -> list[int]:
 def mark_best(run_dir: Path, metrics: tuple[str, ...]) -> None:
     """Write the best checkpoint by the first metric to best.json, if that metric has been evaluated."""
     for step in best_steps(run_dir, metrics) if metrics else []:
-        (line,) = [line for line in read_lines(run_dir / f"metric-{metrics[0]}.jsonl") if line["step"] == step][-1:]
+        (line,) = [line for line in results_of(run_dir, metrics[0]) if line["step"] == step][-1:]
         path = checkpoint.network_path(run_dir, step).relative_to(run_dir)
         best = {"metric": metrics[0], "step": step, "checkpoint": str(path), "results": metric_values(line)}
         with atomic_path(run_dir / BEST) as temporary:

@@ -1,12 +1,11 @@
 """Log a run: stats.jsonl is authoritative, log.txt is for reading; wandb and tensorboard are optional listeners.
 
-A listener that fails, for example without a network connection or with a full disk, causes one warning and never
-stops a run.
+What is no weights may fail, for example on a full disk or without a network connection: that causes one warning and
+never stops a run (`SilentLogger.optional`).
 """
 
+import contextlib
 import importlib.util
-import json
-import math
 import netrc
 import os
 import platform
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,11 +23,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dnnlib.util import atomic_path
 from torch_utils import host_memory
+from torch_utils.safe_pickle import one_line
 from training.config import check_keys
+from training.side_files import append_line, forget_after, metric_values
+from training.side_files import read_lines as read_lines
 
-# Values of --log, and how to install the package that each needs.
+# Values of --logger, and how to install the package that each needs.
 LOGGERS = {"none": "", "wandb": "pip install wandb", "tensorboard": "pip install -e '.[tensorboard]'"}
 PACKAGES = ("numpy", "pillow", "scipy", "imageio-ffmpeg")
 
@@ -45,13 +46,48 @@ class Listener(Protocol):
     def close(self) -> None: ...
 
 
-class RunLogger:
+class SilentLogger:
+    """The logger of the ranks that write nothing."""
+
+    wandb_id: str | None = None
+
+    @contextlib.contextmanager
+    def optional(self, what: str) -> Iterator[None]:
+        """Let an error in the block, which writes `what`, stop nothing but the block; the first one is logged.
+
+        Everything that is not weights is written in such a block. It contains no collectives.
+        """
+        try:
+            yield
+        except Exception as error:
+            self.failed(what, error)
+
+    def failed(self, what: str, error: Exception) -> None:
+        pass
+
+    def text(self, line: str) -> None:
+        pass
+
+    def scalars(self, step: int, stats: Mapping[str, Mapping[str, float]]) -> None:
+        pass
+
+    def metric(self, step: int, name: str, result: Mapping[str, Any]) -> None:
+        pass
+
+    def video(self, step: int, name: str, path: Path) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class RunLogger(SilentLogger):
     """Write the log files of a run directory and pass everything on to listeners; created on rank 0 only.
 
     `options["log"]` names the listeners. Lines of the JSON files for steps after `step`, from which training resumes,
     are removed, since they will be written again; None marks a new run. `wandb_id` is the existing wandb id of the run.
 
-    Raises `ValueError` for a listener that is unknown, or whose package is not installed.
+    Raises `ValueError` for a listener that is unknown, or whose package is not installed; no method raises.
     """
 
     def __init__(self, run_dir: Path, options: Mapping[str, Any], step: int = -1, wandb_id: str | None = None):
@@ -59,30 +95,43 @@ class RunLogger:
         self.run_dir = run_dir
         self.wandb_id = wandb_id  # a resumed run continues the same wandb charts
         self.listeners: list[Listener] = []
-        self._complained: set[str] = set()
+        self._complained: set[tuple[str, type]] = set()
         for path in [run_dir / "stats.jsonl", *run_dir.glob("metric-*.jsonl")]:
-            forget_after(path, step)
+            with self.optional(path.name):
+                forget_after(path, step)
         if "wandb" in names:
             self._listen("wandb", lambda: WandbListener(run_dir, options, wandb_id))
         if "tensorboard" in names:
             self._listen("tensorboard", lambda: TensorboardListener(run_dir, step))
 
+    def failed(self, what: str, error: Exception) -> None:
+        """Log that `what` failed, the first time for each kind of error."""
+        if (what, type(error)) not in self._complained:
+            self._complained.add((what, type(error)))
+            text = isinstance(error, OSError) and error.strerror or f"{type(error).__name__}: {error}"
+            reason = one_line(" ".join(text.split()))
+            self.text(f"Warning: {what} failed and may be incomplete ({reason}); training goes on.")
+
     def text(self, line: str) -> None:
         """Print a line and append it to log.txt."""
-        print(line, flush=True)
-        with open(self.run_dir / "log.txt", "a") as file:
-            file.write(line + "\n")
+        data = line.encode("utf-8", "backslashreplace")  # names of files may hold other bytes
+        with contextlib.suppress(OSError, ValueError):  # the terminal is gone, or cannot show a character
+            print(data.decode(), flush=True)
+        with self.optional("log.txt"), open(self.run_dir / "log.txt", "ab") as file:
+            file.write(data + b"\n")
 
     def scalars(self, step: int, stats: Mapping[str, Mapping[str, float]]) -> None:
         """Append a line to stats.jsonl: name -> {num, mean, std}, and the time; listeners get the means."""
-        line = {"step": step, **stats, "timestamp": time.time()}
-        append_line(self.run_dir / "stats.jsonl", line)
+        with self.optional("stats.jsonl"):
+            append_line(self.run_dir / "stats.jsonl", {"step": step, **stats, "timestamp": time.time()})
         means = {name: values["mean"] for name, values in stats.items()}
         self._tell(lambda listener: listener.scalars(step, means))
 
     def metric(self, step: int, name: str, result: Mapping[str, Any]) -> None:
         """Append a line to metric-<name>.jsonl: the result of the metric, the step, and the time."""
-        append_line(self.run_dir / f"metric-{name}.jsonl", {"step": step, **result, "timestamp": time.time()})
+        path = self.run_dir / f"metric-{name}.jsonl"
+        with self.optional(path.name):
+            append_line(path, {"step": step, **result, "timestamp": time.time()})
         values = {f"metric/{key}": value for key, value in metric_values(result).items()}
         self._tell(lambda listener: listener.scalars(step, values))
 
@@ -95,49 +144,16 @@ class RunLogger:
         self._tell(lambda listener: listener.close())
 
     def _listen(self, name: str, make: Callable[[], Listener]) -> None:
-        try:
+        with self.optional(name):
             listener = make()
-        except Exception as error:
-            self._complain(name, error)
-        else:
             self.listeners.append(listener)
             if isinstance(listener, WandbListener):
                 self.wandb_id = listener.id
 
     def _tell(self, say: Callable[[Listener], None]) -> None:
         for listener in self.listeners:
-            try:
+            with self.optional(listener.name):
                 say(listener)
-            except Exception as error:
-                self._complain(listener.name, error)
-
-    def _complain(self, name: str, error: Exception) -> None:
-        """Print a warning on the first failure of a listener."""
-        if name not in self._complained:
-            self._complained.add(name)
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            self.text(f"Warning: {name} failed and may miss some of the run ({reason}); stats.jsonl has all of it.")
-
-
-class SilentLogger:
-    """The `RunLogger` of the other ranks, which does nothing."""
-
-    wandb_id: str | None = None
-
-    def text(self, line: str) -> None:
-        pass
-
-    def scalars(self, step: int, stats: Mapping[str, Mapping[str, float]]) -> None:
-        pass
-
-    def metric(self, step: int, name: str, result: Mapping[str, Any]) -> None:
-        pass
-
-    def video(self, step: int, name: str, path: Path) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class WandbListener:
@@ -209,16 +225,16 @@ class TensorboardListener:
 
 
 def listener_names(log: str | Sequence[str]) -> list[str]:
-    """Return the listeners that `--log` names, without duplicates; older runs store a single name as a string.
+    """Return the listeners that `--logger` names, without duplicates; older runs store a single name as a string.
 
     Raises `ValueError` for a name that is unknown, or whose package is not installed.
     """
     names = [log] if isinstance(log, str) else list(log)
-    check_keys(names, LOGGERS, "--log")
+    check_keys(names, LOGGERS, "--logger")
     names = [name for name in dict.fromkeys(names) if name != "none"]
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f"--log={name} needs the package {name}, which is missing: {LOGGERS[name]}")
+            raise ValueError(f"--logger={name} needs the package {name}, which is missing: {LOGGERS[name]}")
     return names
 
 
@@ -232,50 +248,6 @@ def wandb_mode() -> str:
         return "online" if netrc.netrc().authenticators(str(host)) else "offline"
     except (OSError, netrc.NetrcParseError):
         return "offline"
-
-
-def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Append one JSON object to a JSON Lines file; NaN and infinities become null.
-
-    Raises OSError if the write fails, and leaves the file unchanged: a partial line would corrupt the next one.
-    """
-    size = path.stat().st_size if path.exists() else 0
-    try:
-        with open(path, "a") as file:
-            file.write(json.dumps(_finite(values)) + "\n")
-    except OSError:
-        if path.exists():
-            os.truncate(path, size)
-        raise
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSON Lines file, empty without a file; a last line truncated by a crash is skipped."""
-    lines = path.read_text().split("\n") if path.is_file() else []
-    return [json.loads(line) for line in lines[:-1]]
-
-
-def forget_after(path: Path, step: int) -> None:
-    """Remove the lines of a JSON Lines file for steps after `step`."""
-    if path.is_file():
-        lines = [line for line in read_lines(path) if line["step"] <= step]
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def metric_values(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return the values of a metric: the numbers under `results` if the result has that entry, else its own numbers."""
-    values = result.get("results", result)
-    numbers = {key: value for key, value in values.items() if type(value) in (int, float)}
-    return {key: float(value) for key, value in numbers.items() if key not in ("step", "timestamp")}
 
 
 def environment_text(device: torch.device, world_size: int) -> str:

@@ -8,6 +8,7 @@ continues exactly as an uninterrupted one.
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import math
@@ -20,53 +21,59 @@ from typing import Any, cast
 
 import torch
 
-from dnnlib.util import atomic_path, open_url
+from dnnlib import locks
+from dnnlib.util import atomic_path
 from torch_utils import distributed, host_memory, misc, training_stats
+from torch_utils.safe_pickle import one_line
 from training import checkpoint
-from training.config import (
-    Beginning,
-    TrainOptions,
-    check_changes,
-    find_run,
-    make_system,
-    new_run_dir,
-    settle,
-    system_class,
-    to_dict,
-)
-from training.contract import Batch, BatchSpec, Bundle, System
+from training.config import TrainOptions, make_system, settle, system_class, to_dict
+from training.contract import Batch, BatchSpec, System
 from training.curves import update_curves
 from training.data.dataset import BatchStream, ClipDataset, size_name, to_device
 from training.evaluation import MetricFunction, best_steps, evaluate, mark_best, validate
 from training.logger import RunLogger, SilentLogger, continue_command, environment_text, listener_names
-from training.network_file import content_hash, load_bundle, save_bundle
+from training.network_file import content_hash, save_bundle
 from training.preview import RealClips, write_preview
+from training.resume import compare_footage, footage_of, load_weights, resume
+from training.run_dirs import LOCK, Beginning, RunLock, find_run, new_run_dir
 from training.sampling import Request
-from training.status import Clock, disk_may_be_full, last_good, tick
+from training.status import Clock, last_good, tick
 
+WAIT_SEC = 1.0  # between looks whether another process has left the run
 RETRY_SEC = 60.0  # until the next attempt after a failed checkpoint
 SECOND_INTERRUPT_SEC = 1.0  # torchrun forwards signals that the terminal has sent already: one Ctrl-C arrives twice
 
 
 @dataclasses.dataclass
 class TrainResult:
-    """The run directory and the last step of a run; `finished` is False if a signal stopped it early."""
+    """The run directory and the last step of a run; `finished` is False if `signal` stopped it early."""
 
     run_dir: Path
     step: int
     finished: bool
+    signal: int = 0
 
 
 def train(system: str | type[System], options: TrainOptions, metric_fn: MetricFunction | None = None) -> TrainResult:
     """Train a system, given as a registered name or a class, until `options.steps` or a signal.
 
     `metric_fn(names, system)` evaluates some of `options.metrics` on all ranks and returns for each the values for
-    metric-<name>.jsonl. SIGTERM, SIGUSR1 and SIGINT stop the run after a last checkpoint; the call then returns with
-    `finished` False. The process group is initialised here if needed; destroying it is left to the caller.
+    metric-<name>.jsonl. The signals of `StopSignals` stop the run after a last checkpoint; the call then returns with
+    `finished` False. One process at a time trains in a run directory: another is refused, or waits (`options.wait`).
+    The process group is initialised here if needed; destroying it is left to the caller.
 
     Raises `ValueError` for options, datasets and run directories that do not fit, when a loss has not been finite for
     a whole tick, and when the last checkpoint could not be written. Errors of other ranks are raised here, too.
     """
+    with RunLock() as lock:
+        result = _train(system, options, metric_fn, lock)
+    # Another process began the same run at the same moment: it is that one's now, or is continued after it.
+    return result or train(system, options, metric_fn)
+
+
+def _train(
+    system: str | type[System], options: TrainOptions, metric_fn: MetricFunction | None, lock: RunLock
+) -> TrainResult | None:
     # ---- System and data --------------------------------------------------------------------------------------------
     device = distributed.init(options.device)
     host_memory.keep_freed(device)
@@ -86,7 +93,11 @@ def train(system: str | type[System], options: TrainOptions, metric_fn: MetricFu
         options = dataclasses.replace(options, frozen=frozen)
         if distributed.is_main():
             beginning = find_run(options)
+    if distributed.broadcast_object(beginning.run_dir) is not None:
+        take_lock(lock, beginning, options)
+    with distributed.together():
         dataset = open_dataset(model, options)
+        footage = footage_of(model, dataset) if distributed.is_main() else {}
         stream = BatchStream(
             dataset,
             options.seed,
@@ -100,41 +111,46 @@ def train(system: str | type[System], options: TrainOptions, metric_fn: MetricFu
         held_out = open_held_out(model, dataset, options)
 
     # ---- State to resume from ---------------------------------------------------------------------------------------
-    path = state = None
-    with distributed.together():
-        if distributed.is_main():
-            path, state = find_state(options, beginning)
-    path, beginning = distributed.broadcast_object((path, beginning))
+    collector = training_stats.Collector()
+    found = resume(model, collector, options, beginning)
+    beginning = distributed.broadcast_object(beginning)
     options = dataclasses.replace(options, origin=beginning.origin)
-    loop_state = {"step": 0, "num_batches": 0, "total_sec": 0.0, "clean_step": 0, "wandb_id": None}
+    changes: list[str] = []
+    loop_state: dict[str, Any] = {"step": 0, "num_batches": 0, "total_sec": 0.0, "clean_step": 0, "wandb_id": None}
     with distributed.together():
-        if path is not None:
-            state = state or checkpoint.load_run_state(path)
-            restore(model, state, path)
-            loop_state = state["loop"]
+        if found is not None:
+            loop_state = found[1]["loop"]
+            changes = compare_footage(found[1], footage, options) if distributed.is_main() else []
         elif options.init_from is not None:
             model.init_from(load_weights(options.init_from))
     for module in model.modules.values():
         distributed.broadcast_module(module)
-    collector = training_stats.Collector()
-    if state is not None:
-        collector.load_state_dict(loop_state["stats"])
     step = first_step = loop_state["step"]
     num_batches = loop_state["num_batches"]
-    seen = state is not None  # the tasks due at this step were done before the checkpoint was written
-    branches = path is not None and path.parent.parent != beginning.run_dir
-    del state
-    run_dir, logger = Path(), SilentLogger()
+    seen = found is not None  # the tasks due at this step were done before the checkpoint was written
+    branches = found is not None and found[0].parent.parent != beginning.run_dir
+    del found
+    run_dir, logger = beginning.run_dir, SilentLogger()
     with distributed.together():
         if distributed.is_main():
-            run_dir = beginning.run_dir or make_run_dir(options, model.info().suffix)
-            write_run_files(run_dir, options, device, step)
+            run_dir = run_dir or make_run_dir(options, model.info().suffix, lock)
+    run_dir = distributed.broadcast_object(run_dir)
+    if run_dir is None:
+        return None
+    with distributed.together():
+        if distributed.is_main():
+            (run_dir / "checkpoints").mkdir(exist_ok=True)
             wandb_id = None if branches else loop_state["wandb_id"]
             logger = RunLogger(run_dir, to_dict(options), step if seen else -1, wandb_id)
-            mark_best(run_dir, options.metrics)
-    run_dir = distributed.broadcast_object(run_dir)
+            write_run_files(logger, run_dir, options, device, step)
+            with logger.optional("best.json"):
+                mark_best(run_dir, options.metrics)
     describe(logger, run_dir, model, dataset, options, step, beginning)
-    clips = preview_clips(model, dataset, options)
+    for change in changes:
+        logger.text(f"dataset  {change}")
+    clips = None
+    with logger.optional("previews"):
+        clips = preview_clips(model, dataset, options)
 
     # ---- The loop ---------------------------------------------------------------------------------------------------
     clock = Clock(past_sec=loop_state["total_sec"], clean_step=loop_state["clean_step"])
@@ -145,15 +161,14 @@ def train(system: str | type[System], options: TrainOptions, metric_fn: MetricFu
         while True:
             last = step >= options.steps
             late = distributed.is_main() and clock.save_is_due()
-            stop, late = distributed.any_rank([signals.received, late])
+            stop, late = distributed.any_rank([bool(signals.received), late])
             measured = metric_fn is not None and bool(options.metrics) and is_due(step, options.metric_steps, last)
             ticks, samples = (not seen and is_due(step, n, last) for n in (options.tick_steps, options.sample_steps))
             due = stop or late or measured or is_due(step, options.checkpoint_steps, last)
             if ticks or samples or due:
                 clock.settle(device)
             if held_out is not None and not seen and is_due(step, options.metric_steps, last):
-                validate(model, held_out, device)
-                clock.validated_step = step
+                clock.validated_step = step if validate(logger, model, held_out, device) else clock.validated_step
             if ticks:
                 tick(logger, collector, clock, options, model.info(), device, step, run_dir)
             if samples:
@@ -161,14 +176,14 @@ def train(system: str | type[System], options: TrainOptions, metric_fn: MetricFu
             if branches or (due and not seen):
                 loop_state = {"step": step, "num_batches": num_batches, "total_sec": clock.total_sec}
                 loop_state |= {"clean_step": clock.clean_step, "wandb_id": logger.wandb_id}
-                problem = save(run_dir, model, dataset, options, clock, loop_state | {"stats": collector.state_dict()})
+                loop_state["stats"] = collector.state_dict()
+                problem = save(logger, run_dir, model, dataset, options, clock, loop_state, footage)
                 clock.save_in(RETRY_SEC if problem else 60 * options.checkpoint_minutes)
                 branches = False
                 if problem and (last or stop):
                     raise distributed.SharedError(problem)
                 if problem:
-                    with disk_may_be_full():
-                        logger.text(f"{problem} Training goes on, and the next attempt is soon.")
+                    logger.text(f"{problem} Training goes on, and the next attempt is soon.")
             if measured and metric_fn is not None and not stop:
                 evaluate(logger, model, metric_fn, options.metrics, run_dir, step)
             if last or stop:
@@ -188,13 +203,13 @@ def train(system: str | type[System], options: TrainOptions, metric_fn: MetricFu
                 distributed.shorten_timeout()
 
         # ---- The end ------------------------------------------------------------------------------------------------
-        with disk_may_be_full():
-            if last:
-                logger.text(f"Finished {step} steps in {run_dir}")
-            else:
-                command = continue_command() + (f" --resume={run_dir}" if options.resume == "never" else "")
-                logger.text(f"Stopped at step {step}, everything is saved; to continue: {command}")
-    return TrainResult(run_dir, step, finished=last)
+        if last:
+            logger.text(f"Finished {step} steps in {run_dir}")
+            return TrainResult(run_dir, step, finished=True)
+        command = continue_command() + (f" --resume={run_dir}" if options.resume == "never" else "")
+        logger.text(f"Stopped at step {step}, everything is saved; to continue: {command}")
+        received = distributed.any_rank([signals.received == number for number in StopSignals.NUMBERS])
+    return TrainResult(run_dir, step, finished=False, signal=StopSignals.NUMBERS[received.index(True)])
 
 
 # ----------------------------------------------------------------------------
@@ -224,77 +239,68 @@ def open_held_out(model: System, dataset: ClipDataset, options: TrainOptions) ->
     return BatchStream(held_out, options.seed, options.batch, *ranks, options.workers, x_flip=False)
 
 
-def find_state(options: TrainOptions, beginning: Beginning) -> tuple[Path | None, dict[str, Any] | None]:
-    """Return the path and the contents of the training state to resume from.
+def take_lock(lock: RunLock, beginning: Beginning, options: TrainOptions) -> None:
+    """Take the lock of the run that is continued, on rank 0; raise `ValueError` if another process holds it.
 
-    It is the newest readable one of the run, else the one that the run branches from, if any.
+    With `options.wait`, wait until that process ends. All ranks wait together, as a collective has a time-out.
     """
-    if beginning.run_dir is not None:
-        found = checkpoint.latest_whole_checkpoint(beginning.run_dir)
-        if found is not None:
-            return found[1], found[2]
-    if beginning.origin is None:
-        return None, None
-    state = checkpoint.load_run_state(beginning.origin)
-    beginning.changes = check_changes(state["options"], options, beginning.origin)
-    return Path(beginning.origin), state
+    for attempt in itertools.count():
+        holder = None
+        with distributed.together():
+            if distributed.is_main():
+                assert beginning.run_dir is not None
+                holder = lock.take(beginning.run_dir)
+        holder = distributed.broadcast_object(holder)
+        if holder is None:
+            return
+        if not options.wait:
+            raise distributed.SharedError(
+                f"{beginning.run_dir} is in use by {holder}, and two processes would mix up its files; stop that one, "
+                "add --wait to go on when it has ended, or use --resume=never to begin another run"
+            )
+        if attempt == 0:
+            distributed.print0(f"Waiting for {holder}, which trains in {beginning.run_dir}.")
+        time.sleep(WAIT_SEC)
 
 
-def restore(model: System, state: Mapping[str, Any], path: Path) -> None:
-    """Load a training state into a system; optimisers move their state to the device of their parameters."""
-    try:
-        for name, module in model.modules.items():
-            module.load_state_dict(state["modules"][name])
-        for name, optimizer in model.optimizers.items():
-            # Learning rates and the like are options, which may have changed since. Whether the kernel is fused decides
-            # on which device the optimiser keeps its step count, so it must be set before the state is loaded.
-            saved = state["optimizers"][name]
-            groups = [
-                {**group, "params": then["params"]}
-                for group, then in zip(optimizer.param_groups, saved["param_groups"], strict=True)
-            ]
-            optimizer.load_state_dict({**saved, "param_groups": groups})
-        model.load_state_dict(state["system"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{path} does not fit the system that these options make ({reason}); repeat the options it was trained "
-            "with, or remove the file to continue from the one before it."
-        ) from error
-
-
-def load_weights(path_or_url: str) -> Bundle | Mapping[str, Any]:
-    """Return the weights that `init_from` names: an exported file, or the state dicts of a training state by module."""
-    if path_or_url.endswith(".pt"):
-        return checkpoint.load_run_state(open_url(path_or_url, return_filename=True))["modules"]
-    return load_bundle(path_or_url)
-
-
-def make_run_dir(options: TrainOptions, suffix: str) -> Path:
-    """Create a new run directory, also if another process creates one at the same time."""
-    while True:
+def make_run_dir(options: TrainOptions, suffix: str, lock: RunLock) -> Path | None:
+    """Create a new run directory with its options, and take its lock; None if another process has begun this run."""
+    outdir = Path(options.outdir)
+    outdir.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a file system without locks
+            stack.enter_context(locks.locked(outdir / LOCK))
+        if find_run(options).run_dir is not None:
+            return None
         run_dir = new_run_dir(options, suffix)
-        try:
-            run_dir.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return run_dir
+        run_dir.mkdir()
+        holder = lock.take(run_dir)
+        assert holder is None
+        with contextlib.suppress(OSError):  # a full disk, which `write_run_files` tells
+            write_options(run_dir, options)
+    return run_dir
 
 
-def write_run_files(run_dir: Path, options: TrainOptions, device: torch.device, step: int) -> None:
-    """Write options.json, and append a section to environment.txt each time that the run is started or resumed."""
-    (run_dir / "checkpoints").mkdir(exist_ok=True)
+def write_options(run_dir: Path, options: TrainOptions) -> None:
     with atomic_path(run_dir / "options.json") as path:
         path.write_text(json.dumps(to_dict(options), indent=2) + "\n")
+
+
+def write_run_files(
+    logger: SilentLogger, run_dir: Path, options: TrainOptions, device: torch.device, step: int
+) -> None:
+    """Write options.json, and append a section to environment.txt each time that the run is started or resumed."""
+    with logger.optional("options.json"):
+        write_options(run_dir, options)
     log = run_dir / "environment.txt"
-    sections = [log.read_text()] if log.is_file() else []
-    sections.append(f"step      {step}\n{environment_text(device, distributed.get_world_size())}")
-    with atomic_path(log) as path:
-        path.write_text("\n".join(sections))
+    with logger.optional(log.name), open(log, "ab") as file:
+        separator = "\n" if file.tell() else ""
+        text = f"{separator}step      {step}\n{environment_text(device, distributed.get_world_size())}"
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def describe(
-    logger: RunLogger | SilentLogger,
+    logger: SilentLogger,
     run_dir: Path,
     model: System,
     dataset: ClipDataset,
@@ -362,33 +368,35 @@ def preview_clips(model: System, dataset: ClipDataset, options: TrainOptions) ->
     return RealClips(dataset, sizes, info.preview_videos, info.preview_frames, needs, options.seed)
 
 
-def write_previews(
-    logger: RunLogger | SilentLogger, model: System, clips: RealClips | None, run_dir: Path, step: int
-) -> None:
+def write_previews(logger: SilentLogger, model: System, clips: RealClips | None, run_dir: Path, step: int) -> None:
     """Write the videos of the first seeds at this step, the real clips once, and the curves."""
     if not distributed.is_main():
         return
-    with disk_may_be_full():
-        if clips is not None:
-            samples, fps = run_dir / "samples", clips.dataset.fps
+    if clips is not None:
+        samples, fps = run_dir / "samples", clips.dataset.fps
+        with logger.optional("the preview of real clips"):
             for size in clips.sizes:
                 real = samples / f"real-{size_name(size)}"
                 if not real.with_suffix(".png").is_file():
                     write_preview(real, clips.chunks(size), clips.num_frames, fps)
+        with logger.optional("the preview"):
             fake = samples / f"fake-{step:08d}"
             request = Request(range(len(clips.clips)), 0, clips.generated_frames, clips.prompt())
             write_preview(fake, model.sampler().video(request), clips.generated_frames, fps)
             logger.video(step, "samples/fake", fake.with_suffix(".mp4"))
+    with logger.optional("curves.png"):
         update_curves(run_dir, logger.text)
 
 
 def save(
+    logger: SilentLogger,
     run_dir: Path,
     model: System,
     dataset: ClipDataset,
     options: TrainOptions,
     clock: Clock,
     loop_state: Mapping[str, Any],
+    footage: Mapping[str, str],
 ) -> str | None:
     """Write both files of a checkpoint, then prune older ones; on all ranks, return an error message if that failed.
 
@@ -403,40 +411,56 @@ def save(
         "system": model.state_dict(),  # may reduce over ranks, so all ranks call it
         "loop": dict(loop_state),
         "options": to_dict(options),
+        "footage": dict(footage),
     }
     problem = None
     if distributed.is_main():
-        path = checkpoint.train_state_path(run_dir, loop_state["step"])
-        network = checkpoint.network_path(run_dir, loop_state["step"])
+        step = loop_state["step"]
+        path, network = checkpoint.train_state_path(run_dir, step), checkpoint.network_path(run_dir, step)
+        is_exported = False
         try:
             bundle = model.export()
             tokenizer = bundle.tokenizer or options.frozen.get("tokenizer")
             facts = {"tokenizer": tokenizer, "fps": dataset.fps, "vocabularies": dataset.vocabularies()}
             save_bundle(dataclasses.replace(bundle, **facts), network)
+            is_exported = True
             checkpoint.save_train_state(path, state)
-            good = [step for step, _ in last_good(run_dir, clock)]
-            checkpoint.prune_checkpoints(run_dir, options.keep, [*best_steps(run_dir, options.metrics), *good])
-        except OSError as error:
-            network.unlink(missing_ok=True)  # a partial checkpoint takes the disk space that the next one needs
-            newest = checkpoint.list_checkpoints(run_dir)[-1:]
-            instead = f"the newest checkpoint is {newest[0][1]}" if newest else "there is no checkpoint yet"
-            problem = f"Step {loop_state['step']} was not saved in {path} ({error}); {instead}. Free disk space."
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                if is_exported:  # a partial checkpoint takes the disk space that the next one needs
+                    network.unlink()
+            older = [found for found in checkpoint.list_checkpoints(run_dir) if found[1] != path]
+            instead = f"the newest checkpoint is {older[-1][1]}" if older else "there is no checkpoint yet"
+            remedy = "Please report this."
+            if isinstance(error, OSError):
+                is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+                remedy = "Free disk space." if is_full else "Make sure that it can be written there."
+            problem = f"Step {step} was not saved in {path} ({one_line(error)}); {instead}. {remedy}"
+        else:
+            with logger.optional("deleting older checkpoints"):
+                good = [step for step, _ in last_good(run_dir, clock)]
+                kept = [*best_steps(run_dir, options.metrics), *good]
+                checkpoint.prune_checkpoints(run_dir, options.keep, kept, newest=step)
     return distributed.broadcast_object(problem)
 
 
 class StopSignals:
-    """A context in which SIGTERM, SIGUSR1 and SIGINT only set `received`; a later second SIGINT interrupts at once."""
+    """A context in which signals only set `received`, to the first one; a later second SIGINT interrupts at once.
 
-    NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
+    A SIGHUP that the process was started to ignore, as nohup does, stays ignored.
+    """
+
+    NUMBERS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT"))
 
     def __init__(self):
-        self.received = False
+        self.received = 0
         self._interrupted = math.inf  # time of the first SIGINT
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        for number in [getattr(signal, name) for name in self.NAMES if hasattr(signal, name)]:
-            self._previous[number] = signal.signal(number, self._receive)
+        for number in self.NUMBERS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def _receive(self, number: int, frame: Any) -> None:
@@ -445,9 +469,10 @@ class StopSignals:
             raise KeyboardInterrupt
         if number == signal.SIGINT:
             self._interrupted = min(self._interrupted, now)
-        self.received = True
+        self.received = self.received or number
         if distributed.is_main():
-            os.write(2, b"Stopping after this step and a checkpoint; Ctrl-C twice stops at once.\n")
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, b"Stopping after this step and a checkpoint; Ctrl-C twice stops at once.\n")
 
     def __exit__(self, *exception: Any) -> None:
         for number, handler in self._previous.items():

@@ -1,10 +1,8 @@
 """Report the status of a run: timing, the status line and stats.jsonl; stop the run if a loss diverges."""
 
-import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,7 +13,7 @@ from torch_utils import distributed, training_stats
 from training import checkpoint
 from training.config import TrainOptions
 from training.contract import Info
-from training.logger import RunLogger, SilentLogger
+from training.logger import SilentLogger
 
 
 @dataclasses.dataclass
@@ -55,7 +53,7 @@ class Clock:
 
 
 def tick(
-    logger: RunLogger | SilentLogger,
+    logger: SilentLogger,
     collector: training_stats.Collector,
     clock: Clock,
     options: TrainOptions,
@@ -72,8 +70,7 @@ def tick(
     stats = {name: entry for name, entry in collector.as_dict().items() if entry.num or "nonfinite" in entry}
     if clock.validated_step != step:  # the collector keeps the losses of the last time
         stats = {name: entry for name, entry in stats.items() if not name.startswith("validation/")}
-    with disk_may_be_full():
-        logger.scalars(step, stats)
+    logger.scalars(step, stats)
     losses = {name: entry for name, entry in stats.items() if name.startswith("loss/")}
     eta = format_time_brief(values["timing/sec_per_step"] * (options.steps - step)) if clock.num_steps else "-"
     fields = [
@@ -92,8 +89,7 @@ def tick(
     replaced = stats.get("progress/nonfinite_gradients")
     if replaced and replaced.mean > 0:
         fields.append(f"nonfinite gradients {replaced.mean * replaced.num / distributed.get_world_size():.0f}")
-    with disk_may_be_full():
-        logger.text("  ".join(fields))
+    logger.text("  ".join(fields))
     diverged = [name for name, entry in losses.items() if entry.num == 0]
     if diverged:
         good = last_good(run_dir, clock)
@@ -136,12 +132,3 @@ def measure(clock: Clock, options: TrainOptions, device: torch.device, step: int
 def last_good(run_dir: Path, clock: Clock) -> list[tuple[int, Path]]:
     """Return step and path of the newest checkpoint before a loss was not finite; empty if there is none."""
     return [(step, path) for step, path in checkpoint.list_checkpoints(run_dir) if step <= clock.clean_step][-1:]
-
-
-@contextlib.contextmanager
-def disk_may_be_full() -> Iterator[None]:
-    """Print a warning instead of failing if a log or an image cannot be written; the block contains no collectives."""
-    try:
-        yield
-    except OSError as error:
-        distributed.print0(f"Warning: a file of the run was not written ({error}); training goes on.")

@@ -289,6 +289,25 @@ def ask(url: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.parametrize(
+    "etag", [b"", b"\0" * 34, b'"cut', b"\xff\xfe\xfa", b'"two\r\nlines: 1"', b'"of another"', None]
+)
+def test_a_damaged_etag_begins_the_download_anew(etag: bytes | None, server: Server, cache: Path):
+    url = f"{server.address}/cut-etag-once"
+    with pytest.raises(ValueError, match="640000 bytes"):
+        util.open_url(url, num_attempts=1, verbose=False)
+    (path,) = cache.glob("*.etag")
+    path.unlink()
+    if etag is not None:
+        path.write_bytes(etag)
+    with util.open_url(url, num_attempts=1, verbose=False) as file:
+        assert file.read() == BODY
+    (stored,) = cache.iterdir()
+    stored.write_bytes(b"")  # as a power cut may leave it
+    with util.open_url(url, verbose=False) as file:
+        assert file.read() == BODY
+
+
 def test_of_two_processes_one_downloads(server: Server, cache: Path):
     both = [ask(f"{server.address}/slow") for _ in range(2)]
     outputs = [process.communicate()[0] for process in both]

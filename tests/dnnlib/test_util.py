@@ -1,7 +1,11 @@
 """Small helpers: attribute dictionaries, atomic files, durations."""
 
+import errno
 import hashlib
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +81,55 @@ def test_atomic_path_keeps_the_old_file_on_failure(tmp_path: Path):
         temporary.write_text("part")
         raise KeyboardInterrupt
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_path_brings_the_file_and_its_name_to_the_disk_in_this_order(tmp_path: Path, monkeypatch):
+    synced: list[tuple[str, list[str]]] = []
+
+    def fsync(descriptor: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        synced.append((name, sorted(os.listdir(tmp_path))))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with util.atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("new")
+    assert synced == [(temporary.name, [temporary.name]), (tmp_path.name, ["a.txt"])]
+
+
+@pytest.mark.parametrize("how", ["killed", "working", "of an earlier version"])
+def test_temporary_files_of_killed_writers_are_removed_and_those_in_use_stay(how: str, tmp_path: Path):
+    script = """
+import sys, time
+from dnnlib import util
+with util.atomic_path(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    print("writing", flush=True)
+    time.sleep(100)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "a.pkl")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        try:
+            assert writer.stdout is not None and writer.stdout.readline() == "writing\n"
+            (left,) = tmp_path.iterdir()
+            if how == "of an earlier version":
+                left = left.rename(tmp_path / ".a.999999-0123abcd.tmp.pkl")
+            if how != "working":
+                writer.kill()
+                writer.wait()
+            with util.atomic_path(tmp_path / "b.txt") as temporary:
+                temporary.write_text("whole")
+            assert left.exists() == (how == "working")
+        finally:
+            writer.kill()
+
+
+def test_a_failure_to_clean_up_hides_no_error(tmp_path: Path, monkeypatch):
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(RuntimeError, match="the writer's own"), util.atomic_path(tmp_path / "a"):
+        raise RuntimeError("the writer's own")
 
 
 # ----------------------------------------------------------------------------

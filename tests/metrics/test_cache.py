@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from metrics import cache
 
@@ -45,6 +46,37 @@ def test_arrays_come_back_bit_for_bit_and_only_for_the_same_description(own_cach
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
     assert cache.load({**description, "seed": 1}) is None
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "NUL", "one bit", "a pickle", "other arrays", "a folder"])
+def test_a_damaged_file_is_computed_again(how: str, own_cache: Path, capsys: pytest.CaptureFixture[str]):
+    description, arrays = {"seed": 0}, {"values": np.zeros((50, 40)), "colours": np.eye(4)}
+    file = cache.save(description, arrays)
+    data = file.read_bytes()
+    file.unlink()
+    if how == "a folder":
+        file.mkdir()
+    elif how == "a pickle":
+        np.savez(file, values=np.array([{}], object))
+    elif how == "other arrays":
+        np.savez(file, other=np.zeros(3))
+    else:
+        flipped = bytearray(data)
+        flipped[len(data) // 2] ^= 1
+        file.write_bytes({"empty": b"", "cut": data[:-100], "NUL": bytes(len(data)), "one bit": flipped}[how])
+    used = []
+    assert not cache.restore(description, lambda found: used.append(found["values"]))
+    assert not used and f"{file} is damaged" in capsys.readouterr().err
+    cache.save(description, arrays)
+    assert cache.restore(description, lambda found: used.append(found["values"])) == (how != "a folder")
+
+
+def test_a_cache_that_cannot_be_written_costs_no_numbers(own_cache: Path, capsys: pytest.CaptureFixture[str]):
+    (own_cache / "metrics").write_text("a file where a folder should be")
+    with cache.locked({"seed": 0}):
+        assert cache.load({"seed": 0}) is None
+        cache.save({"seed": 0}, {"values": np.zeros(3)})
+    assert "was not stored" in capsys.readouterr().err
 
 
 def test_only_one_process_holds_the_lock_of_a_description(own_cache: Path):

@@ -24,7 +24,7 @@ from dataset_tools.frames import encode_jpeg
 from tests.training.longvideogan import tiny
 from torch_utils import distributed
 from train import make_options as options_of
-from training import checkpoint, loop, registry
+from training import checkpoint, config, loop, registry
 from training.config import TrainOptions, to_dict
 from training.longvideogan.presets import STAGES
 
@@ -117,6 +117,19 @@ def test_a_stage_that_is_stopped_and_continued_equals_one_that_is_not(stage, dat
     assert [line.get("loss/r1_penalty", {"num": 0})["num"] for line in stats] == [0, 2, 2]  # at steps 0 and 3
 
 
+def test_a_command_that_a_signal_stops_ends_with_its_number(dataset, tmp_path, monkeypatch):
+    stopped = make_system("longvideogan-lres", stop_at=1)
+    for module in (config, loop):
+        monkeypatch.setattr(module, "system_class", lambda system: stopped)
+    words = [f"--dataset={dataset}", f"--outdir={tmp_path}", "--size=16x16", "--num-frames=16", "--preset=toy"]
+    words += ["--batch=2", "--device=cpu", "--sample-steps=0", "--steps=3"]
+    for expected, said in ((128 + signal.SIGTERM, "Stopped at step 2"), (0, "Finished 3 steps")):
+        result = CliRunner().invoke(train_lres.main, words)
+        assert result.exit_code == expected and said in result.output, result.output
+        assert ("Next: " in result.output) == (expected == 0)
+        stopped = make_system("longvideogan-lres")
+
+
 @pytest.mark.slow
 def test_ranks_may_be_stopped_continued_and_changed(dataset, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -190,7 +203,7 @@ COMMON = {
     "--checkpoint-steps=0": {"checkpoint_steps": 0},
     "--checkpoint-minutes=0.5": {"checkpoint_minutes": 0.5},
     "--keep=8": {"keep": 8},
-    "--log=wandb --log=tensorboard": {"log": ["wandb", "tensorboard"]},
+    "--logger=wandb --log=tensorboard": {"log": ["wandb", "tensorboard"]},
     "--resume=latest --override": {"resume": "latest", "override": True},
 }
 OWN = {

@@ -9,7 +9,8 @@ import pytest
 
 from train import make_options
 from training import config, registry
-from training.config import FREE_OPTIONS, TrainOptions, differences, find_run, identity, new_run_dir, resolve
+from training.config import FREE_OPTIONS, TrainOptions, differences, identity, resolve
+from training.run_dirs import Beginning, find_run, list_runs, new_run_dir
 
 
 def make(outdir, **changes):
@@ -103,7 +104,7 @@ def test_run_directories_are_numbered_past_gaps(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "200000-file").write_text("")
     assert new_run_dir(options, "1.0gamma").name == "100001-horses-32batch-2accum-1.0gamma"
-    assert [path.name for path in config.list_runs(tmp_path)] == ["00007-other", "100000-many"]
+    assert [path.name for path in list_runs(tmp_path)] == ["00007-other", "100000-many"]
     assert new_run_dir(make(tmp_path / "none")).name == "00000-horses-64batch-1accum"
 
 
@@ -166,12 +167,12 @@ def test_a_branch_is_found_again_by_its_origin_only(tmp_path):
     assert (new.run_dir, new.origin) == (None, state)
     branch = begin(make(tmp_path, resume=state, origin=state))
     for path in (state, os.path.relpath(state)):
-        assert find_run(make(tmp_path, resume=path)) == config.Beginning(branch, state)
+        assert find_run(make(tmp_path, resume=path)) == Beginning(branch, state)
     assert found(make(tmp_path)) == trunk
     assert found(make(tmp_path, resume=state, seed=1)) is None
     assert found(make(tmp_path, resume=str(Path(state).with_name("ckpt-00000020-train.pt")))) is None
     for resume in ("latest", str(branch)):
-        assert find_run(make(tmp_path, resume=resume)) == config.Beginning(branch, state)
+        assert find_run(make(tmp_path, resume=resume)) == Beginning(branch, state)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_the_values_of_a_metric():
 def test_listeners_are_named_by_a_list_or_as_older_runs_do_by_a_string():
     assert listener_names([]) == listener_names("none") == listener_names(["none"]) == []
     assert listener_names("wandb") == listener_names(["wandb", "none", "wandb"]) == ["wandb"]
-    with pytest.raises(ValueError, match="Unknown name 'wandv' in --log; did you mean wandb"):
+    with pytest.raises(ValueError, match="Unknown name 'wandv' in --logger; did you mean wandb"):
         listener_names(["none", "wandv"])
 
 

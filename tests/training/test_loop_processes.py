@@ -5,8 +5,10 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import IO, cast
@@ -14,10 +16,11 @@ from typing import IO, cast
 import pytest
 import torch
 
+from dnnlib.locks import open_locked
 from tests.training import tiny_gan
 from tests.training.tiny_gan import TinyGAN, assert_equal, final_state, stats_lines
 from training import checkpoint
-from training.loop import train
+from training.loop import StopSignals, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,6 +118,72 @@ def test_a_rank_that_cannot_begin_does_not_leave_the_others_waiting(options):
     assert "SharedError: this machine has no such file" in output
     assert "SharedError: rank 1: this machine has no such file" in output
     assert not Path(asked.outdir).exists()
+
+
+def refused(asked):
+    """What training says instead of beginning."""
+    with pytest.raises(ValueError) as caught:
+        train(TinyGAN, asked)
+    return str(caught.value)
+
+
+class Stopped(TinyGAN):
+    """Gets a signal within its first step."""
+
+    def step(self, batches, step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().step(batches, step)
+
+
+def test_one_process_at_a_time_trains_in_a_run_and_another_may_wait(options, capsys):
+    with start(options(steps=10**6, tick_steps=50)) as (process, stream):
+        read_until(stream, "step 50 ")
+        (run_dir,) = Path(options().outdir).iterdir()
+        who = f"process {process.pid} on {socket.gethostname()} since "
+        for changes in ({}, {"resume": "latest"}, {"resume": str(run_dir)}, {"outdir": str(run_dir)}):
+            message = refused(options(**changes))
+            assert f"{run_dir} is in use by {who}" in message and "add --wait" in message
+        assert train(TinyGAN, options(seed=1, steps=1)).run_dir != run_dir  # another run goes on
+        timer = threading.Timer(2, process.send_signal, [signal.SIGHUP])
+        timer.start()
+        result = train(Stopped, options(steps=10**6, tick_steps=50, wait=True))
+        timer.join()
+        assert "everything is saved" in stream.read() and process.wait(60) == 0
+    assert f"Waiting for {who}" in capsys.readouterr().out
+    assert result.run_dir == run_dir and result.signal == signal.SIGTERM and not (run_dir / ".lock").exists()
+    steps = [line["step"] for line in stats_lines(run_dir)]
+    assert steps == sorted(set(steps))
+
+
+def test_commands_that_begin_at_once_make_one_run_and_a_killed_one_frees_it(options):
+    asked = options(steps=10**6, tick_steps=50, checkpoint_steps=0)
+    with start(asked) as one, start(asked) as other:
+        deadline = time.monotonic() + 60
+        while one[0].poll() is None and other[0].poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (process, stream), (late, late_stream) = (one, other) if one[0].poll() is None else (other, one)
+        assert late.wait() == 1 and f"is in use by process {process.pid} on " in late_stream.read()
+        read_until(stream, "step 50 ")
+        process.kill()
+        process.wait()
+    (run_dir,) = Path(asked.outdir).iterdir()
+    (run_dir / ".lock").write_bytes(b"\0" * 10)
+    with open_locked(run_dir / ".lock"):
+        assert "in use by another process" in refused(options())
+    assert train(TinyGAN, options(steps=1)).run_dir == run_dir
+
+
+def test_a_hang_up_that_nohup_ignores_stops_nothing(options, capsys):
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not signals.received
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.received == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, handler)
 
 
 @pytest.mark.slow

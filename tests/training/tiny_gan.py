@@ -172,10 +172,11 @@ class TinyGAN(System):
         return Bundle({"network": self.G_ema}, "tiny")
 
 
-def write_dataset(root):
-    """Six clips of 16 frames at two sizes, the larger being the smaller with each pixel repeated."""
+def write_dataset(root, numbers=range(6)):
+    """Clips of 16 frames at two sizes, the larger being the smaller with each pixel repeated."""
     rng = np.random.RandomState(0)
-    clips = {f"clip{i}": rng.randint(0, 256, (16, *SMALL, 3)).astype(np.uint8) for i in range(6)}
+    clips = [rng.randint(0, 256, (16, *SMALL, 3)).astype(np.uint8) for _ in range(max(numbers) + 1)]
+    clips = {f"clip{i}": clips[i] for i in numbers}
     for factor, (height, width) in ((1, SMALL), (2, LARGE)):
         folder = root / f"{height:04d}x{width:04d}"
         folder.mkdir(parents=True)

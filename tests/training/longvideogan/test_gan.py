@@ -18,7 +18,7 @@ from tests.training.longvideogan.tiny import (
     video,
     weights,
 )
-from training import loop, registry
+from training import registry, resume
 from training.longvideogan.gan import gan_loss, r1_penalty
 from training.optim import Report, ema_decay
 from training.sampling import quantize
@@ -80,7 +80,7 @@ def test_a_training_state_of_the_unfused_optimiser_goes_on(stage):
         "optimizers": {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in old.optimizers.items()},
         "system": old.state_dict(),
     }
-    loop.restore(new, state, Path("ckpt-00000002-train.pt"))
+    resume.restore(new, state, Path("ckpt-00000002-train.pt"))
     for name, optimizer in new.optimizers.items():
         assert optimizer.param_groups[0]["fused"] and not old.optimizers[name].param_groups[0]["fused"]
         assert optimizer.param_groups[0]["lr"] == old.optimizers[name].param_groups[0]["lr"]

@@ -177,7 +177,7 @@ def _build(compiler: Compiler, instruction_set: str, path: Path) -> None:
             cause = f"{compiler.version} could not compile the CPU kernels ({lines[0].strip()})"
             raise Unavailable(cause, "name another compiler in the variable CXX, and report this") from error
         (built,) = Path(folder).glob("*.so")
-        os.replace(built, path)
+        shutil.copyfile(built, path)  # into the file at `path`, whose lock marks it as being written
 
 
 def remove_old_builds(folder: Path) -> None:
