@@ -11,7 +11,6 @@ python -m training.checkpoint convert model.pkl model.safetensors
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import pickle
 import re
@@ -26,7 +25,8 @@ import torch
 from torch import nn
 
 from dnnlib import download, util
-from torch_utils import safe_pickle
+from dnnlib.file_kinds import explain_kind
+from torch_utils import torch_file
 from training.config import TrainOptions, make_system, resolve
 from training.contract import Bundle
 from training.network_file import load_bundle, locate, save_bundle
@@ -72,22 +72,10 @@ def load_train_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises ValueError naming the file if it is missing, truncated, damaged, or not a training state.
     """
     try:
-        # torch.load neither verifies the stored checksums nor limits the size of the unpacked data.
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            num_bytes = sum(entry.file_size for entry in entries)
-            if any(entry.compress_type for entry in entries) or num_bytes > os.path.getsize(path):
-                raise zipfile.BadZipFile("it unpacks to more than it holds")
-            for entry in entries:
-                if entry.filename.endswith("/data.pkl"):
-                    safe_pickle.refuse_overload(io.BytesIO(archive.read(entry)))
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is not a whole training state ({type(error).__name__}: {reason})") from error
+        state = torch_file.load(path)
+    except (OSError, ValueError) as error:
+        other = explain_kind(path, "a training state") if os.path.isfile(path) else None
+        raise ValueError(f"{path} is not a whole training state: {f'it {other}' if other else error}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, expected the dict of a training state")
     return state

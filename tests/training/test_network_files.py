@@ -214,6 +214,10 @@ def bad_file(kind: str, path: Path, networks: dict[str, Any]) -> None:
         torch.save(networks["lres"].state_dict(), path, _use_new_zipfile_serialization=False)
     elif kind == "text":
         path.write_text('{"error": "not found"}')
+    elif kind == "git-lfs":
+        path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123\n")
+    elif kind == "gzip":
+        path.write_bytes(b"\x1f\x8b\x08" + bytes(20))
     elif kind == "huge header":
         path.write_bytes((1 << 40).to_bytes(8, "little") + b'{"a":1}')
     elif kind == "lying header":
@@ -236,7 +240,9 @@ def bad_file(kind: str, path: Path, networks: dict[str, Any]) -> None:
         ("broken zip", "is a zip archive"),
         ("torch.save", "whole training state"),
         ("old torch.save", "not one of a network|is damaged|holds a int"),
-        ("text", "is damaged, or is"),
+        ("text", "is text, expected a network: it begins with '{.*not found"),
+        ("git-lfs", r"is a pointer of git-lfs, expected a network: fetch .*\(git lfs pull\)"),
+        ("gzip", "is compressed by gzip, expected a network: unpack it"),
         ("huge header", "is damaged, or is no .safetensors file"),
         ("lying header", "is damaged, or is no .safetensors file"),
         ("pipe", "there is no file"),
@@ -385,7 +391,7 @@ def test_training_states_that_unpack_to_more_are_refused(tmp_path: Path):
         checkpoint.load_train_state(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02})" + b"\x85" * 100_000 + b"Ns.")
-    with pytest.raises(ValueError, match="100000 tuples"):
+    with pytest.raises(ValueError, match="more than 20000 tuples"):
         checkpoint.load_train_state(path)
 
 
