@@ -41,7 +41,7 @@ class Storage:
 def rebuild_tensor(
     budget: Budget, storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any = False, *args: Any
 ) -> torch.Tensor:
-    """Return a view of a storage, whose values are no more than those of the storage."""
+    """Return a view of a storage."""
     if not isinstance(storage, Storage):
         raise ForeignError("a tensor in it has no storage")
     values = storage.values
@@ -51,7 +51,7 @@ def rebuild_tensor(
         raise ForeignError("a tensor in it has a shape or strides that are not whole numbers")
     num_needed = 0 if 0 in shape else offset + 1 + sum((s - 1) * d for s, d in zip(shape, stride, strict=True))
     num_values = math.prod(shape)
-    if max(num_needed, num_values) > len(values) or math.prod(max(s, 1) for s in shape) > MAX_TENSOR_VALUES:
+    if num_needed > len(values) or math.prod(max(s, 1) for s in shape) > MAX_TENSOR_VALUES:
         raise ForeignError(f"a tensor of shape {tuple(shape)} is larger than its storage of {len(values)} values")
     budget.charge(num_values * values.itemsize)
     tensor = values.as_strided(tuple(shape), tuple(stride), offset)

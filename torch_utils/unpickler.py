@@ -50,19 +50,13 @@ class Budget:
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
         self._num_left = BYTES_PER_BYTE * num_bytes + FREE_BYTES
-        self._num_words = self._num_tuples = self._num_keys = 0
+        self.num_words = self._num_tuples = self._num_keys = 0
 
     def charge(self, num_bytes: int) -> None:
         """Take memory before it is allocated; raise ForeignError if the file is too small to need that much."""
         self._num_left -= num_bytes
         if self._num_left < 0:
             raise ForeignError(f"its values unfold to far more than its {self.num_bytes} bytes")
-
-    def count_word(self) -> None:
-        """Count an opcode."""
-        self._num_words += 1
-        if self._num_words > MAX_WORDS:
-            raise ForeignError(f"it has more than {MAX_WORDS} words")
 
     def count_tuple(self) -> None:
         """Count a tuple or a set."""
@@ -194,7 +188,7 @@ class Unpickler(pickle._Unpickler):  # the one in Python, of which each step can
         budget: Budget,
         load_persistent: Callable[[Any], Any] | None = None,
     ) -> None:
-        super().__init__(_Source(file), encoding="utf-8")
+        super().__init__(file if isinstance(file, io.BytesIO) else _Source(file), encoding="utf-8")
         self.names, self.budget, self.load_persistent = names, budget, load_persistent
         self.dispatch = _Counted(self.dispatch, budget)  # type: ignore[misc]
 
@@ -339,7 +333,9 @@ class _Counted:
         self.table, self.budget = table, budget
 
     def __getitem__(self, opcode: int) -> Callable[..., Any]:
-        self.budget.count_word()
+        self.budget.num_words += 1
+        if self.budget.num_words > MAX_WORDS:
+            raise ForeignError(f"it has more than {MAX_WORDS} words")
         return self.table[opcode]
 
 

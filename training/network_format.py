@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from torch_utils import safe_pickle
+from torch_utils import persistence, safe_pickle
 from training import registry
 from training.contract import Bundle
 
@@ -239,13 +239,14 @@ def build_network(cls: Any, options: dict[str, Any], tensors: dict[str, torch.Te
         shell = _build_shell(cls, options, tensors)
         if shell is not None:
             _check_fit(shell, tensors, path)
-        with contextlib.nullcontext() if shell is not None else _Budget(tensors, options):
+        with persistence.unchecked(), contextlib.nullcontext() if shell is not None else _Budget(tensors, options):
             module = cls(**options)
     except _UnfitError:
         raise
     except Exception as error:  # options from a file may be anything
         raise ValueError(f"the options in {path} make no {cls.__name__} ({reason_of(error)})") from error
-    _check_fit(module, tensors, path)
+    if shell is None:
+        _check_fit(module, tensors, path)
     module.load_state_dict(tensors, strict=True)
     return module
 
@@ -253,7 +254,7 @@ def build_network(cls: Any, options: dict[str, Any], tensors: dict[str, torch.Te
 def _build_shell(cls: Any, options: dict[str, Any], tensors: dict[str, torch.Tensor]) -> nn.Module | None:
     """Return the network without memory for its values; None if its constructor computes with them."""
     try:
-        with _Budget(tensors, options), torch.device("meta"):
+        with persistence.unchecked(), _Budget(tensors, options), torch.device("meta"):
             return cls(**options)
     except (NotImplementedError, RuntimeError):
         return None
