@@ -92,7 +92,7 @@ def merge(root: Path, fps: float | None = None) -> list[int]:
         with click.progressbar(present, label="Reading shards") as bar:
             reports = [read_partition(root, index, size_names) for index in bar]
         made, manifest = known.get("partitions", {}), archive.read_manifest(root)
-        partitions = {index: entry for index, entry in made.items() if not entry["clips"]}
+        partitions = {index: entry for index, entry in made.items() if not entry.get("clips")}
         clips = {}
         for report in reports:
             entry = report.summary()

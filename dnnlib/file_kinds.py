@@ -17,8 +17,10 @@ _ARCHIVES = {
 _HEAD_BYTES = 4096
 
 
-def explain_kind(path: str | os.PathLike[str], expected: str) -> str | None:
+def explain_kind(path: str | os.PathLike[str], expected: str, is_text: bool = False) -> str | None:
     """Return the rest of a sentence on what a file is instead of `expected`; None if its first bytes do not tell.
+
+    With `is_text`, text is expected.
 
     Raises OSError if the file cannot be read.
     """
@@ -35,7 +37,7 @@ def explain_kind(path: str | os.PathLike[str], expected: str) -> str | None:
             return f"is compressed by {name}, expected {expected}: unpack it"
     if head[257:262] == b"ustar":
         return f"is a tar archive, expected {expected}: unpack it"
-    if head.lstrip()[:1] in (b"{", b"<") and b"\0" not in head[:16]:
+    if not is_text and head.lstrip()[:1] in (b"{", b"<") and b"\0" not in head[:16]:
         begin = shown(head.decode("utf-8", "replace"))
         return f"is text, expected {expected}: it begins with {begin}; copy or download the file again"
     return None
