@@ -28,8 +28,10 @@ class JsonError(ValueError):
     """JSON that cannot be read, or has other values than its schema allows."""
 
 
-def read_json(path: str | os.PathLike[str], check: Check, remedy: str = "", max_bytes: int = MAX_BYTES) -> Any:
-    """Return what a file holds, checked.
+def read_json(
+    path: str | os.PathLike[str], check: Check, remedy: str = "", max_bytes: int = MAX_BYTES, unique: bool = False
+) -> Any:
+    """Return what a file holds, checked. With `unique`, no key may be there twice in an object.
 
     Raises `JsonError` with the name of the file, and the remedy if one is given. OSError is left as it is.
     """
@@ -39,7 +41,7 @@ def read_json(path: str | os.PathLike[str], check: Check, remedy: str = "", max_
         if len(data) > max_bytes:
             raise JsonError(f"has more than {max_bytes >> 20} MiB, expected less")
         try:
-            return _parse(data, check)
+            return _parse(data, check, unique)
         except JsonError:
             if (other := explain_kind(path, "JSON", is_text=True)) is not None:
                 raise JsonError(other) from None
@@ -48,15 +50,15 @@ def read_json(path: str | os.PathLike[str], check: Check, remedy: str = "", max_
         raise JsonError(f"{path} {error}{f'; {remedy}' if remedy else ''}") from None
 
 
-def parse_json(data: bytes, name: str, check: Check, unique: bool = False) -> Any:
-    """Return what bytes hold, checked; raise `JsonError` with `name`. With `unique`, no key may be there twice."""
+def parse_json(data: bytes, name: str, check: Check) -> Any:
+    """Return what bytes hold, checked; raise `JsonError` with `name`."""
     try:
-        return _parse(data, check, unique)
+        return _parse(data, check, False)
     except JsonError as error:
         raise JsonError(f"{name} {error}") from None
 
 
-def _parse(data: bytes, check: Check, unique: bool = False) -> Any:
+def _parse(data: bytes, check: Check, unique: bool) -> Any:
     if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
         raise JsonError(f"has more than {MAX_CONTAINERS} lists and objects, expected fewer")
     try:

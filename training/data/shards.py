@@ -32,7 +32,7 @@ from dnnlib.text import one_line
 from dnnlib.util import size_name
 from dnnlib.zips import FAULTS, reason_of
 from training.data.arrays import open_npz
-from training.data.description import read_frame_paths
+from training.data.description import MAX_EDGE, read_frame_paths
 from training.data.frame_cache import FrameCache, Size
 
 # Local header of a zip member: signature, 22 bytes that the central directory repeats, and the lengths of the name and
@@ -129,7 +129,7 @@ def _build_index(path: Path, size: Size, root: Path) -> ShardIndex:
                 if frame == 0:
                     try:
                         _open_image(next(_contents(file.fileno(), row[None], size)), size).close()
-                    except FAULTS as error:
+                    except Exception as error:  # decoders raise many types
                         raise _frame_error(path, clip, name, size, root, error) from error
     return ShardIndex(
         clips=[clip for clip, _ in clips],
@@ -191,12 +191,25 @@ def _contents(descriptor: int, members: np.ndarray, size: Size) -> Iterator[byte
         content = data[offset - origin : offset - origin + num_bytes]
         if deflated:
             inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-            content = inflate.decompress(content, 4 * size[0] * size[1] * 3 + _EXTRA_BYTES)
+            content = inflate.decompress(content, most_bytes(size))
             if not inflate.eof:
                 raise ValueError(f"it ends early, or unpacks to more than {len(content)} bytes")
         if zlib.crc32(content) != check:
             raise ValueError("its bytes are damaged, as their checksum tells")
         yield content
+
+
+def most_bytes(size: Size) -> int:
+    """Return the most bytes that a compressed member may unpack to if it is an image of `size`."""
+    return 4 * size[0] * size[1] * 3 + _EXTRA_BYTES
+
+
+def read_frame(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, size: Size) -> bytes:
+    """Return an image file of `size` in a zip after verifying its checksum; raise one of `FAULTS` if it is damaged."""
+    if entry.compress_type != zipfile.ZIP_STORED and entry.file_size > most_bytes(size):
+        raise ValueError(f"it unpacks to {entry.file_size} bytes, expected an image of {size[0]}x{size[1]}")
+    with archive.open(entry) as file:
+        return file.read(entry.file_size + 1)
 
 
 @functools.cache
@@ -274,6 +287,10 @@ class FrameStore:
     def __init__(self, root: Path, size: Size, listed: Collection[str] | None) -> None:
         self.root = root
         self.size = size
+        if max(size) > MAX_EDGE:
+            raise ValueError(
+                f"frames of {size[0]}x{size[1]} were asked for, expected edges of at most {MAX_EDGE} pixels"
+            )
         self.directory = root / size_name(size)
         if not self.directory.is_dir():
             raise ValueError(_missing_size_message(root, size))
@@ -335,7 +352,7 @@ class FrameStore:
         for position in missing:
             try:
                 decode_rgb(next(contents), out[position])
-            except FAULTS as error:
+            except Exception as error:  # decoders raise many types
                 name = self._frame_name(clip, frames[position])
                 raise _frame_error(
                     self.shards[shard], self.clips[clip].path, name, self.size, self.root, error

@@ -25,7 +25,7 @@ import numpy as np
 from dnnlib import util
 from dnnlib.json_file import JsonError, anything, listed, mapped, parse_json, read_json, text
 from dnnlib.text import one_line, shown
-from dnnlib.zips import FAULTS, read_json_member
+from dnnlib.zips import FAULTS, read_json_member, reason_of
 from training.data.arrays import open_npz
 from training.data.description import DESCRIPTION, read_description
 from training.data.shards import Clip
@@ -97,14 +97,22 @@ def _is_sound(shard: StreamShard) -> bool:
     return array.ndim == 1 and array.dtype == np.int64 and bool(((array >= 0) & (array < limit)).all())
 
 
-def _parse_shard(path: Path, name: str) -> StreamShard | None:
+def read_stream(path: Path, name: str) -> dict[str, list[Any]]:
+    """Return the values of a stream of a zip by clip, empty if it has none; raise ValueError if it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             if f"{name}.json" not in archive.namelist():
-                return None
-            content = read_json_member(archive, f"{name}.json", mapped(listed(anything)))
+                return {}
+            return read_json_member(archive, f"{name}.json", mapped(listed(anything)))
     except FAULTS as error:
-        raise ValueError(f"the {name} in {path} cannot be read ({error}); make or copy the shard again") from error
+        reason = reason_of(path, error)
+        raise ValueError(f"the {name} in {path} cannot be read ({reason}); make or copy the shard again") from error
+
+
+def _parse_shard(path: Path, name: str) -> StreamShard | None:
+    content = read_stream(path, name)
+    if not content:
+        return None
     clips, lengths = list(content), [len(values) for values in content.values()]
     try:
         values = parse_values([value for values in content.values() for value in values])
