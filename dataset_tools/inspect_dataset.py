@@ -38,6 +38,7 @@ from dataset_tools.inspect_shard import (
     same_aspect,
     scan_clip,
 )
+from dnnlib.text import one_line
 from dnnlib.util import atomic_path, format_time
 from training.data.dataset import ASSUMED_FPS, ClipDataset
 from training.data.description import DESCRIPTION, MANIFEST, read_description, read_manifest
@@ -479,7 +480,7 @@ def print_report(report: Mapping[str, Any]) -> None:
             click.echo(f"    {entry['place']}{': ' if entry['detail'] else ''}{entry['detail']}")
         if finding["count"] > _SHOWN_PLACES:
             click.echo(f"    and {finding['count'] - _SHOWN_PLACES} more")
-        click.echo(f"  mend: {finding['mend']}")
+        click.echo(f"  mend: {one_line(finding['mend'], 2000)}")
 
 
 @click.command(epilog="Example: python -m dataset_tools.inspect_dataset data/mine --sheet mine.png")

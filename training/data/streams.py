@@ -127,9 +127,12 @@ def _parse_shard(path: Path, name: str) -> StreamShard | None:
 
 
 def stored_streams(path: Path) -> list[str]:
-    """Return the names of the streams of a zip."""
-    with zipfile.ZipFile(path) as archive:
-        names = [name.removesuffix(".json") for name in archive.namelist() if re.fullmatch(r"\w+\.json", name)]
+    """Return the names of the streams of a zip; raise ValueError if it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".json") for name in archive.namelist() if re.fullmatch(r"\w+\.json", name)]
+    except FAULTS as error:
+        raise ValueError(f"{path} is damaged ({reason_of(path, error)}); make or copy the shard again") from error
     return sorted(name for name in names if name not in _RESERVED)
 
 
