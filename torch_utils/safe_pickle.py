@@ -212,6 +212,12 @@ def _compile(budget: Budget, pattern: Any, flags: Any) -> str:
     return pattern
 
 
+def _frombuffer(budget: Budget, data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+    array = _Array()
+    array.array = _Dtype.decode(dtype, budget, shape, data, order == "F")
+    return array
+
+
 def _scalar(budget: Budget, dtype: Any, data: Any) -> Any:
     return _Dtype.decode(dtype, budget, (), data)[()]
 
@@ -233,6 +239,8 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     # The first name is that of NumPy 1.
     ("numpy.core.multiarray", "scalar"): Function(_scalar),
     ("numpy._core.multiarray", "scalar"): Function(_scalar),
+    ("numpy.core.numeric", "_frombuffer"): Function(_frombuffer),
+    ("numpy._core.numeric", "_frombuffer"): Function(_frombuffer),
     ("numpy.core.multiarray", "_reconstruct"): _MAKE_ARRAY,
     ("numpy._core.multiarray", "_reconstruct"): _MAKE_ARRAY,
 }

@@ -293,10 +293,11 @@ class Unpickler(pickle._Unpickler):  # the one in Python, of which each step can
             self.stack[-1].add(item)
 
     def load_frozenset(self) -> None:
-        self.append(PLAIN_NAMES["builtins", "frozenset"].call(self.budget, self.pop_mark()))
+        items = self.pop_mark()  # which changes what `append` is
+        self.append(PLAIN_NAMES["builtins", "frozenset"].call(self.budget, items))
 
     def load_bytearray8(self) -> None:
-        raise ForeignError("it holds a bytearray")
+        self.append(self.read(int.from_bytes(self.read(8), "little")))  # as bytes, which cannot change
 
     def _numbered(self, number: int) -> None:
         if number > MAX_PARTS:
