@@ -26,6 +26,8 @@ def explain_kind(path: str | os.PathLike[str], expected: str, is_text: bool = Fa
     """
     with open(path, "rb") as file:
         head = file.read(_HEAD_BYTES)
+    if not head and is_text:
+        return None
     if not head:
         return "is damaged: it is empty; copy or download it again"
     if head.startswith(_LFS):
