@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from dnnlib.json_file import parse_json, record
 from torch_utils import persistence, safe_pickle
 from training import registry
 from training.contract import Bundle
@@ -195,7 +196,7 @@ def read_safetensors(path: str) -> Contents:
     if SAFETENSORS_KEY not in metadata:
         raise ValueError(f"{path} does not say which network it holds: the entry {SAFETENSORS_KEY!r} is missing")
     try:
-        facts = dict(json.loads(metadata[SAFETENSORS_KEY]))
+        facts = dict(parse_json(metadata[SAFETENSORS_KEY].encode(), "it", record()))
         sha256 = facts.pop("sha256", None)
         if sha256 is not None and sha256 != digest(facts, tensors):
             raise ValueError("its checksum is wrong")
