@@ -7,6 +7,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,9 +19,7 @@ from dataset_tools.frames import Size
 from dnnlib import locks, util
 from dnnlib.download import file_sha256
 from dnnlib.util import size_name
-
-DESCRIPTION = "dataset.json"
-MANIFEST = "manifest.json"
+from training.data.description import DESCRIPTION, MANIFEST, read_description, read_manifest
 
 DERIVED = ("fps", "sizes", "partitions", "num_clips", "num_frames", "versions", "hashes")  # computed, not given
 
@@ -214,14 +213,13 @@ def refuse_mixture(
     root: str | os.PathLike[str], sizes: Sequence[Size], replaced: Iterable[int], num_partitions: int, **facts: Any
 ) -> None:
     """Raise ValueError if making partitions `replaced` at `sizes` would keep others made with different facts."""
-    known = read_description(root)
+    known = read_description(Path(root))
     if known is None:
         return
     made = {f"{size_name(size)}/{shard_name(index)}" for index in replaced for size in sizes}
-    beyond = {
-        path for path in known["hashes"] if index_of(path) >= num_partitions and size_of(path) in map(size_name, sizes)
-    }
-    left = sorted(set(known["hashes"]) - made - beyond)
+    hashes, names = known.get("hashes", {}), set(map(size_name, sizes))
+    beyond = {path for path in hashes if index_of(path) >= num_partitions and size_of(path) in names}
+    left = sorted(set(hashes) - made - beyond)
     changed = _changes(known, {**facts, "num_partitions": num_partitions})
     if left and changed:
         raise ValueError(
@@ -255,12 +253,6 @@ def find_made(
     return made
 
 
-def read_description(root: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return the contents of `<root>/dataset.json`, None if there is none."""
-    path = Path(root) / DESCRIPTION
-    return json.loads(path.read_text()) if path.exists() else None
-
-
 def describe_dataset(
     root: str | os.PathLike[str],
     reports: Sequence[ShardReport],
@@ -282,7 +274,7 @@ def describe_dataset(
     with locked(root):
         known = read_description(root)
         clips = read_manifest(root) if known is not None else {}
-        hashes, partitions = (known["hashes"], known.get("partitions", {})) if known else ({}, {})
+        hashes, partitions = (known.get("hashes", {}), known.get("partitions", {})) if known else ({}, {})
         if known is not None and _changes(known, facts):
             mine = {path for report in reports for path in report.hashes}
             for path in hashes.keys() - mine:
@@ -341,12 +333,6 @@ def write_description(
             Path(temporary).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def read_manifest(root: Path) -> dict[str, dict[str, Any]]:
-    """Return the clips in `<root>/manifest.json`, empty if there is no such file."""
-    path = root / MANIFEST
-    return json.loads(path.read_text())["clips"] if path.exists() else {}
-
-
 def _changes(known: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     """Return one phrase for each fact that differs from dataset.json."""
     facts = json.loads(json.dumps(facts))
@@ -361,8 +347,9 @@ def size_of(shard: str) -> str:
 
 
 def index_of(shard: str) -> int:
-    """Return the number of a shard named by `shard_name`."""
-    return int(Path(shard).stem.rpartition("_")[2])
+    """Return the number of a shard named by `shard_name`, -1 for any other name."""
+    match = re.fullmatch(r"partition_(\d{4,5})\.zip", Path(shard).name)
+    return int(match[1]) if match else -1
 
 
 def locked(root: Path) -> contextlib.AbstractContextManager[None]:

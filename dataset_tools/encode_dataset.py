@@ -29,7 +29,7 @@ from torch_utils.precision import tf32
 from training.contract import Tokenizer
 from training.data import codes
 from training.data.dataset import ClipDataset, Size, to_float
-from training.data.streams import stored_streams
+from training.data.streams import read_stream, stored_streams
 from training.network_file import load_tokenizer
 
 _CHUNKS_AHEAD = 3  # decoded chunks of frames, besides the one being encoded
@@ -222,10 +222,7 @@ def _stream_values(job: _Job, clips: Sequence[int]) -> dict[str, dict[str, Any]]
     store = job.dataset.store(job.size)
     for path in dict.fromkeys(store.shards[store.clip_shards[clip]] for clip in clips):
         for name in stored_streams(path):
-            with zipfile.ZipFile(path) as shard:
-                values = json.loads(shard.read(f"{name}.json"))
-            if isinstance(values, dict):
-                found.setdefault(name, {}).update(values)
+            found.setdefault(name, {}).update(read_stream(path, name))
     names = [job.dataset.clips[clip].path for clip in clips]
     return {
         stream: {name: values[name] for name in names if name in values} for stream, values in sorted(found.items())

@@ -1,8 +1,6 @@
 """Inspect the token shards of a dataset, as `inspect_dataset` does its frames."""
 
-import hashlib
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +9,10 @@ from typing import Any
 import click
 
 from dataset_tools.inspect_shard import Problem, partition_of
+from dnnlib.download import file_sha256
+from dnnlib.text import one_line
+from dnnlib.zips import FAULTS, reason_of
 from training.data.codes import MANIFEST, CodeStore, encode_command, read_codes_manifest
-
-_FAULTS = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass
@@ -66,15 +65,14 @@ def _damages(store: CodeStore) -> Iterator[Problem]:
         place = f"{path.parent.name}/{path.name}"
         listed = store.manifest.partitions.get(f"{partition_of(path) or 0:04d}", {})
         try:
-            data = path.read_bytes()
-            if listed.get("sha256", sha256 := hashlib.sha256(data).hexdigest()) != sha256:
+            if listed.get("sha256", sha256 := file_sha256(path)) != sha256:
                 yield Problem("damaged tokens", place, f"it is not the one that {MANIFEST} describes")
             with zipfile.ZipFile(path) as archive:
                 bad = archive.testzip()
             if bad is not None:
                 yield Problem("damaged tokens", f"{place}  {bad}", "its checksum is wrong")
-        except _FAULTS as error:
-            yield Problem("damaged tokens", place, str(error))
+        except FAULTS as error:
+            yield Problem("damaged tokens", place, reason_of(path, error))
     for number, steps in enumerate(store.steps.tolist()):
         try:
             if steps:
@@ -104,7 +102,7 @@ def inspect_codes_alone(root: Path, quick: bool) -> None:
         report = inspect_codes(folder, None, quick)
         print_codes(report.facts)
         for problem in report.problems:
-            click.echo(f"    {problem.place}: {problem.detail}")
+            click.echo(f"    {one_line(problem.place)}: {one_line(problem.detail, 1000)}")
         errors += [problem for problem in report.problems if problem.kind == "damaged tokens"]
     if errors:
         raise ValueError(

@@ -38,8 +38,11 @@ from dataset_tools.inspect_shard import (
     same_aspect,
     scan_clip,
 )
+from dnnlib.text import one_line
 from dnnlib.util import atomic_path, format_time
 from training.data.dataset import ASSUMED_FPS, ClipDataset
+from training.data.description import DESCRIPTION, MANIFEST, read_description, read_manifest
+from training.data.streams import LABEL, LABELS_FILE, StreamStore, stored_streams
 
 LRES_FRAMES, SRES_FRAMES = 128, 12  # clip length that each training stage needs at its published settings
 
@@ -101,15 +104,15 @@ def open_dataset(root: Path) -> Dataset:
     dataset = Dataset(root, shards)
     findings = dataset.findings
     try:
-        dataset.description = archive.read_description(root)
+        dataset.description = read_description(root)
     except ValueError as error:
-        findings.report("damaged description", archive.DESCRIPTION, str(error))
+        findings.report("damaged description", DESCRIPTION, str(error))
     try:
-        dataset.manifest = archive.read_manifest(root) if dataset.description is not None else {}
-    except (ValueError, KeyError, TypeError) as error:
-        findings.report("damaged description", archive.MANIFEST, str(error))
-    if not (root / archive.DESCRIPTION).exists():
-        findings.report("no description", archive.DESCRIPTION)
+        dataset.manifest = read_manifest(root) if dataset.description is not None else {}
+    except ValueError as error:  # training does not read it
+        findings.report("stale manifest", MANIFEST, str(error))
+    if not (root / DESCRIPTION).exists():
+        findings.report("no description", DESCRIPTION)
     for name, paths in shards.items():
         if not paths:
             findings.report("no shards", name)
@@ -340,7 +343,19 @@ def ask_loader(dataset: Dataset, num_frames: int) -> float:
         clips.eligible(num_frames)
     except ValueError as error:
         dataset.findings.report("no long clip", str(error))
+    _ask_for_streams(dataset, clips)
     return clips.fps
+
+
+def _ask_for_streams(dataset: Dataset, clips: ClipDataset) -> None:
+    """Open all streams as systems that read them do, and report those that are refused."""
+    root = dataset.root
+    names = {name for paths in dataset.shards.values() for path in paths for name in stored_streams(path)}
+    for name in [*sorted(names), *([LABEL] if (root / LABELS_FILE).exists() else [])]:
+        try:
+            StreamStore(root, name, clips.clips)
+        except ValueError as error:
+            dataset.findings.report("damaged stream", str(error))
 
 
 def histogram(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -465,7 +480,7 @@ def print_report(report: Mapping[str, Any]) -> None:
             click.echo(f"    {entry['place']}{': ' if entry['detail'] else ''}{entry['detail']}")
         if finding["count"] > _SHOWN_PLACES:
             click.echo(f"    and {finding['count'] - _SHOWN_PLACES} more")
-        click.echo(f"  mend: {finding['mend']}")
+        click.echo(f"  mend: {one_line(finding['mend'], 2000)}")
 
 
 @click.command(epilog="Example: python -m dataset_tools.inspect_dataset data/mine --sheet mine.png")

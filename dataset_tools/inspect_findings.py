@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from dataset_tools import making
 from dataset_tools.frames import Size
 from dataset_tools.inspect_shard import Problem, parse_size, partition_of
+from dnnlib.text import one_line
 
 _KEPT_PLACES = 1000  # of each kind of problem
 _SMALL_EDGE = 128  # sizes with a shorter long edge are assumed to be for the low-resolution stage
@@ -67,6 +68,7 @@ KINDS = {
     "still clip": Kind(True, "clips in which nothing ever changes", "delete their sources, then: {all}"),
     "no long clip": Kind(True, "no clip is long enough", "add longer footage, then: {longer}"),
     "refused": Kind(True, "training refuses the dataset", "see the message"),
+    "damaged stream": Kind(True, "streams that systems which read them reject", _AGAIN),
     "damaged tokens": Kind(True, "tokens that are damaged", "delete what is damaged, then: " + _ENCODE),
     "compressed entry": Kind(False, "zips that are compressed, which gains nothing and slows reading down", _AGAIN),
     "double entry": Kind(False, "zips that hold entries twice, as when a published tool ran twice", _AGAIN),
@@ -129,7 +131,8 @@ class Findings:
             self.counts[problem.kind] += 1
             kept = self.kept.setdefault(problem.kind, [])
             if len(kept) < _KEPT_PLACES:
-                kept.append(problem)
+                place, detail = one_line(problem.place, 1000), one_line(problem.detail, 1000)
+                kept.append(problem._replace(place=place, detail=detail))
             if problem.partition is not None:
                 self.partitions.setdefault(problem.kind, set()).add(problem.partition)
 

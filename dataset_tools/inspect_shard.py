@@ -5,10 +5,8 @@ import contextlib
 import functools
 import hashlib
 import io
-import json
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +19,9 @@ from PIL.JpegImagePlugin import get_sampling
 from dataset_tools import archive
 from dataset_tools.frames import Size, center_crop_and_resize, encode_jpeg
 from dnnlib.util import atomic_path
-from training.data.shards import decode_rgb
+from dnnlib.zips import FAULTS, reason_of
+from training.data.description import MAX_EDGE, read_frame_paths
+from training.data.shards import decode_rgb, read_frame
 from training.preview import contact_sheet
 
 QUICK_FRAMES = 8  # decoded frames per clip, unless all are
@@ -30,7 +30,6 @@ _MATCHED_FRAMES, _MATCHED_AROUND = 12, 4  # frames of a clip compared between si
 _SHEET_CLIPS, _SHEET_COLUMNS, _SHEET_WIDTH, _CAPTION_HEIGHT = 8, 8, 256, 16
 _ASPECT_TOLERANCE = 0.03  # since sizes are whole pixels
 _CHROMAS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
-_FAULTS = (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 # In grey levels: an image is flat within the first, black up to the second. An image and its smaller version differ by
 # 0.5 to 3 in brightness; above the third, they are different images. There is enough motion to detect a shift if some
@@ -50,13 +49,15 @@ class Problem(NamedTuple):
 
 def parse_size(folder: str) -> Size | None:
     """Return the size of a folder such as "0036x0064", None for any other folder."""
-    match = re.fullmatch(r"(\d{4,})x(\d{4,})", folder)
-    return (int(match[1]), int(match[2])) if match else None
+    match = re.fullmatch(r"(\d{4,6})x(\d{4,6})", folder)
+    size = (int(match[1]), int(match[2])) if match else (0, 0)
+    return size if 0 < min(size) and max(size) <= MAX_EDGE else None
 
 
 def partition_of(path: Path) -> int | None:
     """Return the number of a zip named like partition_0000.zip, None for any other."""
-    return archive.index_of(path.name) if re.fullmatch(r"partition_\d{4,}\.zip", path.name) else None
+    index = archive.index_of(path.name)
+    return index if index >= 0 else None
 
 
 class Clip(NamedTuple):
@@ -86,16 +87,16 @@ class Shard:
         self._zip: zipfile.ZipFile | None = None
         try:
             self._zip = zipfile.ZipFile(path)
-        except _FAULTS as error:
-            self.report("damaged shard", "", str(error))
+        except FAULTS as error:
+            self.report("damaged shard", "", reason_of(path, error))
             return
         infos = self._zip.infolist()
         entries = {info.filename: info for info in infos}
         self._check_entries(infos, entries)
         try:
-            listed = json.loads(self._zip.read("frame_paths.json"))
+            listed = read_frame_paths(self._zip)
             listed = {clip: [f"{clip}/{name}" for name in names] for clip, names in listed.items()}
-        except (*_FAULTS, KeyError, AttributeError, TypeError) as error:
+        except FAULTS as error:
             self.report("no index", "", str(error))
             return
         for clip, names in sorted(listed.items()):
@@ -148,7 +149,7 @@ class Shard:
     def read(self, entry: zipfile.ZipInfo) -> bytes:
         """Return the contents of an entry after verifying its checksum; raises one of many errors if damaged."""
         assert self._zip is not None
-        return self._zip.read(entry)
+        return read_frame(self._zip, entry, self.size)
 
     def close(self) -> None:
         """Close the file, if it could be opened."""
@@ -190,7 +191,7 @@ def scan_clip(shard: Shard, clip: str, all_frames: bool) -> ClipScan:
         entry = entries[frame]
         try:
             data = shard.read(entry)
-        except _FAULTS as error:
+        except FAULTS as error:
             reason = str(error).partition(" for file ")[0]
             scan.problems.append(Problem("damaged frame", f"{shard.name}  {entry.filename}", reason, shard.partition))
             continue
@@ -199,7 +200,7 @@ def scan_clip(shard: Shard, clip: str, all_frames: bool) -> ClipScan:
         scan.num_bytes += len(data)
         try:
             decode_rgb(data, out)
-        except _FAULTS as error:
+        except Exception as error:  # decoders raise many types
             kind, detail = explain(data, shard.size, error)
             scan.problems.append(Problem(kind, f"{shard.name}  {entry.filename}", detail, shard.partition))
             continue
@@ -219,12 +220,12 @@ def explain(data: bytes, size: Size, error: Exception) -> tuple[str, str]:
     """Return kind and detail of the problem of an unusable frame, given the error."""
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if (image.height, image.width) != size:  # before the pixels take memory
+                return "frame size", f"{image.height}x{image.width}, not {size[0]}x{size[1]}"
             image.load()
             if image.mode != "RGB":
                 return "colour mode", f"{image.mode}, not RGB"
-            if (image.height, image.width) != size:
-                return "frame size", f"{image.height}x{image.width}, not {size[0]}x{size[1]}"
-    except _FAULTS:
+    except Exception:  # as above
         if not len(data):
             return "unreadable frame", "it is empty"
     return "unreadable frame", re.sub(r" <_io\.BytesIO .*>", "", str(error))
@@ -288,7 +289,7 @@ def match_clip(small: Shard, large: Shard, clip: str) -> Match | None:
             reference = center_crop_and_resize(picture, *small.size) @ _LUMA
             others = _pictures(small, small_entries[first : frame + _MATCHED_AROUND + 1])
             around = [float(np.abs(reference - other @ _LUMA).mean()) for other in others]
-        except _FAULTS:
+        except Exception:  # as above
             continue
         here, best = around[frame - first], min(around)
         distances.append(here)
@@ -332,7 +333,7 @@ def draw_sheet(clips: Mapping[str, Clip], out: Path) -> None:
             for frame in _spread(len(entries), _SHEET_COLUMNS):
                 try:
                     picture = Image.fromarray(next(_pictures(shard, entries[frame : frame + 1])))
-                except _FAULTS:
+                except Exception:  # as above
                     picture = Image.new("RGB", (1, 1), "purple")
                 tiles.append(np.asarray(picture.resize((_SHEET_WIDTH, height), Image.Resampling.LANCZOS)))
         rows += [np.asarray(caption), contact_sheet(tiles, _SHEET_COLUMNS)]

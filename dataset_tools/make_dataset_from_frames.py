@@ -19,6 +19,7 @@ import numpy as np
 
 from dataset_tools import making
 from dnnlib import util
+from dnnlib.json_file import listed, mapped, read_json, record, text
 from training.data.listing import Remarks, list_footage
 from training.data.pictures import PictureClip, picture_clips
 from training.data.pictures import find_frames as find_frames
@@ -87,7 +88,7 @@ def wait_for_listing(path: Path, folder: Path) -> dict[str, list[str]]:
         click.echo(f"Waiting for {path}, which a partition without --wait-for-list-file writes.", err=True)
     while not path.exists():
         time.sleep(_POLL_SEC)
-    listing = json.loads(path.read_text())
+    listing = read_json(path, record({"input_dir": text, "folders": mapped(listed(text))}), "delete it to list anew")
     if listing["input_dir"] != str(folder.resolve()):
         raise ValueError(f"{path} lists {listing['input_dir']}, not {folder.resolve()}; delete it to list anew")
     return listing["folders"]

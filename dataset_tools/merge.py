@@ -5,7 +5,6 @@ Run it when all partitions of a job on several machines are done, or after shard
 """
 
 import hashlib
-import json
 import re
 import zipfile
 from pathlib import Path
@@ -14,22 +13,28 @@ from typing import Any
 import click
 
 from dataset_tools import archive
+from dnnlib.text import one_line
+from dnnlib.zips import FAULTS, reason_of
+from training.data.description import read_description, read_frame_paths, read_manifest
+from training.data.shards import read_frame
 
 
 def read_shard(path: Path) -> dict[str, dict[str, Any]]:
     """Return the clips of a zip for the manifest; raise ValueError naming the zip if it is incomplete."""
     name = path.parent.name
-    clips = {}
+    height, _, width = name.partition("x")
+    size, clips = (int(height), int(width)), {}
     try:
         with zipfile.ZipFile(path) as shard:
-            for clip, frames in json.loads(shard.read("frame_paths.json")).items():
+            for clip, frames in read_frame_paths(shard).items():
                 if frames:
                     digest = hashlib.sha256()
                     for frame in frames:
-                        digest.update(shard.read(f"{clip}/{frame}"))
+                        digest.update(read_frame(shard, shard.getinfo(f"{clip}/{frame}"), size))
                     clips[clip] = {"frames": len(frames), "sha256": {name: digest.hexdigest()}}
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole dataset shard ({error}); make or copy it again") from error
+    except FAULTS as error:
+        reason = reason_of(path, error)
+        raise ValueError(f"{path} is not a whole dataset shard ({reason}); make or copy it again") from error
     return clips
 
 
@@ -44,9 +49,10 @@ def read_partition(root: Path, index: int, size_names: list[str]) -> archive.Sha
         found = read_shard(path)
         here, before = ({clip: entry["frames"] for clip, entry in part.items()} for part in (found, clips or found))
         if odd := sorted(here.items() ^ before.items()):
+            clip = one_line(odd[0][0])
             raise ValueError(
-                f"{path} does not show the same clips as {size_names[0]} (see {odd[0][0]}); make partition {index} "
-                "again at all sizes"
+                f"{path} does not show the same clips as {size_names[0]} (see {clip}); make partition {index} again at "
+                "all sizes"
             )
         for clip, entry in found.items():
             clips.setdefault(clip, entry)["sha256"] |= entry["sha256"]
@@ -73,26 +79,35 @@ def main(root: Path, fps: float | None) -> None:
         )
 
 
+def _known_clips(root: Path) -> dict[str, dict[str, Any]]:
+    """Return the clips of manifest.json, which is about to be written anew."""
+    try:
+        return read_manifest(root)
+    except ValueError as error:
+        click.echo(f"Left out: {error}", err=True)
+        return {}
+
+
 def merge(root: Path, fps: float | None = None) -> list[int]:
     """Run the command; return the numbers of the partitions that have not been made."""
     size_names = sorted(path.name for path in root.iterdir() if re.fullmatch(r"\d{4,}x\d{4,}", path.name))
     zips = [path for name in size_names for path in (root / name).glob("[!.]*.zip")]
     if not zips:
         raise ValueError(f"{root} holds no zips in folders such as 0036x0064; give the root of a dataset")
-    odd = [path for path in zips if not re.fullmatch(r"partition_\d{4,}", path.stem)]
+    odd = [path for path in zips if archive.index_of(path.name) < 0]
     if odd:
         raise ValueError(f"{odd[0]} is not named like partition_0000.zip; rename it, or move it away")
     present = sorted({archive.index_of(path.name) for path in zips})
 
     with archive.locked(root):
-        known = archive.read_description(root) or {}
+        known = read_description(root) or {}
         if fps is None and known.get("fps") is None:
             raise ValueError(f"{root} has no dataset.json to tell the frame rate; give it, such as by --fps 30")
         rate = fps or known["fps"]
         with click.progressbar(present, label="Reading shards") as bar:
             reports = [read_partition(root, index, size_names) for index in bar]
-        made, manifest = known.get("partitions", {}), archive.read_manifest(root)
-        partitions = {index: entry for index, entry in made.items() if not entry["clips"]}
+        made, manifest = known.get("partitions", {}), _known_clips(root)
+        partitions = {index: entry for index, entry in made.items() if not entry.get("clips")}
         clips = {}
         for report in reports:
             entry = report.summary()

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from dnnlib.json_file import anything, read_json
 from dnnlib.locks import locked
 
 CONFIGS = Path(__file__).parent / "youtube_configs"
@@ -51,12 +52,7 @@ def patterns() -> dict[str, str]:
 def read_config(path: Path) -> list[Interval]:
     """Return all intervals of a config, in order; raise ValueError with the reason if it does not match schema.json."""
     expected = patterns()
-    try:
-        config = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=_without_duplicates)
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text in UTF-8, so it cannot be a config of clips") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not proper JSON: {error}") from None
+    config = read_json(path, anything, unique=True)
     if not isinstance(config, dict) or not config:
         raise ValueError(f'{path} must hold an object of videos, as {{"aqz-KE-bpKQ": ["0:26 1:10"]}}')
     intervals = []
@@ -75,13 +71,6 @@ def read_config(path: Path) -> list[Interval]:
             except ValueError as error:
                 raise ValueError(f"{path}: {video} has the interval {text!r}, {error}") from None
     return intervals
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{repeated[0]!r} is there more than once; join the entries")
-    return dict(pairs)
 
 
 def _matches(pattern: str, text: str) -> re.Match[str] | None:

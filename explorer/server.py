@@ -14,11 +14,11 @@ import ipaddress
 import json
 import re
 import select
-import shutil
 import socket
 import struct
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -56,6 +56,12 @@ PARAMETERS = frozenset("model kind seed grid frame start count tab turn fps form
 
 MAX_CONNECTIONS = 64
 LOOK_SEC = 0.1  # how often a waiting thread looks whether its browser is still there
+
+IDLE_SEC = 60.0  # how long a connection is kept without a request
+REQUEST_SEC = 10.0  # from the first byte of a request to its last
+ANSWER_SEC = 60.0  # to take an answer, and as long again for every so many bytes of it
+ANSWER_BYTES = 8 << 20
+PIECE_BYTES = 1 << 20
 
 
 # ----------------------------------------------------------------------------
@@ -167,16 +173,69 @@ def pack(frames: np.ndarray, start: int) -> bytes:
     return b"".join(parts)
 
 
+class _Incoming(io.RawIOBase):
+    """The bytes of a connection, all of which must come before a deadline.
+
+    The deadline is set by `expect`: `idle_sec` for the first byte from then on, `request_sec` for all after it.
+    """
+
+    def __init__(self, connection: socket.socket, idle_sec: float, request_sec: float) -> None:
+        self.connection, self.idle_sec, self.request_sec = connection, idle_sec, request_sec
+        self.expect()
+
+    def expect(self) -> None:
+        """Wait for a new request."""
+        self.deadline, self.has_begun = time.monotonic() + self.idle_sec, False
+
+    def readable(self) -> bool:
+        """Return True, for the buffer around this."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Receive what is there; raise TimeoutError at the deadline."""
+        set_deadline(self.connection, self.deadline)
+        num_bytes = self.connection.recv_into(buffer)
+        if not self.has_begun:
+            self.deadline, self.has_begun = time.monotonic() + self.request_sec, True
+        return num_bytes
+
+
+def set_deadline(connection: socket.socket, deadline: float) -> None:
+    """Have the next call on a connection raise TimeoutError at a time; raise it now if that has passed."""
+    if (left := deadline - time.monotonic()) <= 0:
+        raise TimeoutError("the browser is too slow")
+    connection.settimeout(left)
+
+
 class Handler(BaseHTTPRequestHandler):
     """Answers the requests of one connection. Nothing is computed here: that is the work of the session's thread."""
 
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "Longtake", ""
-    timeout = 60  # seconds that an idle connection is kept
 
-    def __init__(self, session: Session, *arguments: Any) -> None:
+    def __init__(
+        self,
+        session: Session,
+        *arguments: Any,
+        idle_sec: float = IDLE_SEC,
+        request_sec: float = REQUEST_SEC,
+        answer_sec: float = ANSWER_SEC,
+    ) -> None:
         self.session = session
+        self.idle_sec, self.request_sec, self.answer_sec = idle_sec, request_sec, answer_sec
         super().__init__(*arguments)
+
+    def setup(self) -> None:
+        """Read the connection under deadlines."""
+        super().setup()
+        self.rfile.close()
+        self.incoming = _Incoming(self.connection, self.idle_sec, self.request_sec)
+        self.rfile = io.BufferedReader(self.incoming)
+
+    def handle_one_request(self) -> None:
+        """Read and answer a request."""
+        self.incoming.expect()
+        super().handle_one_request()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Write nothing: what the user should know stands in the page."""
@@ -390,9 +449,10 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, answer: Answer) -> None:
         """Write a response."""
         body = answer.body
+        num_bytes = body.stat().st_size if isinstance(body, Path) else len(body)
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
-        self.send_header("Content-Length", str(body.stat().st_size if isinstance(body, Path) else len(body)))
+        self.send_header("Content-Length", str(num_bytes))
         self.send_header("Cache-Control", "no-store")
         self.send_header("Content-Security-Policy", POLICY)
         self.send_header("Cross-Origin-Resource-Policy", "same-origin")
@@ -402,12 +462,13 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if self.close_connection:
             self.send_header("Connection", "close")
+        deadline = time.monotonic() + self.answer_sec * (1 + num_bytes / ANSWER_BYTES)
+        set_deadline(self.connection, deadline)
         self.end_headers()
-        if isinstance(body, Path):
-            with open(body, "rb") as file:
-                shutil.copyfileobj(file, self.wfile)
-        else:
-            self.wfile.write(body)
+        with open(body, "rb") if isinstance(body, Path) else io.BytesIO(body) as file:
+            while piece := file.read(PIECE_BYTES):
+                set_deadline(self.connection, deadline)  # `sendall` takes the time-out as that of all bytes
+                self.wfile.write(piece)
 
 
 class Server(ThreadingHTTPServer):

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 import view
 from dnnlib.video import iter_video_frames
-from explorer.server import STATIC, Handler, Server
+from explorer.server import STATIC, Answer, Handler, Server
 from explorer.session import MAX_CLIPS, Entry, list_entries
 from tests.explorer.helpers import (
     FAR,
@@ -282,6 +282,49 @@ def test_the_queue_is_bounded(session):
         assert ask(session, "/api/models")[0] == 200, "what needs no network is answered meanwhile"
     wait()
     assert [status for status, _ in answers] == [200] * limit
+
+
+@pytest.mark.parametrize(
+    ("sent", "wait_sec"),
+    [
+        (b"", 0.5),
+        (b"GET /api/models HTTP/1.1\r\nHost: localhost\r\nX: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", 0.3),
+        (b"POST /api/close?tab=a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n" + b"a" * 98, 0.3),
+    ],
+)
+def test_a_slow_request_ends_at_its_deadline(networks, sent, wait_sec):
+    """The time is that of the request, however often a byte of it comes."""
+    handler = partial(Handler, idle_sec=0.5, request_sec=0.3)
+    with serving(networks[2], handler=handler) as session:
+        with socket.create_connection(("127.0.0.1", session.port), 10) as client:
+            begin = time.monotonic()
+            client.settimeout(0.02)
+            pieces = iter([sent[: len(sent) // 2], *(bytes([byte]) for byte in sent[len(sent) // 2 :])])
+            with contextlib.suppress(ConnectionError):
+                while time.monotonic() - begin < 5:
+                    client.sendall(next(pieces, b""))
+                    with contextlib.suppress(TimeoutError):
+                        if not client.recv(1000):
+                            break
+            assert wait_sec - 0.05 < time.monotonic() - begin < wait_sec + 1
+        assert ask_json(session, "/api/models")["models"]
+
+
+def test_a_slow_reader_ends_at_its_deadline(networks):
+    class Large(Handler):
+        def route(self, method, path, text):
+            return Answer(bytes(32 << 20))
+
+    with serving(networks[2], handler=partial(Large, answer_sec=0.1)) as session, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", session.port))
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(1)
+        num_bytes = 0
+        with contextlib.suppress(ConnectionError):
+            while data := client.recv(1 << 20):
+                num_bytes += len(data)
+        assert 0 < num_bytes < 32 << 20
 
 
 def test_connections_are_bounded(networks):

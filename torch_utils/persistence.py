@@ -9,6 +9,8 @@ only with files from trusted sources. `torch_utils.safe_pickle` reads the same f
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import copy
 import functools
 import inspect
@@ -17,7 +19,7 @@ import pickle
 import sys
 import types
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,6 +30,8 @@ from dnnlib import EasyDict
 VERSION = 6
 
 AnyClass = TypeVar("AnyClass", bound=type)
+
+_is_checking: contextvars.ContextVar[bool] = contextvars.ContextVar("is_checking", default=True)
 
 _import_hooks: list[Callable[[EasyDict], EasyDict]] = []
 _module_to_src: dict[types.ModuleType, str] = {}
@@ -58,7 +62,7 @@ def persistent_class(cls: AnyClass) -> AnyClass:
             if getattr(self, "_record_init_args", True):
                 object.__setattr__(self, "_init_args", copy.deepcopy(args))
                 object.__setattr__(self, "_init_kwargs", copy.deepcopy(kwargs))
-            if type(self) is Persistent:
+            if type(self) is Persistent and _is_checking.get():
                 _check_picklable(self.__reduce__())
 
         @property
@@ -85,6 +89,16 @@ def persistent_class(cls: AnyClass) -> AnyClass:
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):
         setattr(Persistent, name, getattr(cls, name))
     return Persistent  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Leave out the check that new objects are picklable, for those that are made as a file describes them."""
+    token = _is_checking.set(False)
+    try:
+        yield
+    finally:
+        _is_checking.reset(token)
 
 
 def is_persistent(obj: Any) -> bool:

@@ -3,7 +3,7 @@
 A pickle is a program for a stack machine that can call any function that it names. Here it can name only those below,
 each replaced by a stand-in of this module that stores or checks its arguments. The source text inside a persistent
 record is kept as text. The values of a tensor are embedded as a separate file, in torch's format from before its zip
-archives; of that, too, only the parts of a storage are read.
+archives; of that, too, only the parts of a storage are read. `torch_utils.unpickler` bounds what all of it may take.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import pickle
-import pickletools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,26 +19,18 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from dnnlib.text import one_line as one_line
+from dnnlib.text import shown
+from torch_utils.torch_file import STORAGE_NAMES, TENSOR_NAMES, Storage, load_legacy
+from torch_utils.unpickler import MAX_PARTS, Budget, ForeignError, Function, RefusedError, StandIn, Unpickler, explain
+
 PERSISTENT_VERSION = 6
 
 # The key of a dict that is a bundle of networks as plain values, and the class name of its record.
 BUNDLE = "longtake_bundle"
 
-# Far above that of any network; a small file whose parts refer to each other could otherwise expand without limit.
-MAX_PARTS = 200_000
-
-# A network has about five for each tensor. Python's hash of deeply nested tuples has no check against overflowing the
-# stack, which would end the process.
-MAX_TUPLES = 20_000
-
-# A network's pickle has about ten thousand; each may take sixty bytes of memory.
-MAX_WORDS = 2_000_000
-
-# Above it, torch's own arithmetic with shapes could overflow.
-MAX_TENSOR_VALUES = 1 << 48
-
-# The first two values of a storage's file: torch's magic number and the version of its format.
-LEGACY_FORMAT = (0x1950A86A20F9469CFC6C, 1001)
+# Of the name of an attribute, tensor or module, and of all names that lead to a tensor.
+MAX_NAME, MAX_PATH = 256, 4096
 
 # Internal attributes of torch.nn.Module, in this and in earlier versions of torch.
 MODULE_INTERNALS = r"training|_parameters|_buffers|_modules|_non_persistent_buffers_set|_.*_hooks?(_.*)?"
@@ -79,113 +69,50 @@ def load(file: str | os.PathLike[str] | IO[bytes]) -> Record:
     The root of the result is the network's record. For a train pickle, which is a dict, it is a record of class "dict"
     whose children are the networks and other objects in it by their keys, for example `load(path).children["G"]`.
 
-    Raises ValueError with the name of the file if it is damaged, is not such a pickle, or names anything not allowed.
+    Raises ValueError with the name of the file if it is damaged, is not such a pickle, names anything not allowed, or
+    unfolds to far more than its bytes.
     """
     if isinstance(file, str | os.PathLike):
         with open(file, "rb") as opened:
             return load(opened)
+    trust = ". Nothing in it was run. If you know its author and trust the file, open it as trusted (--trust)"
     name = getattr(file, "name", "the pickle")
+    return _read(file, name, "a network", trust, lambda root, budget: _Converter(budget).root(root))
+
+
+def load_arrays(file: IO[bytes]) -> Any:
+    """Read nested containers of NumPy arrays and plain values from an open pickle; raise ValueError as `load`."""
+    return _read(file, "it", "arrays", "", lambda root, budget: _Converter(budget).plain(root))
+
+
+def _read(file: IO[bytes], name: str, content: str, remedy: str, convert: Callable[[Any, Budget], Any]) -> Any:
+    start = file.tell()
+    budget = Budget(file.seek(0, io.SEEK_END) - start)
+    file.seek(start)
     try:
-        _refuse_overload(file)
-        root = _Unpickler(file).load()
-        return _Converter().root(root)
-    except _RefusedError as error:
-        raise ValueError(
-            f"{name} was not opened: it asks for {one_line(error)}, which a network's file has no need of. "
-            "Nothing in it was run. If you know its author and trust the file, open it as trusted (--trust)"
-        ) from None
-    except _ForeignError as error:
-        raise ValueError(f"{name} is a pickle, but not one of a network: {one_line(error)}") from None
+        return convert(Unpickler(file, _ALLOWED, budget).load(), budget)
+    except RefusedError as error:
+        raise ValueError(f"{explain(name, error, content)}{remedy}") from None
     except Exception as error:
         # A damaged pickle can raise almost any error in the unpickler: EOFError, KeyError, UnicodeDecodeError, ...
-        reason = one_line(f"{type(error).__name__}: {error}")
-        raise ValueError(f"{name} is damaged, or is not a pickled network ({reason})") from error
-
-
-def one_line(text: Any) -> str:
-    """Return text from an untrusted file for a message: one line, at most 204 characters, no control characters."""
-    line = "".join(c if c.isprintable() else "?" for c in str(text)[:1000])
-    return line if len(line) <= 200 else f"{line[:200]} ..."
-
-
-def refuse_overload(file: IO[bytes]) -> None:
-    """Read the opcodes of a pickle without executing them; raise ValueError if they could crash an unpickler.
-
-    The position in the file is restored.
-    """
-    try:
-        _refuse_overload(file)
-    except _ForeignError as error:
-        raise ValueError(str(error)) from None
-
-
-def _refuse_overload(file: IO[bytes]) -> None:
-    """Read the opcodes of a pickle without executing them; raise _ForeignError if they could crash the unpickler."""
-    start = file.tell()
-    num_tuples = 0
-    for num_words, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if num_words >= MAX_WORDS:
-            raise _ForeignError(f"it has more than {MAX_WORDS} words")
-        num_tuples += opcode.name.startswith("TUPLE")
-        # The unpickler's memo is an array: a single large index would use up the memory.
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > MAX_PARTS:
-            raise _ForeignError(f"it numbers an object {argument}, expected at most {MAX_PARTS}")
-    if num_tuples > MAX_TUPLES:
-        raise _ForeignError(f"it makes {num_tuples} tuples, expected at most {MAX_TUPLES}")
-    file.seek(start)
-
-
-class _RefusedError(Exception):
-    """The pickle names a function or class that is not allowed."""
-
-
-class _ForeignError(Exception):
-    """The pickle was read, but does not contain a network."""
+        raise ValueError(explain(name, error, content)) from error
 
 
 # ----------------------------------------------------------------------------
-# Stand-ins. A pickle can call the objects that it names, create instances of them, and set the state of both. None of
-# this may change anything that exists after reading: no stand-in has a __dict__, and all have a __setstate__, without
-# which the unpickler would set attributes itself.
+# Stand-ins. A pickle can call the objects that it names, make instances of them, and set their state. None of this may
+# change anything that exists after reading.
 
 
-class _Function:
-    """Stand-in for an allowed function; calls the function of this module."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., Any]):
-        self._function = function
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise _ForeignError("it sets the state of a function")
-
-
-class _Sealed:
-    """Container of a storage, a tensor or a pattern, so that a pickle cannot set its state."""
-
-    __slots__ = ("content",)
-
-    def __init__(self, content: Any):
-        self.content = content
-
-    def __setstate__(self, state: Any) -> None:
-        raise _ForeignError(f"it sets the state of a {type(self.content).__name__}")
-
-
-class _Mapping(dict):
-    """Stand-in for OrderedDict and EasyDict."""
+class _Mapping(dict, StandIn):
+    """Stand-in for EasyDict."""
 
     __slots__ = ()
 
-    def __setstate__(self, state: Any) -> None:
-        """Ignore attributes of the dict itself, for example the `_metadata` of a state dict."""
+    def set_state(self, state: Any, budget: Budget) -> None:
+        """Ignore attributes of the dict itself."""
 
 
-class _Object:
+class _Object(StandIn):
     """Stand-in for an object of any class whose state is a dict."""
 
     __slots__ = ("class_name", "module_src", "state")
@@ -196,9 +123,10 @@ class _Object:
         self.class_name, self.module_src, self.state = cls.stands_for, "", {}
         return self
 
-    def __setstate__(self, state: Any) -> None:
+    def set_state(self, state: Any, budget: Budget) -> None:
+        """Take the `__dict__` of the object."""
         if not isinstance(state, dict):
-            raise _ForeignError(f"the state of {self.class_name} is a {type(state).__name__}, expected a dict")
+            raise ForeignError(f"the state of {self.class_name} is a {type(state).__name__}, expected a dict")
         self.state = state
 
 
@@ -217,29 +145,32 @@ class _Collector(_Object):
     stands_for = "Collector"
 
 
-class _Dtype:
+class _Dtype(StandIn):
     """Stand-in for a NumPy dtype of numbers, bools or text; objects and records are not allowed."""
 
     __slots__ = ("dtype",)
 
     def __init__(self, code: Any, *args: Any):
         if not isinstance(code, str) or not re.fullmatch("[biufcSU][0-9]{1,9}", code):
-            raise _ForeignError(f"it holds NumPy values of type {code!r}, expected numbers, bools or text")
+            raise ForeignError(f"it holds NumPy values of type {shown(code)}, expected numbers, bools or text")
         self.dtype = np.dtype(code)
 
-    def __setstate__(self, state: Any) -> None:
+    def set_state(self, state: Any, budget: Budget) -> None:
+        """Take the order of bytes."""
         if state[1] in ("<", ">"):
             self.dtype = self.dtype.newbyteorder(state[1])
 
-    def decode(self, shape: Any, data: Any, fortran: bool = False) -> np.ndarray:
-        """Return the array of this dtype and of `shape` in the bytes; _ForeignError if their number differs."""
-        if not isinstance(data, bytes) or len(data) != math.prod(shape) * self.dtype.itemsize:
-            raise _ForeignError("a NumPy array's bytes do not fit its shape")
+    def decode(self, budget: Budget, shape: Any, data: Any, fortran: bool = False) -> np.ndarray:
+        """Return the array of this dtype and of `shape` in the bytes; ForeignError if their number differs."""
+        is_shape = isinstance(shape, tuple) and all(type(number) is int and number >= 0 for number in shape)
+        if not is_shape or not isinstance(data, bytes) or len(data) != math.prod(shape) * self.dtype.itemsize:
+            raise ForeignError("a NumPy array's bytes do not fit its shape")
+        budget.charge(len(data) or self.dtype.itemsize)  # an array without values takes memory for one
         array = np.frombuffer(data, self.dtype) if data else np.empty(0, self.dtype)
         return array.reshape(shape, order="F" if fortran else "C").copy()
 
 
-class _Array:
+class _Array(StandIn):
     """Stand-in for a NumPy array, created empty before its state is set."""
 
     __slots__ = ("array",)
@@ -247,125 +178,72 @@ class _Array:
     def __init__(self) -> None:
         self.array = np.empty(0)
 
-    def __setstate__(self, state: Any) -> None:
+    def set_state(self, state: Any, budget: Budget) -> None:
+        """Take version, shape, dtype, order and bytes."""
         _, shape, dtype, fortran, data = state
-        self.array = dtype.decode(shape, data, fortran)
+        self.array = _Dtype.decode(dtype, budget, shape, data, fortran)
 
 
-def _reconstruct_persistent_obj(meta: Any) -> _Object:
+def _reconstruct_persistent_obj(budget: Budget, meta: Any) -> _Object:
     if not isinstance(meta, dict) or meta.get("type") != "class" or not isinstance(meta.get("class_name"), str):
-        raise _ForeignError("a persistent object in it lacks its type or its class name")
+        raise ForeignError("a persistent object in it lacks its type or its class name")
     if meta.get("version") != PERSISTENT_VERSION:
-        raise _ForeignError(f"persistent format version {meta.get('version')!r}, expected {PERSISTENT_VERSION}")
+        raise ForeignError(f"persistent format version {shown(meta.get('version'))}, expected {PERSISTENT_VERSION}")
     obj = _Object()
-    obj.class_name = meta["class_name"]
-    obj.module_src = meta["module_src"]
-    obj.__setstate__(meta["state"])
+    if not isinstance(meta["module_src"], str):
+        raise ForeignError("the source text of a persistent object in it is no text")
+    obj.class_name, obj.module_src = meta["class_name"], meta["module_src"]
+    obj.set_state(meta["state"], budget)
     return obj
 
 
-class _StorageUnpickler(pickle.Unpickler):
-    """Unpickler of the parts of a storage's file, which may name types of storages only."""
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if module_name in ("torch", "torch.storage") and global_name in _STORAGE_TYPES:
-            return _STORAGE_TYPES[global_name]
-        raise _RefusedError(f"{module_name}.{global_name}")
-
-    def persistent_load(self, pid: Any, /) -> Any:
-        return _Sealed(pid)
+def _load_from_bytes(budget: Budget, data: Any) -> Storage:
+    """Return a storage from its file."""
+    storage = load_legacy(io.BytesIO(data), STORAGE_NAMES, budget)
+    if not isinstance(storage, Storage):
+        raise ForeignError("the bytes of a tensor in it do not hold a storage")
+    return storage
 
 
-def _load_from_bytes(data: Any) -> _Sealed:
-    """Return a storage as a 1-D tensor, sealed twice to distinguish it from a tensor."""
-    file = io.BytesIO(data)
-    parts = []
-    for _ in range(5):  # magic number, version, system information, the storage, the keys of storages
-        _refuse_overload(file)
-        parts.append(_StorageUnpickler(file).load())
-    magic, protocol, machine, sealed, keys = parts
-    if (magic, protocol) != LEGACY_FORMAT or not isinstance(machine, dict) or machine.get("little_endian") is not True:
-        raise _ForeignError("the bytes of a tensor in it are not in the format of a storage")
-    if not isinstance(sealed, _Sealed) or not isinstance(keys, list) or len(keys) != 1:
-        raise _ForeignError("the bytes of a tensor in it do not hold one storage")
-    kind, dtype, _, _, num_values, *view = sealed.content
-    num_bytes = len(data) - file.tell() - 8  # the number of values is repeated before them
-    if kind != "storage" or not isinstance(dtype, torch.dtype) or view != [None]:
-        raise _ForeignError("the bytes of a tensor in it do not hold a storage")
-    if type(num_values) is not int or num_bytes != num_values * dtype.itemsize:
-        raise _ForeignError(f"a storage in it has {num_bytes} bytes, expected {num_values} values of {dtype}")
-    values = bytearray(memoryview(data)[len(data) - num_bytes :])
-    return _Sealed(_Sealed(torch.frombuffer(values, dtype=dtype) if num_bytes else torch.empty(0, dtype=dtype)))
+def _compile(budget: Budget, pattern: Any, flags: Any) -> str:
+    """Return the text of a regular expression."""
+    if not isinstance(pattern, str):
+        raise ForeignError(f"a regular expression in it is a {type(pattern).__name__}")
+    return pattern
 
 
-def _rebuild_tensor_v2(sealed: Any, offset: Any, shape: Any, stride: Any, *args: Any) -> _Sealed:
-    if not isinstance(sealed, _Sealed) or not isinstance(sealed.content, _Sealed):
-        raise _ForeignError("a tensor in it has no storage")
-    values = sealed.content.content
-    if any(type(number) is not int or number < 0 for number in (offset, *shape, *stride)):
-        raise _ForeignError("a tensor in it has a shape or strides that are not whole numbers")
-    num_needed = 0 if 0 in shape else offset + 1 + sum((s - 1) * d for s, d in zip(shape, stride, strict=True))
-    if num_needed > len(values) or math.prod(shape) > MAX_TENSOR_VALUES:
-        raise _ForeignError(f"a tensor of shape {tuple(shape)} is larger than its storage of {len(values)} values")
-    return _Sealed(values.as_strided(tuple(shape), tuple(stride), offset))
+def _frombuffer(budget: Budget, data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+    array = _Array()
+    array.array = _Dtype.decode(dtype, budget, shape, data, order == "F")
+    return array
 
 
-def _rebuild_parameter(sealed: Any, *args: Any) -> _Sealed:
-    return sealed
+def _scalar(budget: Budget, dtype: Any, data: Any) -> Any:
+    return _Dtype.decode(dtype, budget, (), data)[()]
 
 
-def _compile(pattern: Any, flags: Any) -> _Sealed:
-    return _Sealed(str(pattern))
-
-
-def _scalar(dtype: _Dtype, data: Any) -> Any:
-    return dtype.decode((), data)[()]
-
-
-_STORAGE_TYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "ComplexFloatStorage": torch.complex64,
-    "ComplexDoubleStorage": torch.complex128,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
+_MAKE_ARRAY = Function(lambda budget, *args: _Array())
 
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Function(_reconstruct_persistent_obj),
+    **TENSOR_NAMES,
+    ("torch._utils", "_rebuild_parameter"): Function(lambda budget, tensor, *args: tensor),
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): Function(_reconstruct_persistent_obj),
     ("torch_utils.training_stats", "Collector"): _Collector,
     ("dnnlib.util", "EasyDict"): _Mapping,
-    ("collections", "OrderedDict"): _Mapping,
-    ("re", "_compile"): _Function(_compile),
-    ("torch._utils", "_rebuild_parameter"): _Function(_rebuild_parameter),
-    ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor_v2),
-    ("torch.storage", "_load_from_bytes"): _Function(_load_from_bytes),
+    ("re", "_compile"): Function(_compile),
+    ("torch.storage", "_load_from_bytes"): Function(_load_from_bytes),
     ("torch.nn.modules.container", "ModuleList"): _ModuleList,
     ("torch.nn.modules.linear", "Identity"): _Identity,
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _Array,
     # The first name is that of NumPy 1.
-    ("numpy.core.multiarray", "scalar"): _Function(_scalar),
-    ("numpy._core.multiarray", "scalar"): _Function(_scalar),
-    ("numpy.core.multiarray", "_reconstruct"): _Function(lambda *args: _Array()),
-    ("numpy._core.multiarray", "_reconstruct"): _Function(lambda *args: _Array()),
+    ("numpy.core.multiarray", "scalar"): Function(_scalar),
+    ("numpy._core.multiarray", "scalar"): Function(_scalar),
+    ("numpy.core.numeric", "_frombuffer"): Function(_frombuffer),
+    ("numpy._core.numeric", "_frombuffer"): Function(_frombuffer),
+    ("numpy.core.multiarray", "_reconstruct"): _MAKE_ARRAY,
+    ("numpy._core.multiarray", "_reconstruct"): _MAKE_ARRAY,
 }
-
-
-class _Unpickler(pickle.Unpickler):
-    """Unpickler that resolves allowed names only; the base class raises an error for persistent ids."""
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        try:
-            return _ALLOWED[module_name, global_name]
-        except KeyError:
-            raise _RefusedError(f"{module_name}.{global_name}") from None
 
 
 # ----------------------------------------------------------------------------
@@ -379,62 +257,74 @@ class _NotPlainError(Exception):
 class _Converter:
     """Converter of stand-ins to records; counts the parts and raises an error above MAX_PARTS."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
         self.num_parts = 0
 
     def root(self, value: Any) -> Record:
         if isinstance(value, _Object):
             return self.record(value)
         if not isinstance(value, dict):
-            raise _ForeignError(f"it holds a {type(value).__name__}, expected a network or a dict of networks")
+            raise ForeignError(f"it holds a {type(value).__name__}, expected a network or a dict of networks")
         if BUNDLE in value:
             return self.bundle(value)
         objects = {key: item for key, item in value.items() if isinstance(item, _Object)}
         if not objects:
-            raise _ForeignError(f"it holds a dict without networks, with the keys {', '.join(map(repr, value))}")
-        children = {str(key): self.record(item) for key, item in objects.items()}
+            names = ", ".join(map(shown, [*value][:8]))
+            raise ForeignError(f"it holds a dict without networks, with the keys {names}")
+        children = {self.name(key): self.record(item) for key, item in objects.items()}
         return Record("dict", attributes=self.plain_items(value), children=children)
 
     def bundle(self, value: dict[Any, Any]) -> Record:
         """Return the record of a bundle: attributes but for its networks, and each network with all its tensors."""
         if value[BUNDLE] != 1:
-            raise _ForeignError(f"it is a bundle of version {value[BUNDLE]!r}, expected 1: use a newer Longtake")
+            raise ForeignError(f"it is a bundle of version {shown(value[BUNDLE])}, expected 1: use a newer Longtake")
         children = {}
         for role, entry in value["networks"].items():
-            tensors = {str(name): self.tensor(tensor, name) for name, tensor in entry["tensors"].items()}
-            children[str(role)] = Record(
-                str(entry["class"]), "", {"options": self.plain(entry["options"])}, {}, tensors
-            )
+            tensors = {self.name(name): self.tensor(tensor, name) for name, tensor in entry["tensors"].items()}
+            options = {"options": self.plain(entry["options"])}
+            children[self.name(role)] = Record(self.name(entry["class"]), "", options, {}, tensors)
         own = {name: item for name, item in value.items() if name not in (BUNDLE, "networks")}
         return Record(BUNDLE, "", self.plain_items(own), children)
 
-    def record(self, obj: _Object) -> Record:
+    def record(self, obj: _Object, path_letters: int = 0) -> Record:
         self.count()
         state = obj.state
         tensors = {}
         for kind in ("_parameters", "_buffers"):
             for name, tensor in state.get(kind, {}).items():
                 if tensor is not None and name not in state.get("_non_persistent_buffers_set", ()):
-                    tensors[str(name)] = self.tensor(tensor, name)
+                    tensors[self.name(name)] = self.tensor(tensor, name)
         modules = {name: module for name, module in state.get("_modules", {}).items() if module is not None}
         strangers = [name for name, module in modules.items() if not isinstance(module, _Object)]
         if strangers:
-            raise _ForeignError(f"the sub-module {strangers[0]!r} of {obj.class_name} is not a module")
-        children = {str(name): self.record(module) for name, module in modules.items()}
-        own = {name: item for name, item in state.items() if not re.fullmatch(MODULE_INTERNALS, name)}
-        return Record(obj.class_name, str(obj.module_src), self.plain_items(own), children, tensors)
+            raise ForeignError(f"the sub-module {shown(strangers[0])} of {obj.class_name} is not a module")
+        children = {}
+        for name, module in modules.items():
+            letters = path_letters + len(self.name(name))
+            if letters > MAX_PATH:
+                raise ForeignError(f"the names of its modules add up to more than {MAX_PATH} letters")
+            children[str(name)] = self.record(module, letters)
+        own = {name: item for name, item in state.items() if not re.fullmatch(MODULE_INTERNALS, self.name(name))}
+        return Record(obj.class_name, obj.module_src, self.plain_items(own), children, tensors)
 
-    def tensor(self, sealed: Any, name: Any) -> torch.Tensor:
+    def name(self, name: Any) -> str:
+        """Return the name of something as text."""
+        if not isinstance(name, str | int) or len(text := str(name)) > MAX_NAME:
+            raise ForeignError(f"{shown(name)} is a name in it, expected at most {MAX_NAME} letters")
+        return text
+
+    def tensor(self, tensor: Any, name: Any) -> torch.Tensor:
         self.count()
-        if not isinstance(sealed, _Sealed) or not isinstance(sealed.content, torch.Tensor):
-            raise _ForeignError(f"the parameter or buffer {name!r} in it is not a tensor")
-        return sealed.content
+        if not isinstance(tensor, torch.Tensor):
+            raise ForeignError(f"the parameter or buffer {shown(name)} in it is not a tensor")
+        return tensor
 
     def plain_items(self, items: dict[Any, Any]) -> dict[str, Any]:
         plain = {}
         for name, item in items.items():
             try:
-                plain[str(name)] = self.plain(item)
+                plain[self.name(name)] = self.plain(item)
             except _NotPlainError:
                 continue
         return plain
@@ -445,8 +335,6 @@ class _Converter:
             return value
         if isinstance(value, _Array):
             return value.array
-        if isinstance(value, _Sealed) and isinstance(value.content, str):
-            return value.content
         if isinstance(value, list | tuple | set | frozenset):
             return type(value)(self.plain(item) for item in value)
         if isinstance(value, dict):
@@ -456,4 +344,4 @@ class _Converter:
     def count(self) -> None:
         self.num_parts += 1
         if self.num_parts > MAX_PARTS:
-            raise _ForeignError(f"its parts unfold to more than {MAX_PARTS}")
+            raise ForeignError(f"its parts unfold to more than {MAX_PARTS}")

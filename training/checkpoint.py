@@ -11,7 +11,6 @@ python -m training.checkpoint convert model.pkl model.safetensors
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import pickle
 import re
@@ -26,7 +25,9 @@ import torch
 from torch import nn
 
 from dnnlib import download, util
-from torch_utils import safe_pickle
+from dnnlib.file_kinds import explain_kind
+from dnnlib.text import one_line
+from torch_utils import torch_file
 from training.config import TrainOptions, make_system, resolve
 from training.contract import Bundle
 from training.network_file import load_bundle, locate, save_bundle
@@ -86,33 +87,13 @@ def load_train_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises ValueError naming the file if it is missing, truncated, damaged, or not a training state.
     """
     try:
-        # torch.load neither verifies the stored checksums nor limits the size of the unpacked data.
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            num_bytes = sum(entry.file_size for entry in entries)
-            if any(entry.compress_type for entry in entries) or num_bytes > os.path.getsize(path):
-                raise zipfile.BadZipFile("it unpacks to more than it holds")
-            for entry in entries:
-                if entry.filename.endswith("/data.pkl"):
-                    safe_pickle.refuse_overload(io.BytesIO(archive.read(entry)))
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or foreign file can raise almost any in torch and zipfile
-        raise ValueError(f"{path} is not a whole training state ({_reason(error)})") from error
+        state = torch_file.load(path)
+    except (OSError, ValueError) as error:
+        other = explain_kind(path, "a training state") if os.path.isfile(path) else None
+        raise ValueError(f"{path} is not a whole training state: {f'it {other}' if other else error}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, expected the dict of a training state")
     return state
-
-
-def _reason(error: Exception) -> str:
-    """Return what is wrong with a training state, without the advice that torch's reader adds for other files."""
-    if isinstance(error, pickle.UnpicklingError):
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        held = f"names {named[1]}" if named else "is no plain list of tensors and values"
-        return f"its pickle {held}, and none of it was run"
-    return error.strerror if isinstance(error, OSError) and error.strerror else reason_of(error)
 
 
 def load_run_state(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -140,13 +121,13 @@ def find_wrong(value: Any, schema: Any, name: str, is_whole: bool = True) -> str
     Without `is_whole` entries may be missing.
     """
     if not isinstance(schema, dict):
-        found = safe_pickle.one_line(f"its {name} is of type {type(value).__name__}")
+        found = one_line(f"its {name} is of type {type(value).__name__}")
         return None if isinstance(value, schema) else found
     if not isinstance(value, dict):
-        return safe_pickle.one_line(f"its {name} is of type {type(value).__name__}, expected entries")
+        return one_line(f"its {name} is of type {type(value).__name__}, expected entries")
     missing = [key for key in schema if key is not ... and key not in value]
     if is_whole and missing:
-        return safe_pickle.one_line(f"its {name} has no entry {missing[0]!r}")
+        return one_line(f"its {name} has no entry {missing[0]!r}")
     for key, item in value.items():
         part = schema.get(key, schema.get(...))
         wrong = find_wrong(item, part, f"{name}.{key}" if name else str(key), is_whole) if part else None

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dnnlib.text import one_line
 from torch_utils import host_memory
-from torch_utils.safe_pickle import one_line
 from training.config import check_keys
 from training.side_files import append_line, forget_after, metric_values
 from training.side_files import read_lines as read_lines

@@ -22,9 +22,9 @@ from typing import Any, cast
 import torch
 
 from dnnlib import locks
+from dnnlib.text import one_line
 from dnnlib.util import atomic_path
 from torch_utils import distributed, host_memory, misc, training_stats
-from torch_utils.safe_pickle import one_line
 from training import checkpoint
 from training.config import TrainOptions, make_system, settle, system_class, to_dict
 from training.contract import Batch, BatchSpec, System

@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from dnnlib import download, util
+from dnnlib.file_kinds import explain_kind
 from torch_utils import persistence, safe_pickle
 from training import registry
 from training.contract import Bundle, Tokenizer
@@ -296,14 +297,13 @@ def _is_safetensors(path: str) -> bool:
             + (f", or an included model: {names}" if names else "")
         )
     try:
+        other = explain_kind(path, "a network")
         with open(path, "rb") as file:
-            head = file.read(4096)
+            head = file.read(16)
     except PermissionError:
         raise ValueError(f"{path} may not be read: change its permissions (chmod +r), or copy it") from None
-    if not head:
-        raise ValueError(f"{path} is damaged: it is empty; copy or download it again")
-    if download.is_web_page(head):
-        raise ValueError(f"{path} is a web page, expected a network: download the file that the page is about")
+    if other is not None:
+        raise ValueError(f"{path} {other}")
     if head.startswith(b"PK"):
         _refuse_archive(path)
     # The header length fits into six of its eight bytes, and the header is JSON.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import io
@@ -17,7 +18,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from torch_utils import safe_pickle
+from dnnlib.json_file import parse_json, record
+from torch_utils import persistence, safe_pickle
 from training import registry
 from training.contract import Bundle
 
@@ -194,7 +196,7 @@ def read_safetensors(path: str) -> Contents:
     if SAFETENSORS_KEY not in metadata:
         raise ValueError(f"{path} does not say which network it holds: the entry {SAFETENSORS_KEY!r} is missing")
     try:
-        facts = dict(json.loads(metadata[SAFETENSORS_KEY]))
+        facts = dict(parse_json(metadata[SAFETENSORS_KEY].encode(), "it", record()))
         sha256 = facts.pop("sha256", None)
         if sha256 is not None and sha256 != digest(facts, tensors):
             raise ValueError("its checksum is wrong")
@@ -233,29 +235,53 @@ def safetensors_library(path: str | os.PathLike[str]) -> Any:
 
 
 def build_network(cls: Any, options: dict[str, Any], tensors: dict[str, torch.Tensor], path: str) -> nn.Module:
+    """Return a network with the given tensors; memory for it is taken after these were found to fit its options."""
     try:
-        with _Budget(sum(tensor.numel() for tensor in tensors.values()), options):
+        shell = _build_shell(cls, options, tensors)
+        if shell is not None:
+            _check_fit(shell, tensors, path)
+        with persistence.unchecked(), contextlib.nullcontext() if shell is not None else _Budget(tensors, options):
             module = cls(**options)
+    except _UnfitError:
+        raise
     except Exception as error:  # options from a file may be anything
         raise ValueError(f"the options in {path} make no {cls.__name__} ({reason_of(error)})") from error
-    own = module.state_dict()
-    try:
-        module.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        missing = [name for name in own if name not in tensors]
-        surplus = [name for name in tensors if name not in own]
-        differing = [
-            f"{name} {list(tensors[name].shape)}, expected {list(tensor.shape)}"
-            for name, tensor in own.items()
-            if name in tensors and tensors[name].shape != tensor.shape
-        ]
-        problems = [
-            f"{len(names)} {kind} ({safe_pickle.one_line('; '.join(names[:3]))}{'; ...' if len(names) > 3 else ''})"
-            for kind, names in (("missing", missing), ("unknown", surplus), ("of another shape", differing))
-            if names
-        ]
-        raise ValueError(f"the tensors of {path} do not fit a {cls.__name__}: {', '.join(problems)}") from error
+    if shell is None:
+        _check_fit(module, tensors, path)
+    module.load_state_dict(tensors, strict=True)
     return module
+
+
+def _build_shell(cls: Any, options: dict[str, Any], tensors: dict[str, torch.Tensor]) -> nn.Module | None:
+    """Return the network without memory for its values; None if its constructor computes with them."""
+    try:
+        with persistence.unchecked(), _Budget(tensors, options), torch.device("meta"):
+            return cls(**options)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+class _UnfitError(ValueError):
+    """The tensors of a file are not those of the network that its options make."""
+
+
+def _check_fit(module: nn.Module, tensors: dict[str, torch.Tensor], path: str) -> None:
+    """Raise _UnfitError unless the tensors have the names and shapes of those of a network."""
+    own = module.state_dict()
+    missing = [name for name in own if name not in tensors]
+    surplus = [name for name in tensors if name not in own]
+    differing = [
+        f"{name} {list(tensors[name].shape)}, expected {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    problems = [
+        f"{len(names)} {kind} ({safe_pickle.one_line('; '.join(names[:3]))}{'; ...' if len(names) > 3 else ''})"
+        for kind, names in (("missing", missing), ("unknown", surplus), ("of another shape", differing))
+        if names
+    ]
+    if problems:
+        raise _UnfitError(f"the tensors of {path} do not fit a {type(module).__name__}: {', '.join(problems)}")
 
 
 class _Budget(TorchFunctionMode):
@@ -266,9 +292,11 @@ class _Budget(TorchFunctionMode):
 
     FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.eye)
 
-    def __init__(self, num_values: int, options: dict[str, Any]):
+    def __init__(self, tensors: dict[str, torch.Tensor], options: dict[str, Any]):
         super().__init__()
+        num_values = sum({id(tensor): tensor.numel() for tensor in tensors.values()}.values())
         self.num_left = 4 * num_values + (1 << 20)
+        self.num_tensors_left = 16 * len(tensors) + 1000
         for name, value in options.items():
             for number in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(number, int) and number > self.num_left:
@@ -276,11 +304,14 @@ class _Budget(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in self.FACTORIES:
-            self.num_left -= func(*args, **kwargs | {"device": "meta"}).numel()
-            if self.num_left < 0:
-                raise ValueError("a network far larger than its tensors")
-        return func(*args, **kwargs)
+        if func not in self.FACTORIES:
+            return func(*args, **kwargs)
+        made = func(*args, **kwargs | {"device": "meta"})
+        self.num_left -= made.numel()
+        self.num_tensors_left -= 1
+        if min(self.num_left, self.num_tensors_left) < 0:
+            raise ValueError("a network far larger than its tensors")
+        return made if str(kwargs.get("device")) == "meta" else func(*args, **kwargs)
 
 
 def reason_of(error: Exception) -> str:

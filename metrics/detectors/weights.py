@@ -5,18 +5,17 @@ SHA-256 is one that the caller accepts.
 """
 
 import functools
-import pickle
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy._core.multiarray import _reconstruct as numpy_reconstruct
 from torch import Tensor, nn
 
 from dnnlib.download import file_sha256
+from dnnlib.file_kinds import explain_kind
+from torch_utils import safe_pickle, torch_file
 
 LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # the first object of a PyTorch file before 1.6
 
@@ -39,9 +38,14 @@ def load_arrays(file: Path) -> dict[str, np.ndarray]:
     """
     with open(file, "rb") as stream:
         try:
-            return dict(_flatten(_ArrayUnpickler(stream).load()))
-        except (pickle.UnpicklingError, EOFError) as error:
-            raise ValueError(f"{file} is not a plain pickle of numpy arrays: {error}") from error
+            arrays = dict(_flatten(safe_pickle.load_arrays(stream)))
+        except (ValueError, AttributeError) as error:
+            other = explain_kind(file, "weights")
+            reason = f"it {other}" if other else error
+            raise ValueError(f"{file} is not a plain pickle of numpy arrays: {reason}") from error
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise ValueError(f"{file} holds other things than numpy arrays; give the weights as they were published")
+    return arrays
 
 
 def load_state_dict(file: Path) -> dict[str, Tensor]:
@@ -53,10 +57,9 @@ def load_state_dict(file: Path) -> dict[str, Tensor]:
     if container(file) != "state_dict":
         raise ValueError(f"{file} is not a PyTorch state dict; give the file that `torch.save` wrote")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{file} cannot be read as tensors alone, which is all that is accepted: {reason}") from error
+        state = torch_file.load(file)
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read as tensors alone, which is all that is accepted: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{file} holds other things than named tensors; save the state dict of the network alone")
     return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
@@ -108,21 +111,6 @@ def crc32c(data: bytes | memoryview) -> int:
         shift = _apply(shift, shift)
     start = _apply(_append_zeros(num_bytes), np.array([0xFFFFFFFF], np.uint32))
     return int(remainders[0] ^ start[0]) ^ 0xFFFFFFFF
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler that accepts only the three names in a pickled NumPy array."""
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        allowed = {
-            ("numpy.core.multiarray", "_reconstruct"): numpy_reconstruct,
-            ("numpy._core.multiarray", "_reconstruct"): numpy_reconstruct,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
-        if (module_name, global_name) not in allowed:
-            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which is refused")
-        return allowed[module_name, global_name]
 
 
 def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:

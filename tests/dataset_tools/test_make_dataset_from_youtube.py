@@ -186,8 +186,8 @@ def test_what_schema_and_parser_refuse(tmp_path, config, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (f'{{"{ID}": ["0:26 6:30"', "clips.json is not proper JSON: Expecting"),
-        (f'{{"{ID}": ["0:26 6:30"], "{ID}": ["7:00 8:00"]}}', f"'{ID}' is there more than once; join the entries"),
+        (f'{{"{ID}": ["0:26 6:30"', r"clips.json is damaged (no JSON: Expecting"),
+        (f'{{"{ID}": ["0:26 6:30"], "{ID}": ["7:00 8:00"]}}', f"'{ID}' more than once; join the entries"),
         (f'{{"{ID}": ["6:30 0:26"]}}', "'6:30 0:26', which does not end after its start"),
         (f'{{"{ID}": ["1:00 60"]}}', "which does not end after its start"),
         (f'{{"{ID}": ["all", "0:26 6:30"]}}', 'has intervals beside "all"'),

@@ -47,9 +47,9 @@ class ServedSession(Session):
 
 
 @contextlib.contextmanager
-def serving_entries(entries, **options):
+def serving_entries(entries, handler=Handler, **options):
     """Serve models; give the session, which knows its `port`."""
-    with ServedSession(entries, **options) as session, Server("127.0.0.1", 0, partial(Handler, session)) as server:
+    with ServedSession(entries, **options) as session, Server("127.0.0.1", 0, partial(handler, session)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         session.port = server.server_address[1]

@@ -214,6 +214,10 @@ def bad_file(kind: str, path: Path, networks: dict[str, Any]) -> None:
         torch.save(networks["lres"].state_dict(), path, _use_new_zipfile_serialization=False)
     elif kind == "text":
         path.write_text('{"error": "not found"}')
+    elif kind == "git-lfs":
+        path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123\n")
+    elif kind == "gzip":
+        path.write_bytes(b"\x1f\x8b\x08" + bytes(20))
     elif kind == "huge header":
         path.write_bytes((1 << 40).to_bytes(8, "little") + b'{"a":1}')
     elif kind == "lying header":
@@ -236,7 +240,9 @@ def bad_file(kind: str, path: Path, networks: dict[str, Any]) -> None:
         ("broken zip", "is a zip archive"),
         ("torch.save", "whole training state"),
         ("old torch.save", "not one of a network|is damaged|holds a int"),
-        ("text", "is damaged, or is"),
+        ("text", "is text, expected a network: it begins with '{.*not found"),
+        ("git-lfs", r"is a pointer of git-lfs, expected a network: fetch .*\(git lfs pull\)"),
+        ("gzip", "is compressed by gzip, expected a network: unpack it"),
         ("huge header", "is damaged, or is no .safetensors file"),
         ("lying header", "is damaged, or is no .safetensors file"),
         ("pipe", "there is no file"),
@@ -385,7 +391,7 @@ def test_training_states_that_unpack_to_more_are_refused(tmp_path: Path):
         checkpoint.load_train_state(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02})" + b"\x85" * 100_000 + b"Ns.")
-    with pytest.raises(ValueError, match="100000 tuples"):
+    with pytest.raises(ValueError, match="more than 20000 tuples"):
         checkpoint.load_train_state(path)
 
 
@@ -420,6 +426,7 @@ LIES = [
     ("lres", {"temporal_channels": None}),
     ("lres", {"unheard_of": 1}),
     ("sres", {"num_layers": 10**8}),
+    ("sres", {"num_layers": 10**6}),
     ("sres", {"channel_base": 1 << 40, "channel_max": 1 << 40}),
     ("sres", {"channel_base": 10**6, "channel_max": 10**6}),
     ("sres", {"z_channels": -1}),
@@ -435,6 +442,48 @@ def test_false_options_cost_neither_memory_nor_time(name: str, lie: dict[str, An
     tensors = network.state_dict()
     with bounded_memory(200 << 20), pytest.raises(ValueError, match="net.pkl"):
         network_format.build_network(type(network), network.options | lie, tensors, "net.pkl")
+
+
+class Chain(torch.nn.Module):
+    """Layers whose values are few; those of some constructors are needed while it is made."""
+
+    def __init__(self, num_layers: int, size: int, computes: bool = False):
+        super().__init__()
+        self.options = {"num_layers": num_layers, "size": size, "computes": computes}
+        widths = [int(size) for size in torch.full((3,), float(size))] if computes else [size] * 3
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(1, 1) for _ in range(num_layers)])
+        self.last = torch.nn.Linear(widths[0], widths[1])
+        self.register_buffer("fixed", torch.arange(4.0), persistent=False)
+
+
+@pytest.mark.parametrize("computes", [False, True])
+def test_networks_are_compared_with_their_tensors_before_they_take_memory(computes: bool):
+    network = Chain(3, 8, computes)
+    found = network_format.build_network(Chain, network.options, network.state_dict(), "net.pkl")
+    assert_same(found, network)
+    assert torch.equal(found.fixed, torch.arange(4.0))
+    for lie, message in (
+        ({"num_layers": 100_000}, "far larger than its tensors"),
+        ({"num_layers": 4}, "do not fit a Chain: 2 missing"),
+        ({"size": 900}, "do not fit a Chain: 2 of another shape"),
+    ):
+        with bounded_memory(100 << 20), pytest.raises(ValueError, match=f"net.pkl .*{message}"):
+            network_format.build_network(Chain, network.options | lie, network.state_dict(), "net.pkl")
+
+
+def test_the_same_tensor_in_many_places_is_counted_once():
+    layer = torch.nn.Linear(1, 1).state_dict()
+    tensors = {f"layers.{i}.{name}": tensor for i in range(60) for name, tensor in layer.items()}
+    wide = torch.zeros(1).expand(1 << 22)
+    with pytest.raises(ValueError, match="far larger than its tensors"):
+        network_format.build_network(Chain, {"num_layers": 60, "size": 2048}, tensors | {"last.bias": wide[:2]}, "x")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 5])
+@pytest.mark.parametrize("name", ["lres", "sres-D"])
+def test_pickles_of_other_versions_of_the_format_open(name: str, protocol: int, networks: Any, tmp_path: Path):
+    (tmp_path / "net.pkl").write_bytes(pickle.dumps(networks[name], protocol=protocol))
+    assert_same(checkpoint.load_network(tmp_path / "net.pkl"), networks[name])
 
 
 def open_damaged(data: bytes, path: Path) -> Any:

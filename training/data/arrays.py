@@ -1,14 +1,91 @@
-"""Read videos from npz files: all at once, or a frame at a time."""
+"""Read arrays from npy and npz files within the bytes that are there, and videos from them, at once or by frames."""
 
+import contextlib
+import io
+import math
 import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
+from dnnlib.zips import FAULTS
+
 ARRAY_SUFFIX = ".npz"
 _NAMES = ("frames", "videos", "video")
+
+# What a compressed npz file may unpack to: a multiple of its bytes, or, if it is small, this many bytes.
+MAX_RATIO, MIN_LIMIT = 100, 64 << 20
+_CHUNK_BYTES = 1 << 20
+
+
+# ----------------------------------------------------------------------------
+# Arrays.
+
+
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Return shape, whether it is in Fortran order, and dtype, which begin an array of the npy format."""
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"its header is of version {version}, expected 1.0 or 2.0")
+    shape, is_fortran, dtype = readers[version](file)
+    if dtype.hasobject or not dtype.itemsize or any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"it is {dtype} of shape {shape}, expected numbers or text")
+    return shape, is_fortran, dtype
+
+
+def read_array(file: IO[bytes], num_bytes: int) -> np.ndarray:
+    """Read an array of the npy format from a file of `num_bytes`; no memory is taken for values that it lacks."""
+    shape, is_fortran, dtype = read_header(file)
+    if math.prod(shape) * dtype.itemsize > num_bytes:
+        raise ValueError(f"its header gives {dtype} of shape {shape}, but it has {num_bytes} bytes")
+    array = np.empty(math.prod(shape), dtype)
+    values = array.view(np.uint8) if array.size else np.empty(0, np.uint8)
+    for start in range(0, array.nbytes, _CHUNK_BYTES):
+        chunk = values[start : start + _CHUNK_BYTES]
+        data = file.read(len(chunk))
+        if len(data) != len(chunk):
+            raise EOFError("it ends within its values")
+        chunk[:] = np.frombuffer(data, np.uint8)
+    return array.reshape(shape, order="F" if is_fortran else "C")
+
+
+def load_npy(path: Path) -> np.ndarray:
+    """Return the array of an npy file; raise one of `FAULTS`."""
+    with open(path, "rb") as file:
+        num_bytes = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        return read_array(file, num_bytes)
+
+
+@contextlib.contextmanager
+def open_npz(path: Path, is_stored: bool = False) -> Iterator[dict[str, Callable[[], np.ndarray]]]:
+    """Yield name -> function that reads the array, of an npz file; raise one of `FAULTS`.
+
+    With `is_stored`, as for files that Longtake keeps, no array may be compressed.
+    """
+    with zipfile.ZipFile(path) as archive:
+        limit = path.stat().st_size if is_stored else max(MAX_RATIO * path.stat().st_size, MIN_LIMIT)
+
+        def reader(info: zipfile.ZipInfo) -> Callable[[], np.ndarray]:
+            def read() -> np.ndarray:
+                if info.file_size > limit:
+                    raise ValueError(
+                        f"{info.filename} unpacks to {info.file_size} bytes, expected at most {limit}: save it "
+                        "uncompressed (np.savez)"
+                    )
+                with archive.open(info) as file:
+                    return read_array(file, info.file_size)
+
+            return read
+
+        yield {info.filename.removesuffix(".npy"): reader(info) for info in archive.infolist()}
+
+
+# ----------------------------------------------------------------------------
+# Videos.
 
 
 def check_array(video: np.ndarray, name: str) -> None:
@@ -52,9 +129,9 @@ def load_array(path: Path) -> np.ndarray:
     It is uint8 (N, T, H, W, 3) or (T, H, W, 3). Raises `ValueError` for anything else.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            array = archive[_choose(archive.files)]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        with open_npz(path) as arrays:
+            array = arrays[_choose(list(arrays))]()
+    except FAULTS as error:
         raise ValueError(f"{path} cannot be read as an npz file of videos: {error}") from error
     check_array(array, str(path))
     return array
@@ -68,15 +145,16 @@ def iter_array(path: Path) -> Iterator[np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.removesuffix(".npy"): name for name in archive.namelist()}
-            with archive.open(names[_choose(list(names))]) as file:
-                version = np.lib.format.read_magic(file)
-                read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                shape, fortran_order, dtype = read_header[version](file)
+            name = names[_choose(list(names))]
+            with archive.open(name) as file:
+                shape, fortran_order, dtype = read_header(file)
                 if dtype != np.uint8 or fortran_order or len(shape) != 4 or shape[3] != 3:
                     raise ValueError(f"its array is {dtype} {shape}{' in Fortran order' if fortran_order else ''}")
+                if math.prod(shape[1:]) > min(archive.getinfo(name).file_size, MIN_LIMIT):
+                    raise ValueError(f"its header gives frames of {shape[1]}x{shape[2]}, for which it is too small")
                 for _ in range(shape[0]):
-                    yield np.frombuffer(file.read(int(np.prod(shape[1:]))), np.uint8).reshape(shape[1:])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                    yield np.frombuffer(file.read(math.prod(shape[1:])), np.uint8).reshape(shape[1:])
+    except FAULTS as error:
         raise ValueError(f"{path} cannot be read: {error}; expected one array of frames, uint8 (T, H, W, 3)") from error
 
 

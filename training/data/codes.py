@@ -6,18 +6,20 @@ clip's number of frames. `manifest.json` in the folder describes all of them. `d
 them.
 """
 
+import dataclasses
 import io
-import json
 import os
-import struct
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dnnlib.json_file import Check, JsonError, listed, mapped, read_json, record, text, whole
+from dnnlib.text import one_line, shown
+from dnnlib.zips import FAULTS, read_json_member, reason_of
+from training.data.description import MAX_COUNT, MAX_EDGE, MAX_PARTITIONS, count_check, fps_check
 from training.data.shards import Clip, OpenFiles, locate_member
 
 MANIFEST = "manifest.json"
@@ -26,21 +28,6 @@ MAX_VOCABULARY = 1 << 16  # tokens are stored as uint16
 DTYPE = np.dtype("<u2")
 
 _HEAD_BYTES = 1024  # limit for the header of a member's array
-_FAULTS = (
-    OSError,
-    EOFError,
-    KeyError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    NotImplementedError,
-    RecursionError,
-    RuntimeError,
-    SyntaxError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def codes_folder(root: Path, tokenizer: str) -> Path:
@@ -80,46 +67,47 @@ def read_codes_manifest(folder: Path) -> CodesManifest:
     """Read the manifest of a folder of tokens; raise `ValueError` if it is missing or invalid."""
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text())
-        manifest = CodesManifest(
-            tokenizer=_text(content["tokenizer"]),
-            grid=_pair(content["grid"]),
-            vocabulary=_count(content["vocabulary"]),
-            stride=_pair(content["stride"]),
-            size=_pair(content["size"]),
-            clip_frames=_count(content["clip_frames"]),
-            fps=float(content["fps"]),
-            num_partitions=_count(content["num_partitions"]),
-            partitions={
-                f"{int(index):04d}": {**entry, "clips": _count(entry["clips"], 0)}
-                for index, entry in content["partitions"].items()
-            },
-        )
-        if manifest.vocabulary > MAX_VOCABULARY:
-            raise ValueError(f"a vocabulary of {manifest.vocabulary}, of which uint16 holds {MAX_VOCABULARY}")
-        return manifest
-    except _FAULTS as error:
+        content = read_json(path, _manifest_check)
+    except (OSError, JsonError) as error:
+        reason = str(error).replace(f"{path} ", "it ", 1) if isinstance(error, JsonError) else repr(error)
         raise ValueError(
-            f"{path} does not describe the tokens beside it ({type(error).__name__}: {error}); delete {folder} and "
-            f"make them again: {encode_command(folder.parent)}"
+            f"{path} does not describe the tokens beside it ({reason}); delete {folder} and make them again: "
+            f"{encode_command(folder.parent)}"
         ) from error
+    pairs: dict[str, Any] = {name: tuple(content[name]) for name in ("grid", "stride", "size")}
+    others = {field.name: content[field.name] for field in dataclasses.fields(CodesManifest) if field.name not in pairs}
+    return CodesManifest(**pairs, **others)
 
 
-def _count(value: Any, least: int = 1) -> int:
-    if type(value) is not int or not least <= value < 1 << 31:
-        raise ValueError(f"{str(value)[:40]!r} where a whole number from {least} on was expected")
-    return value
+def _pair(most: int) -> Check:
+    def check(value: Any, place: str) -> None:
+        listed(whole(1, most))(value, place)
+        if len(value) != 2:
+            raise JsonError(f"has {len(value)} numbers as {place}, expected two")
+
+    return check
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    first, second = value
-    return _count(first), _count(second)
+_manifest_check = record(
+    {
+        "tokenizer": text,
+        "grid": _pair(MAX_EDGE),
+        "vocabulary": whole(1, MAX_VOCABULARY),
+        "stride": _pair(MAX_EDGE),
+        "size": _pair(MAX_EDGE),
+        "clip_frames": whole(1, MAX_COUNT),
+        "fps": fps_check,
+        "num_partitions": whole(1, MAX_PARTITIONS),
+        "partitions": mapped(record({"clips": count_check}, {"sha256": text}), "[0-9]{4,5}"),
+    }
+)
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{str(value)[:40]!r} where text was expected")
-    return value
+def _listing_entry(value: Any, place: str) -> None:
+    """Accept the name of a member and a number of frames."""
+    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
+        raise JsonError(f"has {shown(value)} as {place}, expected the name of an array and a number of frames")
+    count_check(value[1], place)
 
 
 # ----------------------------------------------------------------------------
@@ -152,18 +140,18 @@ def open_codes_shard(path: Path, manifest: CodesManifest) -> CodesShard:
                 # Without compression, memory use is bounded by the size of the file.
                 if info.compress_type != zipfile.ZIP_STORED or not 0 <= info.file_size == info.compress_size:
                     raise ValueError(f"{info.filename} is compressed")
-            listed = json.loads(archive.read(CLIPS))
-            shard = CodesShard([], np.empty(len(listed), np.int64), np.empty(len(listed), np.int64))
-            for number, (clip, (member, num_frames)) in enumerate(listed.items()):
-                place = f"clip {clip} in {path}"
-                shard.clips.append(Clip(clip, _count(num_frames, 0)))
+            listing = read_json_member(archive, CLIPS, mapped(_listing_entry))
+            shard = CodesShard([], np.empty(len(listing), np.int64), np.empty(len(listing), np.int64))
+            for number, (clip, (member, num_frames)) in enumerate(listing.items()):
+                place = f"clip {one_line(clip)} in {path}"
+                shard.clips.append(Clip(clip, num_frames))
                 offset, steps = _locate_array(file.fileno(), members[member], path, manifest, num_bytes)
                 _check_steps(steps, num_frames, manifest)
                 shard.offsets[number], shard.steps[number] = offset, steps
             return shard
-    except _FAULTS as error:
+    except (*FAULTS, SyntaxError) as error:
         raise ValueError(
-            f"{place} holds no tokens that can be read ({str(error) or type(error).__name__}); delete {path} and make "
+            f"{place} holds no tokens that can be read ({reason_of(path, error)}); delete {path} and make "
             f"it again: {encode_command(path.parent.parent)}"
         ) from error
 
@@ -228,7 +216,7 @@ class CodeStore:
         if len(self.index) < len(self.clips):
             twice = next(clip.path for number, clip in enumerate(self.clips) if self.index[clip.path] != number)
             raise ValueError(
-                f"clip {twice} is in two zips of {self.directory}; delete the folder and make it again: "
+                f"clip {one_line(twice)} is in two zips of {self.directory}; delete the folder and make it again: "
                 f"{encode_command(root)}"
             )
         self.steps = np.concatenate([shard.steps for shard in found])  # (clips,) int64: steps of the grid
@@ -284,6 +272,6 @@ class CodeStore:
                 return codes
             reason = f"token {highest} of a vocabulary of {self.vocabulary}"
         raise ValueError(
-            f"the tokens of clip {self.clips[clip].path} in {self.shards[shard]} are damaged ({reason}); delete the "
-            f"zip and make it again: {encode_command(self.root)}"
+            f"the tokens of clip {one_line(self.clips[clip].path)} in {self.shards[shard]} are damaged ({reason}); "
+            f"delete the zip and make it again: {encode_command(self.root)}"
         )

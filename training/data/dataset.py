@@ -9,7 +9,6 @@ import collections
 import concurrent.futures
 import functools
 import itertools
-import json
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from dnnlib.text import one_line
 from torch_utils import distributed
 from training.contract import BatchSpec, CodeClip, FrameClip, Part, Stream
 from training.data.codes import CodeStore, encode_command
+from training.data.description import DESCRIPTION, read_description
 from training.data.frame_cache import CACHE_KINDS, make_caches
 from training.data.shards import FrameStore, Size, size_name
 from training.data.streams import LABEL, StreamStore
@@ -59,8 +60,8 @@ class ClipDataset:
         self.path = Path(path)
         self.name = self.path.resolve().name
         self.sizes = list(sizes)
-        description = _read_description(self.path)
-        listed = description.get("hashes")
+        description = read_description(self.path)
+        listed = None if description is None else description.get("hashes")
         self._stores = {(height, width): FrameStore(self.path, (height, width), listed) for height, width in sizes}
         self.codes = None if codes is None else CodeStore(self.path, codes)
         stores = [*self._stores.values(), *([] if self.codes is None else [self.codes])]
@@ -84,7 +85,7 @@ class ClipDataset:
             name: StreamStore(self.path, name, self.clips, folders, (vocabularies or {}).get(name)) for name in streams
         }
         self.fps = _frame_rate(self.path, description, self.codes)
-        _warn_if_unfinished(self.path, description if sizes else {}, self.codes)
+        _warn_if_unfinished(self.path, (description if sizes else None) or {}, self.codes)
         if cache != "none":
             wanted = {size: (len(store.members), store.content_key()) for size, store in self._stores.items()}
             for size, frames in make_caches(cache, wanted).items():
@@ -144,12 +145,14 @@ def _check_same_clips(root: Path, first: FrameStore | CodeStore, other: FrameSto
     )
     if here == there:
         return
-    clip = min(clip for clip in here.keys() | there.keys() if here.get(clip) != there.get(clip))
-    if clip not in there or clip not in here:
-        present, absent = names if clip in here else names[::-1]
+    differing = min(clip for clip in here.keys() | there.keys() if here.get(clip) != there.get(clip))
+    clip = one_line(differing)
+    if differing not in there or differing not in here:
+        present, absent = names if differing in here else names[::-1]
         difference = f"clip {clip} is in {present} but not in {absent}"
-    elif here[clip][0] != there[clip][0]:
-        difference = f"clip {clip} has {here[clip][0]} frames in {names[0]} but {there[clip][0]} in {names[1]}"
+    elif here[differing][0] != there[differing][0]:
+        counts = here[differing][0], there[differing][0]
+        difference = f"clip {clip} has {counts[0]} frames in {names[0]} but {counts[1]} in {names[1]}"
     else:
         difference = f"the frames of clip {clip} have other names in {names[0]} than in {names[1]}"
     if isinstance(first, FrameStore) and isinstance(other, FrameStore):
@@ -170,30 +173,15 @@ def _digests(store: FrameStore | CodeStore, are_compared: bool) -> Iterable[byte
     return [b""] * len(store.clips)
 
 
-def _read_description(root: Path) -> dict[str, Any]:
-    """Return the contents of dataset.json, empty if there is none."""
-    path = root / "dataset.json"
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); write it anew: python -m dataset_tools.merge {root}") from error
-
-
-def _frame_rate(root: Path, description: Mapping[str, Any], codes: CodeStore | None) -> float:
-    path = root / "dataset.json"
-    if not path.exists():
+def _frame_rate(root: Path, description: Mapping[str, Any] | None, codes: CodeStore | None) -> float:
+    if description is None:
         if codes is not None:
             return codes.manifest.fps
         _say_once(f"{root} has no dataset.json: assuming {ASSUMED_FPS:g} frames per second")
         return ASSUMED_FPS
-    try:
-        return float(description["fps"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} does not give the frame rate ({error!r}); it should hold an entry like fps: 30"
-        ) from error
+    if description.get("fps") is None:
+        raise ValueError(f"{root / DESCRIPTION} does not give the frame rate; it should hold an entry like fps: 30")
+    return float(description["fps"])
 
 
 def _warn_if_unfinished(root: Path, description: Mapping[str, Any], codes: CodeStore | None) -> None:

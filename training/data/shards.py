@@ -27,17 +27,22 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dnnlib import util
+from dnnlib.json_file import listed, parse_json, text
+from dnnlib.text import one_line
 from dnnlib.util import size_name
+from dnnlib.zips import FAULTS, reason_of
+from training.data.arrays import open_npz
+from training.data.description import MAX_EDGE, read_frame_paths
 from training.data.frame_cache import FrameCache, Size
 
 # Local header of a zip member: signature, 22 bytes that the central directory repeats, and the lengths of the name and
 # of the extra field, which may differ from those in the central directory and locate the data.
 _MEMBER_HEAD = struct.Struct("<4s22xHH")
 _INDEX_VERSION = 1
-_FAULTS = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
 
 # Members of a zip are adjacent: those with small gaps between them are fetched by one read of bounded size.
 _GAP_BYTES = 16 << 10
+_EXTRA_BYTES = 1 << 20  # of an image file, besides its pixels
 _READ_BYTES = 8 << 20
 
 
@@ -62,6 +67,18 @@ class ShardIndex:
     digests: np.ndarray  # (C, 16) uint8: digest of the names of a clip's frames
     members: np.ndarray  # (F, 4) int64: offset and number of the stored bytes, CRC-32 of the file, whether deflated
 
+    def is_sound(self, num_bytes: int) -> bool:
+        """Return whether the arrays fit each other and a zip of `num_bytes`."""
+        num_clips, lengths, members = len(self.clips), self.num_frames, self.members
+        if lengths.dtype != np.int64 or lengths.shape != (num_clips,) or (lengths < 1).any():
+            return False
+        if self.digests.dtype != np.uint8 or self.digests.shape != (num_clips, 16):
+            return False
+        if members.dtype != np.int64 or members.shape != (lengths.sum(), 4):
+            return False
+        offsets, counts = members[:, 0], members[:, 1]
+        return bool(((offsets >= 0) & (counts >= 0) & (counts <= num_bytes) & (offsets <= num_bytes - counts)).all())
+
 
 def open_index(path: Path, size: Size, root: Path) -> ShardIndex:
     """Return the index of a zip, from the file beside it if that was built from this zip, else build and store it.
@@ -72,11 +89,12 @@ def open_index(path: Path, size: Size, root: Path) -> ShardIndex:
     cache = path.with_suffix(".index.npz")
     status = path.stat()
     key = np.array([_INDEX_VERSION, *size, status.st_size, status.st_mtime_ns])
-    # NumPy raises many exception types for damaged files.
-    with contextlib.suppress(Exception), np.load(cache) as stored:
-        if np.array_equal(stored["key"], key):
-            arrays = {field.name: stored[field.name] for field in dataclasses.fields(ShardIndex)}
-            return ShardIndex(**arrays | {"clips": json.loads(arrays["clips"].tobytes())})
+    with contextlib.suppress(*FAULTS), open_npz(cache, is_stored=True) as stored:
+        if np.array_equal(stored["key"](), key):
+            arrays: dict[str, Any] = {field.name: stored[field.name]() for field in dataclasses.fields(ShardIndex)}
+            index = ShardIndex(**arrays | {"clips": parse_json(arrays["clips"].tobytes(), "it", listed(text))})
+            if index.is_sound(status.st_size):
+                return index
     index = _build_index(path, size, root)
     arrays = vars(index) | {"clips": np.frombuffer(json.dumps(index.clips).encode(), np.uint8)}
     # In a read-only folder the index is rebuilt by the next run.
@@ -89,11 +107,10 @@ def _build_index(path: Path, size: Size, root: Path) -> ShardIndex:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
-            clips = sorted(
-                (clip, names) for clip, names in json.loads(archive.read("frame_paths.json")).items() if names
-            )
-    except Exception as error:  # as above
-        raise ValueError(f"{path} is not a whole dataset shard ({error}); make it or copy it again") from error
+            clips = sorted((clip, names) for clip, names in read_frame_paths(archive).items() if names)
+    except FAULTS as error:
+        reason = reason_of(path, error)
+        raise ValueError(f"{path} is not a whole dataset shard ({reason}); make it or copy it again") from error
     num_frames = np.array([len(names) for _, names in clips], np.int64)
     digests = [hashlib.blake2b("\n".join(names).encode(), digest_size=16).digest() for _, names in clips]
     table = np.empty((num_frames.sum(), 4), np.int64)
@@ -104,14 +121,15 @@ def _build_index(path: Path, size: Size, root: Path) -> ShardIndex:
                 info = members.get(f"{clip}/{name}")
                 if info is None:
                     raise ValueError(
-                        f"{path} lists {clip}/{name} but does not contain it; make or copy the shard again"
+                        f"{path} lists {one_line(f'{clip}/{name}')} but does not contain it; make or copy the shard "
+                        "again"
                     )
                 row = next(rows)
                 row[:] = locate_member(file.fileno(), info, path)
                 if frame == 0:
                     try:
-                        _open_image(next(_contents(file.fileno(), row[None])), size).close()
-                    except _FAULTS as error:
+                        _open_image(next(_contents(file.fileno(), row[None], size)), size).close()
+                    except Exception as error:  # decoders raise many types
                         raise _frame_error(path, clip, name, size, root, error) from error
     return ShardIndex(
         clips=[clip for clip, _ in clips],
@@ -127,12 +145,13 @@ def locate_member(descriptor: int, info: zipfile.ZipInfo, path: Path) -> tuple[i
     Raises `ValueError` naming the zip if the member is not at the offset given by the central directory.
     """
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{path} compresses {info.filename} in a way that is not read; store it uncompressed")
+        name = one_line(info.filename)
+        raise ValueError(f"{path} compresses {name} in a way that is not read; store it uncompressed")
     lost = info.header_offset < 0  # for example if the beginning of the zip is cut off
     head = b"" if lost else os.pread(descriptor, _MEMBER_HEAD.size, info.header_offset)
     if len(head) < _MEMBER_HEAD.size or head[:4] != b"PK\x03\x04":
         raise ValueError(
-            f"{path} is not a whole dataset shard ({info.filename} is not where it should be); copy it again"
+            f"{path} is not a whole dataset shard ({one_line(info.filename)} is not where it should be); copy it again"
         )
     _, name_bytes, extra_bytes = _MEMBER_HEAD.unpack(head)
     start = info.header_offset + _MEMBER_HEAD.size + name_bytes + extra_bytes
@@ -141,7 +160,8 @@ def locate_member(descriptor: int, info: zipfile.ZipInfo, path: Path) -> tuple[i
 
 def _frame_error(path: Path, clip: str, name: str, size: Size, root: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"frame {name} of clip {clip} in {path} is not an RGB image of {size[0]}x{size[1]} pixels: {error}; to list "
+        f"frame {one_line(name)} of clip {one_line(clip)} in {path} is not an RGB image of {size[0]}x{size[1]} pixels: "
+        f"{one_line(error) or type(error).__name__}; to list "
         f"all that is wrong: python -m dataset_tools.inspect_dataset {root}"
     )
 
@@ -150,8 +170,11 @@ def _frame_error(path: Path, clip: str, name: str, size: Size, root: Path, error
 # Reading and decoding.
 
 
-def _contents(descriptor: int, members: np.ndarray) -> Iterator[bytes | memoryview]:
-    """Yield the files of members, rows of (offset, bytes, CRC-32, deflated); raise ValueError for a wrong checksum."""
+def _contents(descriptor: int, members: np.ndarray, size: Size) -> Iterator[bytes | memoryview]:
+    """Yield the files of members, rows of (offset, bytes, CRC-32, deflated), which are images of `size`.
+
+    Raises ValueError for a wrong checksum, and for compressed ones that unpack to more than an image takes.
+    """
     rows = members.tolist()
     begin = stop = 0
     data, origin = memoryview(b""), 0
@@ -167,10 +190,26 @@ def _contents(descriptor: int, members: np.ndarray) -> Iterator[bytes | memoryvi
             data, origin = memoryview(os.pread(descriptor, end - offset, offset)), offset
         content = data[offset - origin : offset - origin + num_bytes]
         if deflated:
-            content = zlib.decompress(content, wbits=-zlib.MAX_WBITS)
+            inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+            content = inflate.decompress(content, most_bytes(size))
+            if not inflate.eof:
+                raise ValueError(f"it ends early, or unpacks to more than {len(content)} bytes")
         if zlib.crc32(content) != check:
             raise ValueError("its bytes are damaged, as their checksum tells")
         yield content
+
+
+def most_bytes(size: Size) -> int:
+    """Return the most bytes that a compressed member may unpack to if it is an image of `size`."""
+    return 4 * size[0] * size[1] * 3 + _EXTRA_BYTES
+
+
+def read_frame(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, size: Size) -> bytes:
+    """Return an image file of `size` in a zip after verifying its checksum; raise one of `FAULTS` if it is damaged."""
+    if entry.compress_type != zipfile.ZIP_STORED and entry.file_size > most_bytes(size):
+        raise ValueError(f"it unpacks to {entry.file_size} bytes, expected an image of {size[0]}x{size[1]}")
+    with archive.open(entry) as file:
+        return file.read(entry.file_size + 1)
 
 
 @functools.cache
@@ -209,6 +248,8 @@ def _open_image(data: bytes | memoryview, size: Size) -> Image.Image:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:
         raise ValueError("it is no image file") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"its size is far from {size[0]}x{size[1]}") from error
     if image.mode != "RGB":
         raise ValueError(f"its colour mode is {image.mode}")
     if (image.height, image.width) != size:
@@ -255,6 +296,10 @@ class FrameStore:
     def __init__(self, root: Path, size: Size, listed: Collection[str] | None) -> None:
         self.root = root
         self.size = size
+        if max(size) > MAX_EDGE:
+            raise ValueError(
+                f"frames of {size[0]}x{size[1]} were asked for, expected edges of at most {MAX_EDGE} pixels"
+            )
         self.directory = root / size_name(size)
         if not self.directory.is_dir():
             raise ValueError(_missing_size_message(root, size))
@@ -275,8 +320,8 @@ class FrameStore:
                 number = self.index.setdefault(clip, len(self.clips))
                 if number < len(self.clips):
                     raise ValueError(
-                        f"clip {clip} is both in {self.shards[self.clip_shards[number]]} and in {path}: the dataset "
-                        "was made twice with different numbers of partitions; delete the older zips"
+                        f"clip {one_line(clip)} is both in {self.shards[self.clip_shards[number]]} and in {path}: the "
+                        "dataset was made twice with different numbers of partitions; delete the older zips"
                     )
                 self.clips.append(Clip(clip, num_frames))
         self.digests = np.concatenate([index.digests for index in indices])  # (clips, 16)
@@ -312,11 +357,11 @@ class FrameStore:
         if not len(missing):
             return
         shard = self.clip_shards[clip]
-        contents = _contents(self._files.descriptor(shard), self.members[rows[missing]])
+        contents = _contents(self._files.descriptor(shard), self.members[rows[missing]], self.size)
         for position in missing:
             try:
                 decode_rgb(next(contents), out[position])
-            except _FAULTS as error:
+            except Exception as error:  # decoders raise many types
                 name = self._frame_name(clip, frames[position])
                 raise _frame_error(
                     self.shards[shard], self.clips[clip].path, name, self.size, self.root, error
@@ -328,8 +373,8 @@ class FrameStore:
         """Return the name of a frame, read from the zip since the index does not store it and only messages need it."""
         try:
             with zipfile.ZipFile(self.shards[self.clip_shards[clip]]) as archive:
-                return json.loads(archive.read("frame_paths.json"))[self.clips[clip].path][frame]
-        except (*_FAULTS, IndexError):
+                return read_frame_paths(archive)[self.clips[clip].path][frame]
+        except (*FAULTS, IndexError):
             return f"number {frame}"
 
 

@@ -13,7 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dnnlib.json_file import anything, listed, read_json
+from dnnlib.text import one_line, shown
+from training.data.arrays import load_npy, open_npz
+
 NONE = "none"  # name of the null action
+_MAX_GROWTH = 64  # vectors with those that are "none", as a multiple of the others
 
 
 class BadValue(ValueError):
@@ -92,6 +97,10 @@ def _parse_vectors(values: Sequence[Any]) -> np.ndarray:
             raise BadValue(position, f"{_short(value)}, where numbers like those of {_short(first)} were expected")
         rows.append(row)
     try:
+        check_growth(len(rows) * width, sum(row is not zeros for row in rows) * width)
+    except ValueError as error:
+        raise BadValue(0, str(error)) from None
+    try:
         with np.errstate(over="ignore"):
             array = np.array(rows, np.float32).reshape(len(rows), width)
     except OverflowError as error:
@@ -107,8 +116,16 @@ def _refuse_nonfinite(array: np.ndarray) -> None:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    try:
+        return one_line(json.dumps(value, default=str), 40)
+    except (RecursionError, ValueError):
+        return shown(value)
+
+
+def check_growth(num_values: int, num_given: int) -> None:
+    """Raise `ValueError` if vectors of zeros, which stand for "none", take far more memory than the given ones."""
+    if num_values > max(_MAX_GROWTH * num_given, 1 << 20):
+        raise ValueError(f'vectors of {num_values} numbers in all, of which {num_given} are given, the others "none"')
 
 
 def order_names(names: Iterable[str]) -> list[str]:
@@ -146,7 +163,8 @@ def read_stream_file(
     except BadValue as error:
         raise ValueError(f"{path} has at entry {error.position} {error}; correct the {singular}") from error
     except Exception as error:  # readers raise many exception types for damaged files
-        raise ValueError(f"{path} cannot be read as {name} ({error}); write it again") from error
+        reason = str(error).replace(f"{path} ", "it ", 1)
+        raise ValueError(f"{path} cannot be read as {name} ({reason}); write it again") from error
     if not len(values.array):
         raise ValueError(f"{path} holds no {name}; give one value for each frame")
     if width is not None:
@@ -192,21 +210,18 @@ def _as_numbers(
 
 
 def _read_json(path: Path, name: str) -> Values:
-    content = json.loads(path.read_text())
-    if not isinstance(content, list):
-        raise ValueError(f"it holds a {type(content).__name__}, not a list")
-    return parse_values(content)
+    return parse_values(read_json(path, listed(anything)))
 
 
 def _read_npy(path: Path, name: str) -> Values:
-    return _from_array(np.load(path, allow_pickle=False))
+    return _from_array(load_npy(path))
 
 
 def _read_npz(path: Path, name: str) -> Values:
-    with np.load(path, allow_pickle=False) as arrays:
-        if name not in arrays and len(arrays.files) != 1:
-            raise ValueError(f"it has the arrays {', '.join(arrays.files) or 'none'}, none of them named {name}")
-        return _from_array(arrays[name if name in arrays else arrays.files[0]])
+    with open_npz(path) as arrays:
+        if name not in arrays and len(arrays) != 1:
+            raise ValueError(f"it has the arrays {', '.join(arrays) or 'none'}, none of them named {name}")
+        return _from_array(arrays[name if name in arrays else next(iter(arrays))]())
 
 
 def _from_array(array: np.ndarray) -> Values:

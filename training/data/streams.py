@@ -12,17 +12,24 @@ clips, or their first folders, to whole numbers or names; without that file it i
 
 import contextlib
 import json
+import math
 import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dnnlib import util
+from dnnlib.json_file import JsonError, anything, listed, mapped, parse_json, read_json, text
+from dnnlib.text import one_line, shown
+from dnnlib.zips import FAULTS, read_json_member, reason_of
+from training.data.arrays import open_npz
+from training.data.description import DESCRIPTION, read_description
 from training.data.shards import Clip
-from training.data.stream_values import NONE, BadValue, Values, order_names, parse_values
+from training.data.stream_values import NONE, BadValue, Values, check_growth, order_names, parse_values
 from training.data.stream_values import read_stream_file as read_stream_file
 
 LABEL = "label"
@@ -54,45 +61,78 @@ def open_stream_shard(path: Path, name: str) -> StreamShard | None:
     cache = path.with_suffix(f".{name}.npz")
     status = path.stat()
     key = np.array([_VERSION, status.st_size, status.st_mtime_ns])
-    # NumPy raises many exception types for damaged files.
-    with contextlib.suppress(Exception), np.load(cache) as stored:
-        if np.array_equal(stored["key"], key):
-            clips, names = json.loads(stored["text"].tobytes())
-            return StreamShard(clips, stored["lengths"], Values(stored["values"], names))
+    with contextlib.suppress(*FAULTS), open_npz(cache, is_stored=True) as stored:
+        if np.array_equal(stored["key"](), key):
+            clips, names = parse_json(stored["text"]().tobytes(), "it", _cached_text)
+            shard = StreamShard(clips, stored["lengths"](), Values(stored["values"](), names))
+            if _is_sound(shard):
+                return shard
     shard = _parse_shard(path, name)
     if shard is not None:
-        text = np.frombuffer(json.dumps([shard.clips, shard.values.names]).encode(), np.uint8)
-        arrays = {"key": key, "text": text, "lengths": shard.lengths, "values": shard.values.array}
+        stored_text = np.frombuffer(json.dumps([shard.clips, shard.values.names]).encode(), np.uint8)
+        arrays = {"key": key, "text": stored_text, "lengths": shard.lengths, "values": shard.values.array}
         # In a read-only folder the zip is parsed again by the next run.
         with contextlib.suppress(OSError), util.atomic_path(cache) as temporary:
             np.savez(temporary, allow_pickle=False, **arrays)
     return shard
 
 
-def _parse_shard(path: Path, name: str) -> StreamShard | None:
+def _cached_text(value: Any, place: str) -> None:
+    """Accept a list of clips, and a list of names or null."""
+    clips, names = value
+    listed(text)(clips, place)
+    if names is not None:
+        listed(text)(names, place)
+
+
+def _is_sound(shard: StreamShard) -> bool:
+    """Return whether the parts of a stored shard fit each other."""
+    lengths, (array, names) = shard.lengths, shard.values
+    is_fit = lengths.dtype == np.int64 and lengths.shape == (len(shard.clips),) and bool((lengths >= 0).all())
+    if not is_fit or lengths.sum() != len(array):
+        return False
+    if array.ndim == 2:
+        return array.dtype == np.float32 and names is None
+    limit = 1 << 31 if names is None else len(names)
+    return array.ndim == 1 and array.dtype == np.int64 and bool(((array >= 0) & (array < limit)).all())
+
+
+def read_stream(path: Path, name: str) -> dict[str, list[Any]]:
+    """Return the values of a stream of a zip by clip, empty if it has none; raise ValueError if it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             if f"{name}.json" not in archive.namelist():
-                return None
-            content = {clip: list(values) for clip, values in json.loads(archive.read(f"{name}.json")).items()}
-    except Exception as error:  # as above
-        raise ValueError(f"the {name} in {path} cannot be read ({error}); make or copy the shard again") from error
+                return {}
+            return read_json_member(archive, f"{name}.json", mapped(listed(anything)))
+    except FAULTS as error:
+        reason = reason_of(path, error)
+        raise ValueError(f"the {name} in {path} cannot be read ({reason}); make or copy the shard again") from error
+
+
+def _parse_shard(path: Path, name: str) -> StreamShard | None:
+    content = read_stream(path, name)
+    if not content:
+        return None
     clips, lengths = list(content), [len(values) for values in content.values()]
     try:
         values = parse_values([value for values in content.values() for value in values])
     except BadValue as error:
         number = int(np.searchsorted(np.cumsum(lengths), error.position, side="right"))
         entry = error.position - sum(lengths[:number])
+        clip = one_line(clips[number])
         raise ValueError(
-            f"the {name} of clip {clips[number]} in {path} have at entry {entry} {error}; make the shard again"
+            f"the {name} of clip {clip} in {path} have at entry {entry} {error}; make the shard again"
         ) from error
     return StreamShard(clips, np.array(lengths, np.int64), values)
 
 
 def stored_streams(path: Path) -> list[str]:
-    """Return the names of the streams of a zip."""
-    with zipfile.ZipFile(path) as archive:
-        names = [name.removesuffix(".json") for name in archive.namelist() if re.fullmatch(r"\w+\.json", name)]
+    """Return the names of the streams of a zip; raise ValueError if it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".json") for name in archive.namelist() if re.fullmatch(r"\w+\.json", name)]
+    except FAULTS as error:
+        raise ValueError(f"{path} is damaged ({reason_of(path, error)}); make or copy the shard again") from error
     return sorted(name for name in names if name not in _RESERVED)
 
 
@@ -176,9 +216,10 @@ class StreamStore:
     def _check_clips(self, folder: Path, lengths: Mapping[str, int]) -> None:
         for clip in self.clips:
             if lengths.get(clip.path) != clip.num_frames:
+                found = lengths.get(clip.path, "no")
                 raise ValueError(
-                    f"clip {clip.path} has {clip.num_frames} frames but {lengths.get(clip.path, 'no')} {self.name} in "
-                    f"{folder}; make the dataset again, with one value a frame in {self.name}.json"
+                    f"clip {one_line(clip.path)} has {clip.num_frames} frames but {found} {self.name} in {folder}; "
+                    f"make the dataset again, with one value a frame in {self.name}.json"
                 )
 
     def _join(self, shards: Mapping[Path, StreamShard]) -> Values:
@@ -186,6 +227,8 @@ class StreamStore:
         filled = {path: shard.values for path, shard in shards.items() if not shard.values.is_empty()}
         where, model = next(iter((filled or {path: shard.values for path, shard in shards.items()}).items()))
         names = order_names(name for shard in shards.values() for name in shard.values.names or [])
+        num_values = sum(len(shard.values.array) for shard in shards.values()) * math.prod(model.array.shape[1:])
+        check_growth(num_values, sum(values.array.size for values in filled.values()) if filled else num_values)
         arrays = []
         for path, shard in shards.items():
             values = shard.values
@@ -215,7 +258,9 @@ def _translate(values: Values, vocabulary: Sequence[str], what: str) -> np.ndarr
     places = {name: place for place, name in enumerate(vocabulary)}
     for name in values.names:
         if name not in places and not (name == NONE and vocabulary):
-            raise ValueError(f"{what} {name!r}, but the names that are known are {', '.join(vocabulary)}")
+            raise ValueError(
+                f"{what} {shown(name)}, but the names that are known are {one_line(', '.join(vocabulary))}"
+            )
     table = np.array([places.get(name, 0) for name in values.names], np.int64)
     return table[values.array]
 
@@ -226,19 +271,15 @@ def _default_folders(root: Path) -> list[Path]:
 
 def _known_vocabulary(root: Path, name: str) -> list[str] | None:
     """Return the names that dataset.json lists for a stream, None if it lists none."""
-    path = root / "dataset.json"
-    if not path.exists():
+    known = (read_description(root) or {}).get(name)
+    if known is None:
         return None
-    try:
-        listed = json.loads(path.read_text()).get(name)
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); write it anew: python -m dataset_tools.merge {root}") from error
-    if listed is None:
-        return None
-    is_list = isinstance(listed, list) and all(isinstance(item, str) for item in listed)
-    if not is_list or not listed or len(set(listed)) < len(listed):
-        raise ValueError(f"the entry {name!r} of {path} is no list of different names; correct it or take it out")
-    return listed
+    is_list = isinstance(known, list) and all(isinstance(item, str) for item in known)
+    if not is_list or not known or len(set(known)) < len(known):
+        raise ValueError(
+            f"the entry {name!r} of {root / DESCRIPTION} is no list of different names; correct it or take it out"
+        )
+    return known
 
 
 def _read_labels(root: Path, clips: Sequence[Clip], known: Sequence[str] | None) -> Values:
@@ -247,13 +288,14 @@ def _read_labels(root: Path, clips: Sequence[Clip], known: Sequence[str] | None)
     folders = [clip.path.partition("/")[0] if "/" in clip.path else None for clip in clips]
     if path.exists():
         try:
-            given = json.loads(path.read_text())
-            found = [given.get(clip.path, given.get(folder)) for clip, folder in zip(clips, folders, strict=True)]
-        except (OSError, ValueError, AttributeError) as error:
+            given = read_json(path, mapped(anything))
+        except (OSError, JsonError) as error:
+            reason = str(error).replace(f"{path} ", "it ", 1)
             raise ValueError(
-                f"{path} is no object that maps clips to labels ({error}); write one such as "
+                f"{path} is no object that maps clips to labels ({reason}); write one such as "
                 '{"clip": "horse", "folder": "bike"}'
             ) from error
+        found = [given.get(clip.path, given.get(folder)) for clip, folder in zip(clips, folders, strict=True)]
         remedy = f"give {path} an entry for it or for its first folder"
     else:
         found, remedy = folders, f"write {path}, which maps clips to labels"
@@ -261,11 +303,12 @@ def _read_labels(root: Path, clips: Sequence[Clip], known: Sequence[str] | None)
             raise ValueError(f"all clips of {root} lie in one folder, whose name is no label to tell them by; {remedy}")
     for clip, label in zip(clips, found, strict=True):
         if label is None:
-            raise ValueError(f"clip {clip.path} of {root} has no label; {remedy}")
+            raise ValueError(f"clip {one_line(clip.path)} of {root} has no label; {remedy}")
     try:
         values = parse_values(found)
     except BadValue as error:
-        raise ValueError(f"the label of clip {clips[error.position].path} in {path} is {error}; correct it") from error
+        clip = one_line(clips[error.position].path)
+        raise ValueError(f"the label of clip {clip} in {path} is {error}; correct it") from error
     if values.array.ndim != 1:
         raise ValueError(f"the labels in {path} are vectors, but whole numbers or names were expected; correct them")
     return values

@@ -5,6 +5,7 @@ learning rate (Karras et al. 2018): parameters are stored as N(0, 1) and scaled 
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -26,6 +27,12 @@ def kaiser_lowpass(num_taps: int, cutoff: float, width: float, sampling_rate: fl
     `cutoff` and the transition `width` are in the units of `sampling_rate` (StyleGAN3, appendix C). The taps equal
     those of `scipy.signal.firwin` bit for bit; importing SciPy would take as long as loading both networks.
     """
+    return torch.as_tensor(_lowpass_taps(num_taps, cutoff, width, sampling_rate), dtype=torch.float32)
+
+
+@functools.lru_cache(maxsize=512)  # a network that is loaded is made twice, first without memory
+def _lowpass_taps(num_taps: int, cutoff: float, width: float, sampling_rate: float) -> np.ndarray:
+    """Return the filter of `kaiser_lowpass`: float64 (num_taps,)."""
     cutoff, width = 2 * cutoff / sampling_rate, 2 * width / sampling_rate  # as fractions of the Nyquist frequency
     attenuation = 2.285 * (num_taps - 1) * np.pi * width + 7.95  # in dB; both formulas are Kaiser's
     beta = 0.0
@@ -35,7 +42,7 @@ def kaiser_lowpass(num_taps: int, cutoff: float, width: float, sampling_rate: fl
         beta = 0.5842 * (attenuation - 21) ** 0.4 + 0.07886 * (attenuation - 21)
     offset = np.arange(num_taps) - (num_taps - 1) / 2
     taps = cutoff * np.sinc(cutoff * offset) * np.kaiser(num_taps, beta)
-    return torch.as_tensor(taps / taps.sum(), dtype=torch.float32)
+    return taps / taps.sum()
 
 
 def normalize_second_moment(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:

@@ -54,6 +54,29 @@ def test_arrays_are_read_and_any_other_global_is_refused(tmp_path: Path):
     assert not marker.exists()
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x01\x85R.", "asks for builtins.bytearray"),
+        (b"\x80\x02}X\x01\x00\x00\x00aK\x01s.", "holds other things than numpy arrays"),
+        (b"\x80\x02]q\x00h\x00a.", "RecursionError"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of git-lfs"),
+        (b"<html>", "is a web page"),
+        (b"", "it is empty"),
+    ],
+)
+def test_other_files_are_one_sentence(data: bytes, message: str, tmp_path: Path):
+    (tmp_path / "w.ckpt").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"w.ckpt .*{message}"):
+        weights.load_arrays(tmp_path / "w.ckpt")
+
+
+def test_arrays_without_values_take_no_memory(tmp_path: Path):
+    make = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nJ\x00\x00\x00\x60\x85U\x02f8\x87R"
+    (tmp_path / "w.ckpt").write_bytes(b"\x80\x02}U\x01a" + make + b"s.")
+    assert weights.load_arrays(tmp_path / "w.ckpt")["a"].size == 0
+
+
 @pytest.mark.parametrize("is_zip", [True, False])
 def test_state_dicts_are_read_as_tensors_alone(tmp_path: Path, is_zip: bool):
     good, bad, marker = tmp_path / "good.pth", tmp_path / "bad.pth", tmp_path / "executed"

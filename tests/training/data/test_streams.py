@@ -343,7 +343,7 @@ def test_what_is_asked_for_decides_about_the_rest(tmp_path):
         ("a.json", [[1, 2], [3]], {}, r"has at entry 1 \[3\], where numbers like those of \[1, 2\]"),
         ("a.json", [1, "left"], {}, "has at entry 0 1, where a name was expected"),
         ("a.json", [1.5, float("nan")], {}, r"has at entry 1 \[nan\], where finite numbers were expected"),
-        ("a.json", {"a": 1}, {}, "it holds a dict, not a list"),
+        ("a.json", {"a": 1}, {}, "it has {'a': 1} as its content, expected a list"),
         ("a.json", "[1,", {}, "cannot be read as actions"),
         ("a.json", [], {}, "holds no actions"),
         ("a.txt", "1\n\n2", {}, "has at entry 1 an empty line"),

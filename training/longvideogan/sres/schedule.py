@@ -16,6 +16,7 @@ NUM_CRITICAL = 2  # layers at the end that are critically sampled
 MARGIN = 10  # extra pixels around each canvas but the last two
 FILTER_SIZE = 6  # taps of a resampling filter, per sample of the lower rate
 KERNEL = 3
+MAX_LAYERS = 64  # published are 14
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,10 @@ def layer_schedule(
     Raises ValueError, naming the smallest valid number of layers, if the rate would have to quadruple in one layer.
     """
     edge = max(height, width)
+    if num_layers > MAX_LAYERS:
+        raise ValueError(f"{num_layers} super-resolution layers: use num_layers={MAX_LAYERS} or less")
     if num_layers <= NUM_CRITICAL or quadruples(edge, num_layers):
-        enough = next(n for n in range(NUM_CRITICAL + 1, 64) if not quadruples(edge, n))
+        enough = next(n for n in range(NUM_CRITICAL + 1, MAX_LAYERS) if not quadruples(edge, n))
         raise ValueError(
             f"{num_layers} super-resolution layers cannot reach {height}x{width}: a layer would have to raise the "
             f"sampling rate more than twofold; use num_layers={enough} or more"
