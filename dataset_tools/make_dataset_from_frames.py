@@ -149,7 +149,7 @@ def main(
     remarks = Remarks()
     clips = picture_clips(input_dir, found, remarks, keep_gaps)
     for line in remarks.lines():
-        click.echo(line, err=True)
+        click.echo(f"{line}; --keep-gaps keeps the frames of a folder together", err=True)
     remarks = Remarks()
     sources = []
     for clip in clips:

@@ -20,7 +20,7 @@ from training.data.frame_order import order_frames
 from training.data.listing import Remarks, clip_name, list_footage
 from training.data.listing import image_suffixes as image_suffixes
 
-_SAMPLES = 9  # images of a clip that are decoded to find how many bits its values have
+_SAMPLES = 9  # images of a clip that are looked at first, to find how many bits its values have
 
 
 def find_frames(folder: Path) -> dict[str, list[str]]:
@@ -47,14 +47,23 @@ class PictureClip:
 
     @functools.cached_property
     def _highest(self) -> tuple[int, int]:
-        """Return the highest values of some images: of 16-bit grey, and of the upper 8 bits of 16-bit colours."""
-        samples = {self.paths[(len(self.paths) - 1) * part // (_SAMPLES - 1)] for part in range(_SAMPLES)}
-        found = [_highest_deep(path) for path in samples]
-        return max(grey for grey, _ in found), max(colour for _, colour in found)
+        """Return the highest values: of 16-bit grey images, and of the upper 8 bits of 16-bit colours.
+
+        Of a clip that is bright enough for 16 bits, or has 8, only some images are looked at.
+        """
+        num_left = len(self.paths) - 1
+        samples = [self.paths[num_left * part // (_SAMPLES - 1)] for part in range(_SAMPLES)]
+        highest = 0, 0
+        for number, path in enumerate([*samples, *self.paths]):
+            grey, colour = _highest_deep(path)
+            highest = max(highest[0], grey), max(highest[1], colour)
+            if number >= _SAMPLES - 1 and (highest[0] >= 1 << 12 or highest[1] >= 1 << 4 or highest == (0, 0)):
+                break
+        return highest
 
     @property
     def bits(self) -> int:
-        """Return how many bits the values of 16-bit grey images have: 8 or 12 if no value of some images exceeds them.
+        """Return how many bits the values of 16-bit grey images have: 8 or 12 if no value of the clip exceeds them.
 
         Cameras of 12 bits store their values as they are. A whole clip so dark is not likely to have 16 bits.
         """
@@ -84,12 +93,12 @@ def picture_clips(
     first frame, which the remarks name; with `keeps_gaps` it is not.
     """
     clips: list[PictureClip] = []
-    taken = {clip_name(PurePath(path)) for path in found}
+    taken: set[str] = set()
+    groups = {path: _free(clip_name(PurePath(path)), taken) for path in found if path != "."}
+    if "." in found:
+        groups["."] = _free(clip_name(PurePath(folder.resolve().name)), taken)
     for path in found:
-        inside = folder / path
-        group = clip_name(PurePath(path))
-        if path == ".":
-            group = _free(clip_name(PurePath(folder.resolve().name)), taken)
+        inside, group = folder / path, groups[path]
         try:
             parts = order_frames(found[path])
         except ValueError as error:

@@ -80,8 +80,9 @@ def test_sixteen_bits_lose_the_lower_ones_and_unknown_ranges_are_refused(tmp_pat
 
 @pytest.mark.parametrize(("highest", "bits"), [(200, 8), (255, 8), (256, 12), (4095, 12), (4096, 16), (65535, 16)])
 def test_values_of_fewer_bits_are_read_at_their_depth_which_is_said(tmp_path, highest, bits):
-    for number in range(12):
-        deep = np.linspace(0, highest * number / 11, 24).astype(np.uint16).reshape(4, 6)
+    for number in range(30):  # the brightest is not among those that are looked at first
+        deep = np.linspace(0, highest * (number == 11), 24).astype(np.uint16).reshape(4, 6)
+        deep[0, 0] = 1
         Image.fromarray(deep).save(tmp_path / f"{number}.png")
     remarks = Remarks()
     clip = pictures.open_pictures(tmp_path, remarks)
