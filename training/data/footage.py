@@ -12,7 +12,6 @@ All forms have the methods of `training.data.dataset.ClipDataset`, so that metri
 
 import functools
 import hashlib
-import itertools
 import json
 import re
 import zipfile
@@ -306,11 +305,9 @@ def _open(path: Path, root: Path, fps: float | None) -> _Opened:
         return _Opened(Clip(name, len(array)), size, None, functools.partial(_read_array, path), (path,))
     timing = scan(path)
     rate, resampled = reading_rate(path, fps)
-    # The exact number of frames at another rate is not known near the end, so one frame is dropped.
-    is_native = resampled is None and not timing.is_variable
-    num_frames = timing.num_frames if is_native else max(1, int(timing.duration_sec * rate) - 1)
+    num_frames = timing.num_frames if resampled is None else timing.count(resampled)
     first = next(iter_video_frames(path))
-    read = functools.partial(_read_video, path, rate, resampled)
+    read = functools.partial(_read_video, path, resampled)
     version = f" {READER_VERSION}" if resampled else ""
     return _Opened(Clip(name, num_frames), (first.shape[0], first.shape[1]), rate, read, (path,), version)
 
@@ -337,9 +334,8 @@ def _read_array(path: Path, frames: Sequence[int]) -> np.ndarray:
     return _held_array(path)[list(frames)]
 
 
-def _read_video(path: Path, rate: float, fps: float | None, frames: Sequence[int]) -> np.ndarray:
-    start, stop = frames[0], frames[-1] + 1
-    decoded = iter_video_frames(path, fps, start / rate, stop / rate)
-    wanted = set(frames)
-    found = [frame for number, frame in enumerate(itertools.islice(decoded, stop - start), start) if number in wanted]
+def _read_video(path: Path, fps: float | None, frames: Sequence[int]) -> np.ndarray:
+    numbers, wanted = range(frames[0], frames[-1] + 1), set(frames)
+    decoded = iter_video_frames(path, fps, frames=numbers)
+    found = [frame for number, frame in zip(numbers, decoded, strict=False) if number in wanted]
     return np.stack(found) if found else np.empty((0, 0, 0, 3), np.uint8)
