@@ -1,6 +1,7 @@
 """Write and read videos through pipes to the ffmpeg program that comes with imageio-ffmpeg, a frame at a time."""
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -216,82 +217,99 @@ def iter_video_frames(
     if rate is not None:
         if frames is not None:
             start_sec, end_sec = frames.start / rate, frames.stop / rate
-        yield from _read_resampled(path, packets, timing, rate, start_sec, end_sec)
+        length_sec = min(timing.duration_sec, math.inf if end_sec is None else end_sec) - start_sec
+        read = functools.partial(_read_resampled, path, timing, rate, start_sec, count_frames(length_sec, rate))
+    else:
+        if frames is None:
+            numbers = number_frames(packets, timing.fps)
+            ends = (start_sec * timing.fps, math.inf if end_sec is None else end_sec * timing.fps)
+            frames = range(*(int(number) for number in np.searchsorted(numbers, np.subtract(ends, _SLACK))))
+        read = functools.partial(_read_coded, path, range(frames.start, min(frames.stop, timing.num_frames)))
+    for is_sought in (True, False):
+        found = read(packets, is_sought)
+        try:
+            first = next(found, None)
+        except ValueError:
+            if not is_sought:
+                raise
+            continue  # no frame can be decoded from the key frame that was sought, or too late a one was found
+        if first is not None:
+            yield first
+            yield from found
         return
-    if frames is None:
-        numbers = number_frames(packets, timing.fps)
-        ends = (start_sec * timing.fps, math.inf if end_sec is None else end_sec * timing.fps)
-        frames = range(*(int(number) for number in np.searchsorted(numbers, np.subtract(ends, _SLACK))))
-    frames = range(frames.start, min(frames.stop, timing.num_frames))
-    if frames:
-        yield from _read_coded(path, packets, frames)
 
 
 def _read_coded(
-    path: str | os.PathLike[str], packets: Packets, frames: range, may_seek: bool = True
-) -> Iterator[np.ndarray]:
-    """Yield the frames of these numbers; the one before is repeated in place of those that are missing."""
+    path: str | os.PathLike[str], frames: range, packets: Packets, is_sought: bool
+) -> Generator[np.ndarray, None, None]:
+    """Yield the frames of these numbers; the one before is repeated in place of those that are missing.
+
+    If the file `is_sought`, raise ValueError if the first one is not found; else it is read from its start.
+    """
+    if not frames:
+        return
     edges = (packets.times[1:] + packets.times[:-1]) / 2
-    first = frames.start if may_seek else max(frames.start - _LEAD, 0)
-    start = f"start={edges[first - 1]:.6f}" if first > 0 else ""
-    end = f"end={edges[frames.stop - 1]:.6f}" if frames.stop <= len(edges) else ""
-    trim = [f"trim={':'.join(filter(None, (start, end)))}"] if start or end else []
+    lead = 0 if is_sought else min(_LEAD, frames.start)
+    if packets.is_seekable:
+        start = [f"start={edges[frames.start - lead - 1]:.6f}"] if frames.start > lead else []
+        end = [f"end={edges[frames.stop - 1]:.6f}"] if frames.stop <= len(edges) else []
+        trim = [f"trim={':'.join(start + end)}"] if start or end else []
+    else:  # all are decoded, and their times are guessed
+        trim = [f"trim=start_frame={frames.start}:end_frame={frames.stop}"]
     due, held = frames.start, None
-    with contextlib.closing(_decode(path, packets, packets.times[first] if may_seek else 0.0, trim)) as decoded:
+    seek_sec = float(packets.times[frames.start]) if is_sought else 0.0
+    with contextlib.closing(_decode(path, packets, seek_sec, trim)) as decoded:
         for time, _, frame in decoded:
-            number = int(np.searchsorted(edges, time))
-            if number > due and held is None and may_seek and due > 0:
-                break
+            number = int(np.searchsorted(edges, time)) if packets.is_seekable else due
             if number < due:  # before the window, or a second picture at one time
                 held = frame if number < frames.start else held
                 continue
-            _refuse_gap(path, packets, due, number)
+            _refuse_gap(path, packets, due, math.inf if held is None and is_sought and number > due else number)
             yield from itertools.repeat(frame if held is None else held, number - due)
             yield frame
             held, due = frame, number + 1
-    if held is None and may_seek and due > 0:  # the first picture is missing, or seeking went too far
-        yield from _read_coded(path, packets, frames, may_seek=False)
-        return
-    _refuse_gap(path, packets, due, frames.stop if held is not None else math.inf)
+    _refuse_gap(path, packets, due, math.inf if held is None else frames.stop)
     if held is not None:
         yield from itertools.repeat(held, frames.stop - due)
 
 
 def _read_resampled(
-    path: str | os.PathLike[str], packets: Packets, timing: Timing, rate: float, start_sec: float, end_sec: float | None
-) -> Iterator[np.ndarray]:
-    """Yield the frames between two times at a constant rate."""
-    num_frames = count_frames(min(timing.duration_sec, math.inf if end_sec is None else end_sec) - start_sec, rate)
+    path: str | os.PathLike[str],
+    timing: Timing,
+    rate: float,
+    start_sec: float,
+    num_frames: int,
+    packets: Packets,
+    is_sought: bool,
+) -> Generator[np.ndarray, None, None]:
+    """Yield the frames from a time on at a constant rate.
+
+    If the file `is_sought`, raise ValueError if the first one is not found; else it is read from its start.
+    """
     if num_frames == 0:
         return
     # At half the rate each second frame is due midway between two that are wanted. It belongs to the later one, however
     # its time was rounded: else steps are uneven, and windows hold other frames than the whole video.
-    rounding_sec = min(packets.tick_sec, 0.25 / timing.fps) + 2e-6
+    rounding_sec = min(packets.tick_sec, 0.25 / timing.fps, 0.25 / rate) + 2e-6
     exact = Fraction(rate).limit_denominator(100_000)
     filters = [
         f"setpts=PTS-{(start_sec - rounding_sec) * 1e9:.0f}",
-        f"fps={exact.numerator}/{exact.denominator}",
+        f"fps={exact.numerator}/{exact.denominator}:eof_action=pass",
         "tpad=stop=-1:stop_mode=clone",  # the last frame may be shown for long
         _NANOSECONDS,
         f"trim=start={-0.25 / rate:.9f}:end={(num_frames - 0.5) / rate:.9f}",
     ]
     dues = packets.times + rounding_sec - start_sec
     edges = (packets.times[1:] + packets.times[:-1]) / 2
-    for seek_sec in (start_sec, 0.0):
-        num_read = 0
-        with contextlib.closing(_decode(path, packets, seek_sec, filters)) as decoded:
-            for _, time, frame in decoded:
-                due = int(np.searchsorted(dues, (num_read + 0.5) / rate, side="right")) - 1
-                number = due if math.isnan(time) else int(np.searchsorted(edges, time))
-                if number > due and num_read == 0 and seek_sec > 0:
-                    break  # seeking went too far
-                _refuse_gap(path, packets, number, due)
-                yield frame
-                num_read += 1
-        if num_read > 0:
-            break
-    if num_read < num_frames:
-        _refuse_gap(path, packets, 0, math.inf)
+    num_read = 0
+    with contextlib.closing(_decode(path, packets, start_sec if is_sought else 0.0, filters)) as decoded:
+        for _, time, frame in decoded:
+            due = int(np.searchsorted(dues, (num_read + 0.5) / rate, side="right")) - 1
+            number = due if math.isnan(time) else int(np.searchsorted(edges, time))
+            _refuse_gap(path, packets, number, math.inf if is_sought and number > due and num_read == 0 else due)
+            yield frame
+            num_read += 1
+    _refuse_gap(path, packets, 0, math.inf if num_read < num_frames else 0)
 
 
 def _refuse_gap(path: str | os.PathLike[str], packets: Packets, due: int, found: float) -> None:

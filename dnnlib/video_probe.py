@@ -135,11 +135,8 @@ def measure(packets: Packets, stated_fps: float) -> Timing:
         fps = round(len(steps) / float(times[-1]), 9)
         duration_sec = float(times[-1]) + (packets.last_sec or 1 / fps)
         return Timing(count_frames(duration_sec, fps), fps, True, duration_sec)
-    # In a contiguous run of regular intervals only its two ends are rounded; each gap adds two more ends.
-    error_sec = 1.5 * packets.tick_sec * (1 + np.count_nonzero(~is_regular))
     total_sec = float(steps[is_regular].sum())
     mean = int(np.count_nonzero(is_regular)) / total_sec
-    tolerance = max(error_sec / total_sec, 1e-4)  # the accuracy of clocks of recorders
     numbers = _count_intervals(steps, is_regular, mean)
     # Times in hundredths of a second, as in GIFs, tell little; the duration of the last frame adds one.
     if packets.tick_sec > 0.009 and abs(packets.last_sec - usual) <= 1.01 * packets.tick_sec:
@@ -149,6 +146,9 @@ def measure(packets: Packets, stated_fps: float) -> Timing:
         """Return the range of the differences from even times, in ticks; below 1 if rounding explains them."""
         return float(np.ptp(times - numbers / fps)) / packets.tick_sec
 
+    # In a contiguous run of regular intervals only its two ends are rounded, or uneven; each gap adds two more ends.
+    error_sec = packets.tick_sec * max(1.5, spread(mean)) * (1 + np.count_nonzero(~is_regular))
+    tolerance = max(error_sec / total_sec, 1e-4)  # the accuracy of clocks of recorders
     rates = [rate for rate in (stated_fps, *_usual_rates(mean)) if rate and abs(rate / mean - 1) <= tolerance]
     rates = [rate for rate in rates if spread(rate) < 0.999] or rates or [mean]
     fps = stated_fps if stated_fps in rates else min(rates, key=spread)
@@ -163,9 +163,8 @@ def number_frames(packets: Packets, fps: float) -> np.ndarray:
 def _find_regular(packets: Packets) -> tuple[float, np.ndarray]:
     """Return the usual interval between frames in seconds, and which intervals equal it but for rounding: bool."""
     steps = np.diff(packets.times)
-    usual = (
-        float(np.sort(steps)[len(steps) // 2]) if len(steps) else 0.0
-    )  # an actual one, not the mean of the middle two
+    # An actual interval, not the mean of the middle two.
+    usual = float(np.sort(steps)[len(steps) // 2]) if len(steps) else 0.0
     return usual, np.abs(steps - usual) <= _REGULAR_SHARE * usual + 1.01 * packets.tick_sec
 
 
@@ -285,28 +284,36 @@ def _why_none(lines: list[str], streams: list[_Stream]) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _read_packets(path: str, size: int, time: int) -> Packets:
-    stream = _probe(path, size, time).stream  # raises ValueError if there is no video
+    info = _probe(path, size, time)  # raises ValueError if there is no video
+    stream, kind = info.stream, info.container.split(",")[0]
     ticks, table, errors, code = _list_packets(path, "-map", f"0:{stream}")
     tick, table = ticks.get(0, Fraction(0)), table[:, 1:]
-    is_key = table[:, 4] & 1 > 0
+    is_key = (table[:, 4] & 1 > 0) & (table[:, 3] > 0)
     # Packets before the first key frame cannot be decoded, and editors leave packets marked to be discarded.
     table = table[np.argmax(is_key) :] if is_key.any() else table
     if len(table) == 0:
         raise ValueError(f"{path} has no frames: {errors[-1] if code and errors else 'its video is empty'}")
     first = table[0]
     is_timed = table[:, 1] != _NO_PTS
-    # Pictures right after the first key frame may lack a time where the frames that they depend on were cut away.
-    is_seekable = bool(is_timed[0] and is_timed[-1] and (np.diff(is_timed[1:].astype(int)) >= 0).all())
+    # Pictures that depend on frames which were cut away, before the first key frame, may lack a time.
+    is_seekable = bool(is_timed[0] and (is_timed | (table[:, 0] <= first[1])).all())
     # Without presentation times, decoding times are the same except for order and a constant delay.
     delay = first[1] - first[0] if first[1] != _NO_PTS else 0
     shown = table[:, 1] if is_seekable else table[:, 0] + delay
     keep = table[:, 4] & 4 == 0
+    if kind == "avi" and _is_even(shown[table[:, 3] > 0]):  # empty packets only pass the time up to the next frame
+        keep &= table[:, 3] > 0
     # Pictures that are shown before the first key frame, but follow it in the file, can be decoded or not.
     leading = keep & (shown < shown[0])
     times = np.unique(shown[keep & ~leading])
-    if is_seekable and leading.any():
+    text = "\n".join(errors)
+    if re.search("Non-monotonic DTS|replacing by guess", text):  # times that ffmpeg changed without being asked to
+        decoded = _decode_times(path, stream)
+        is_seekable = is_seekable and np.array_equal(times, decoded)
+        times = times if is_seekable or _NO_PTS in decoded else decoded
+    elif is_seekable and leading.any():
         decoded = _decode_times(path, stream, int(np.count_nonzero(leading)) + 1)
-        times = np.union1d(times, [time for time in decoded if time < shown[0]])
+        times = np.union1d(times, decoded[decoded < shown[0]])
     if len(times) == 0:
         raise ValueError(f"{path} has no frames: its video is empty")
     keys = keep & (table[:, 4] & 1 > 0)
@@ -318,9 +325,14 @@ def _read_packets(path: str, size: int, time: int) -> Packets:
         tick_sec=float(tick),
         last_sec=float(max(int(last[2]), 0) * tick),
         num_empty=int(np.count_nonzero(table[keep, 3] == 0)),
-        is_seekable=is_seekable and not any("timestamp discontinuity" in line for line in errors),
+        is_seekable=is_seekable and "timestamp discontinuity" not in text,
         key_orders=(table[keys, 0] - times[0]) * float(tick),
     )
+
+
+def _is_even(times: np.ndarray) -> bool:
+    """Return whether the intervals between times differ by at most a tick."""
+    return len(times) > 1 and bool(np.ptp(np.diff(np.sort(times))) <= 1)
 
 
 def _list_packets(path: str, *streams: str) -> tuple[dict[int, Fraction], np.ndarray, list[str], int]:
@@ -342,11 +354,22 @@ def _list_packets(path: str, *streams: str) -> tuple[dict[int, Fraction], np.nda
     return ticks, np.array(rows, np.int64).reshape(-1, 6), errors, code
 
 
-def _decode_times(path: str, stream: int, num_frames: int) -> list[int]:
-    """Return the times of the first frames that can be decoded, in ticks."""
-    stats = ["-stats_enc_pre:v", "pipe:1", "-stats_enc_pre_fmt", "{ptsi}", "-fps_mode", "passthrough"]
-    decode = ["-map", f"0:{stream}", "-frames:v", str(num_frames), *stats, "-f", "null", "-"]
-    return [int(line) for line in _ffmpeg("-v", "error", "-i", f"file:{path}", *decode)[0].splitlines()]
+def _decode_times(path: str, stream: int, num_frames: int | None = None) -> np.ndarray:
+    """Return the times of all frames, or of the first ones, that can be decoded, in ticks, ascending: int64 (T)."""
+    stats = [
+        "-stats_enc_pre:v",
+        "pipe:1",
+        "-stats_enc_pre_fmt",
+        "{ptsi}",
+        "-fps_mode",
+        "passthrough",
+        "-f",
+        "null",
+        "-",
+    ]
+    first = [] if num_frames is None else ["-frames:v", str(num_frames)]
+    text = _ffmpeg("-v", "error", "-i", f"file:{path}", "-map", f"0:{stream}", *first, *stats)[0]
+    return np.unique(np.array(text.split(), np.int64))
 
 
 def _usual_rates(fps: float) -> list[float]:

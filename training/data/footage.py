@@ -37,7 +37,7 @@ from training.data.shards import Clip, Size
 READ_THREADS = 4
 ARRAYS_HELD = 4
 SIZE_FOLDER = re.compile(r"(\d{4,})x(\d{4,})")
-READER_VERSION = 2  # increment when the decoded pixels of images, or of resampled videos, change
+READER_VERSION = 3  # increment when the decoded pixels of images, or of resampled videos, change
 
 
 class Footage(Protocol):
