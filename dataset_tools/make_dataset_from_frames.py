@@ -49,7 +49,7 @@ def choose_frames(num_frames: int, source_fps: float, recipe: making.Recipe) -> 
 def _open(folder: Path, names: Sequence[str], source_fps: float, recipe: making.Recipe) -> making.Footage:
     chosen = choose_frames(len(names), source_fps, recipe)
     if not chosen:
-        raise ValueError(f"nothing is left of {folder} after trimming: it holds {len(names)} frames")
+        raise making.TooShort(f"nothing is left of {folder} after trimming: it holds {len(names)} frames")
     return making.Footage(recipe.fps or source_fps, _read([folder / names[index] for index in chosen]))
 
 

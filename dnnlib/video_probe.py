@@ -147,7 +147,7 @@ def measure(packets: Packets, stated_fps: float) -> Timing:
         return float(np.ptp(times - numbers / fps)) / packets.tick_sec
 
     # In a contiguous run of regular intervals only its two ends are rounded, or uneven; each gap adds two more ends.
-    error_sec = packets.tick_sec * max(1.5, spread(mean)) * (1 + np.count_nonzero(~is_regular))
+    error_sec = 1.5 * packets.tick_sec * max(1.0, spread(mean)) * (1 + np.count_nonzero(~is_regular))
     tolerance = max(error_sec / total_sec, 1e-4)  # the accuracy of clocks of recorders
     rates = [rate for rate in (stated_fps, *_usual_rates(mean)) if rate and abs(rate / mean - 1) <= tolerance]
     rates = [rate for rate in rates if spread(rate) < 0.999] or rates or [mean]
