@@ -202,7 +202,7 @@ def _probe(path: str, size: int, _time: int) -> VideoInfo:
     shown = [stream for stream in streams if not stream.is_picture and stream.width]
     if not shown:
         raise ValueError(f"{path} has no video that ffmpeg can read: {_why_none(lines, streams)}")
-    stream = max(shown, key=lambda stream: ("(default)" in stream.line, stream.height * stream.width))
+    stream = max(shown, key=_Stream.rank)
     width, height = stream.width, stream.height
     # The container's pixel aspect, which ffmpeg prints last, takes precedence over the codec's.
     if aspects := re.findall(r"\bSAR (\d+):(\d+)", stream.line):
@@ -258,9 +258,14 @@ class _Stream:
         self.colors = (colors or "").split(", ")
         self.width, self.height = int(width), int(height)
 
+    def rank(self) -> tuple[bool, bool, int]:
+        """Return a key that is largest for the stream which players show."""
+        return self.codec not in _PICTURE_CODECS, "(default)" in self.line, self.height * self.width
+
 
 _WORDS = ("tv", "pc", "progressive")
 _PICTURES = ("attached pic", "timed thumbnails", "still image", "dependent")  # streams that players do not show
+_PICTURE_CODECS = ("bmp", "gif", "mjpeg", "png", "tiff", "webp")  # covers and previews, if there is another stream
 _ALPHA = re.compile(r"rgba|argb|bgra|abgr|yuva|gbrap|ya\d|pal8|ayuv|vuya|uyva")
 
 
