@@ -18,6 +18,8 @@ _REGULAR_SHARE = 0.15
 # A file has a variable frame rate if its irregular intervals take more than this fraction of its duration. Single lost
 # frames, which are common in recordings of constant rate, do not count as variable.
 _IRREGULAR_TIME = 0.01
+# Rates that are preferred to others in times that are too few or too coarse to tell.
+_COMMON_RATES = (24, 25, 30, 50, 60, 10, 12, 15, 20, 48, 90, 100, 120, 240)
 _NO_PTS = -(2**63)
 _CORRUPT = 2  # flag of an incomplete packet
 # ffmpeg reports these but exits with 0, although the truncated or overwritten part is missing from the frames.
@@ -138,9 +140,6 @@ def measure(packets: Packets, stated_fps: float) -> Timing:
     total_sec = float(steps[is_regular].sum())
     mean = int(np.count_nonzero(is_regular)) / total_sec
     numbers = _count_intervals(steps, is_regular, mean)
-    # Times in hundredths of a second, as in GIFs, tell little; the duration of the last frame adds one.
-    if packets.tick_sec > 0.009 and abs(packets.last_sec - usual) <= 1.01 * packets.tick_sec:
-        times, numbers = np.append(times, times[-1] + packets.last_sec), np.append(numbers, numbers[-1] + 1)
 
     def spread(fps: float) -> float:
         """Return the range of the differences from even times, in ticks; below 1 if rounding explains them."""
@@ -149,9 +148,12 @@ def measure(packets: Packets, stated_fps: float) -> Timing:
     # In a contiguous run of regular intervals only its two ends are rounded, or uneven; each gap adds two more ends.
     error_sec = 1.5 * packets.tick_sec * max(1.0, spread(mean)) * (1 + np.count_nonzero(~is_regular))
     tolerance = max(error_sec / total_sec, 1e-4)  # the accuracy of clocks of recorders
-    rates = [rate for rate in (stated_fps, *_usual_rates(mean)) if rate and abs(rate / mean - 1) <= tolerance]
-    rates = [rate for rate in rates if spread(rate) < 0.999] or rates or [mean]
-    fps = stated_fps if stated_fps in rates else min(rates, key=spread)
+    common = [rate * factor for factor in (1, 1000 / 1001) for rate in _COMMON_RATES]
+    near = [rate for rate in (stated_fps, *common, *_usual_rates(mean)) if rate and abs(rate / mean - 1) <= tolerance]
+    # What a container states may be the mean of uneven times.
+    usual_rates = [rate for rate in near if rate != stated_fps or _is_usual(rate)] or near or [mean]
+    uneven = stated_fps if stated_fps in usual_rates else min(usual_rates, key=spread)
+    fps = next((rate for rate in near if spread(rate) < 0.999), uneven)
     return Timing(len(packets.times), fps, False, float(packets.times[-1]) + 1 / fps)
 
 
@@ -377,6 +379,10 @@ def _decode_times(path: str, stream: int, num_frames: int | None = None) -> np.n
     return np.unique(np.array(text.split(), np.int64))
 
 
+def _is_usual(fps: float) -> bool:
+    return any(math.isclose(fps, rate) for rate in _usual_rates(fps))
+
+
 def _usual_rates(fps: float) -> list[float]:
     """Return the rates near `fps` that videos usually have: n and n * 1000 / 1001 for an integer n."""
     return [rate for rate in (float(round(fps)), round(fps * 1.001) * 1000 / 1001) if rate]
@@ -389,8 +395,8 @@ def _usual_rates(fps: float) -> list[float]:
 _MISSING_SHARE, _MISSING_SEC = 0.1, 1.0
 # Containers that state a length; that of others is an estimate of ffmpeg, wrong where times jump.
 _STATING = ("mov", "matroska", "avi", "asf", "flv", "rm", "mxf", "nut")
-# Of these, ffmpeg notices a packet that is cut off; if there is none, the stated length is not that of this file.
-_NOTICING = ("mov", "matroska", "avi", "flv", "rm")
+# Of these, ffmpeg notices wherever the file is cut off or overwritten: otherwise the stated length is not its own.
+_NOTICING = ("matroska", "flv")
 
 
 def missing_end(path: str | os.PathLike[str]) -> str | None:
@@ -400,6 +406,9 @@ def missing_end(path: str | os.PathLike[str]) -> str | None:
     """
     info, packets = probe(path), read_packets(path)
     stated_sec, kind = info.duration_sec, info.container.split(",")[0]
+    size, stated_size = os.path.getsize(path), _stated_size(path) if kind == "asf" else 0
+    if size < stated_size * (1 - _MISSING_SHARE):
+        return f"it states {stated_size} bytes but holds {size}"
     if stated_sec is None or kind not in _STATING:
         return None
     needed_sec = stated_sec * (1 - _MISSING_SHARE) - _MISSING_SEC
@@ -413,7 +422,7 @@ def missing_end(path: str | os.PathLike[str]) -> str | None:
     ]
     if (end_sec := info.start_sec + max(ends, default=0.0)) >= needed_sec:
         return None
-    damage = next((line for line in messages if DAMAGE.search(line)), None)
+    damage = next((line for line in messages if DAMAGE.search(line) or line.startswith("[in#0")), None)
     if damage is None and len(table) and table[-1, 5] & _CORRUPT:
         damage = "its last packet is incomplete"
     if damage is None and kind in _NOTICING:
@@ -421,3 +430,14 @@ def missing_end(path: str | os.PathLike[str]) -> str | None:
     return f"it states {stated_sec:.1f} s but its last packet ends at {end_sec:.1f} s" + (
         f" ({damage})" if damage else ""
     )
+
+
+def _stated_size(path: str | os.PathLike[str]) -> int:
+    """Return the size in bytes that an ASF file states, 0 if it is not found; ffmpeg adapts the length to the size."""
+    with open(path, "rb") as file:
+        start = file.read(1 << 16)
+    place = start.find(_ASF_PROPERTIES)
+    return int.from_bytes(start[place + 40 : place + 48], "little") if place >= 0 else 0
+
+
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
