@@ -38,6 +38,7 @@ from dataset_tools.inspect_shard import (
     same_aspect,
     scan_clip,
 )
+from dataset_tools.names import train_command
 from dnnlib.text import one_line
 from dnnlib.util import atomic_path, format_time
 from training.data.dataset import ASSUMED_FPS, ClipDataset
@@ -532,7 +533,7 @@ def main(
         click.echo(f"{sheet} shows some clips")
     if not report["accepted"]:
         raise click.ClickException(f"{dataset.findings.num_errors} errors: training would reject or suffer from this")
-    click.echo(f"Training would accept it. Next: python train_lres.py --dataset={root}")
+    click.echo(f"Training would accept it. Next: {train_command(root, filter(None, map(parse_size, dataset.tallies)))}")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def _open(clip: PictureClip, source_fps: float, remarks: Remarks, recipe: making
     clip.check()
     chosen = choose_frames(len(clip.paths), source_fps, recipe)
     if not chosen:
-        raise ValueError(f"nothing is left of {clip.name} after trimming: it holds {len(clip.paths)} frames")
+        raise making.TooShort(f"nothing is left of {clip.name} after trimming: it holds {len(clip.paths)} frames")
     clip.remark(remarks)
     return making.Footage(recipe.fps or source_fps, _read(clip, chosen))
 

@@ -25,6 +25,7 @@ from dataset_tools import archive
 from dataset_tools.frames import Size, SizesType, encode_stream
 from dataset_tools.labdoom_maze import DIFFICULTIES, SPLITS, build_maze, build_wad
 from dataset_tools.labdoom_walker import DISCRETE_ACTIONS, plan_walk
+from dataset_tools.names import train_command
 from training.random import random_state
 
 CLIPS_PER_SHARD = 32
@@ -303,7 +304,7 @@ def main(
     workers = min(workers or os.cpu_count() or 1, num_shards)
     for report in _make_shards(out.resolve(), plan, num_shards, workers):
         archive.describe_dataset(out, [report], num_shards, packages, **plan.facts())
-    click.echo(f"{num_clips} clips of {num_frames} frames are in {out}. Next: python train_lres.py --dataset={out}")
+    click.echo(f"{num_clips} clips of {num_frames} frames are in {out}. Next: {train_command(out, sizes)}")
 
 
 def _make_shards(root: Path, plan: Plan, num_shards: int, workers: int) -> Iterator[archive.ShardReport]:

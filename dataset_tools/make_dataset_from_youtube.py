@@ -32,7 +32,7 @@ def open_interval(cache: youtube.VideoCache, interval: youtube.Interval, recipe:
     try:
         return making.open_video(path, recipe, interval.start_sec, end)
     except ValueError as error:
-        raise ValueError(f"{interval.name}: {error}") from None
+        raise type(error)(f"{interval.name}: {error}") from None
 
 
 def describe_interval(cache: youtube.VideoCache, interval: youtube.Interval, recipe: Recipe) -> str:
@@ -42,7 +42,7 @@ def describe_interval(cache: youtube.VideoCache, interval: youtube.Interval, rec
         return f"the whole video, {where}"
     length = interval.end_sec - interval.start_sec - recipe.trim_start - recipe.trim_end
     if length <= 0:
-        raise ValueError(f"{interval.name}: nothing is left after trimming")
+        raise making.TooShort(f"{interval.name}: nothing is left after trimming")
     return f"{length:.1f} s, {where}"
 
 

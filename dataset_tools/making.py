@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import math
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 
-from dataset_tools import archive
+from dataset_tools import archive, names
 from dataset_tools.frames import CHROMAS, Size, SizesType, encode_at_sizes
 from dataset_tools.shots import ShotDetector
 from dnnlib import video
@@ -26,9 +28,8 @@ from training.data.frames import iter_video, reading_rate
 
 DEFAULT_SIZES: tuple[Size, ...] = ((36, 64), (144, 256))
 
-# A video is broken if it is this much shorter than it states, since sound may be slightly longer than the images, or if
-# this many frames are missing, since a few may be coded but never shown.
-_MISSING_SHARE, _MISSING_SEC, _MISSING_FRAMES = 0.1, 1.0, 2
+# A video is broken if more frames than these are missing, since a few may be coded but never shown.
+_MISSING_SHARE, _MISSING_FRAMES = 0.1, 2
 
 _CONTENT = ("fps", "trim_start", "trim_end", "min_frames", "split_shots", "quality", "chroma")
 _JOB = ("partition", "num_partitions", "val_fraction", "split", "workers", "skip_bad", "skip_made", "dry_run")
@@ -73,8 +74,9 @@ class Source:
     """A source of one clip.
 
     `name` is the clip's path inside the dataset, `group` the video it belongs to, for --val-fraction. `open` may be
-    slow, such as for a download, is called in a thread, and raises ValueError naming the source if it is broken.
-    `describe`, if given, returns a short description for --dry-run, and raises likewise.
+    slow, such as for a download, is called in a thread, and raises ValueError naming the source if it is broken,
+    `TooShort` if nothing is left of it. `describe`, if given, returns a short description for --dry-run, and raises
+    likewise.
     """
 
     name: str
@@ -83,20 +85,25 @@ class Source:
     describe: Callable[[Recipe], str] | None = None
 
 
+class TooShort(ValueError):
+    """A source of which nothing is left after trimming, which is no fault of its."""
+
+
 def open_video(
     path: str | os.PathLike[str], recipe: Recipe, start_sec: float = 0.0, end_sec: float | None = None
 ) -> Footage:
-    """Open a window of a video file, trimmed at both ends as the recipe says; raise ValueError if it is broken.
+    """Open a window of a video file, trimmed at both ends as the recipe says.
 
+    Raises ValueError if the file is broken or cut off, `TooShort` if nothing is left of it.
     The frames raise ValueError if they end before the window does, or before the length that the file states.
     """
-    stated, timing = video.probe(path).duration_sec or 0.0, video.scan(path)
-    if timing.duration_sec < stated * (1 - _MISSING_SHARE) - _MISSING_SEC:
-        raise ValueError(f"{path} ends early: it states {stated:.1f} s but holds {timing.duration_sec:.1f} s of video")
+    if reason := video.missing_end(path):
+        raise ValueError(f"{path} ends early: {reason}")
+    timing = video.scan(path)
     end = timing.duration_sec if end_sec is None else end_sec
     start, end = start_sec + recipe.trim_start, end - recipe.trim_end
     if end <= start:
-        raise ValueError(f"nothing is left of {path} after trimming: it is {timing.duration_sec:g} s long")
+        raise TooShort(f"nothing is left of {path} after trimming: it is {timing.duration_sec:g} s long")
     fps = recipe.fps or timing.fps
     # Unless required, the end is that of the file, whose last frame may be shown a little longer.
     needs_end = end_sec is not None or recipe.trim_end > 0
@@ -175,10 +182,12 @@ def maker_options(
             job = {name: others.pop(name) for name in _JOB}
             if job["val_fraction"] and job["split"] != "train":
                 raise click.UsageError("give either --val-fraction or --split")
+            if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show ends nothing
+                sys.stdout.reconfigure(errors="backslashreplace")
             try:
                 function(recipe=Recipe(sizes or tuple(default_sizes), **content), job=job, **others)
             except ValueError as error:
-                raise click.ClickException(str(error)) from error
+                raise click.ClickException(names.escape(str(error))) from error
 
         return functools.reduce(lambda wrapped, option: option(wrapped), reversed(_options(default_sizes)), command)
 
@@ -236,6 +245,9 @@ def make(
     with existing files, or if sources are broken and not `skip_bad`; the intact ones are written before that.
     """
     assert len({source.name for source in sources}) == len(sources), "two sources have one name"
+    named = zip(sources, names.to_texts(source.name for source in sources), strict=True)
+    sources = [dataclasses.replace(source, name=name, group=names.to_text(source.group)) for source, name in named]
+    origin = names.to_text(origin)
     facts = {"source": origin, "seed": None, "val_fraction": val_fraction, **recipe.facts(), **(facts or {})}
     sets = _divide(output_dir, sources, val_fraction, split, facts)
     if partition is not None:
@@ -262,10 +274,10 @@ def make(
         tally.num_frames += sum(entry["frames"] for entry in kept)
         done = f"{tally.num_clips} clips, {tally.num_frames} frames are in"
         if partition is not None:
-            commands = "; ".join(f"python -m dataset_tools.merge {part.root}" for part in sets)
+            commands = "; ".join(f"python -m dataset_tools.merge {names.quote(part.root)}" for part in sets)
             click.echo(f"{done} partition {partition} of {output_dir}. Next, when all are made: {commands}")
         elif tally.num_clips:
-            click.echo(f"{done} {output_dir}. Next: python train_lres.py --dataset={sets[0].root}")
+            click.echo(f"{done} {output_dir}. Next: {names.train_command(sets[0].root, recipe.sizes)}")
         else:
             raise ValueError(f"no clip came of {total} sources; see above why, and mend them or change the options")
     broken = f"{len(tally.broken)} of {total} sources are broken"
@@ -340,19 +352,24 @@ def _without_made(
 def _list_shards(shards: Sequence[_Shard], recipe: Recipe, workers: int) -> _Tally:
     """Print the clips that would be made, one line per source."""
 
-    def describe(source: Source) -> tuple[bool, str]:
+    def describe(source: Source) -> tuple[str, str]:
         try:
-            return True, source.describe(recipe) if source.describe else ""
+            return "", source.describe(recipe) if source.describe else ""
+        except TooShort as error:
+            return "left out", names.escape(str(error))
         except ValueError as error:
-            return False, f"broken: {error}"
+            return "broken", names.escape(str(error))
 
     tally = _Tally()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for part, index, sources in shards:
-            for source, (is_good, text) in zip(sources, pool.map(describe, sources), strict=True):
-                click.echo(f"{part.facts['split']}  partition {index:04d}  {source.name}  {text}".rstrip())
-                tally.num_clips += is_good
-                if not is_good:
+            for source, (fault, text) in zip(sources, pool.map(describe, sources), strict=True):
+                text = f"{fault}: {text}" if fault else text
+                click.echo(
+                    f"{part.facts['split']}  partition {index:04d}  {names.escape(source.name)}  {text}".rstrip()
+                )
+                tally.num_clips += not fault
+                if fault == "broken":
                     tally.broken.append(text)
     return tally
 
@@ -386,8 +403,8 @@ def _make_shards(
                     try:
                         _store(writer, source, reader, recipe, bar)
                     except ValueError as error:
-                        tally.broken.append(str(error))
-                        left_out.append(str(error))
+                        (tally.short if isinstance(error, TooShort) else tally.broken).append(names.escape(str(error)))
+                        left_out.append(names.escape(str(error)))
                     rates[reader.fps] += len(writer.frame_paths) - known
                     if num_short := len(writer.dropped) - num_dropped:
                         reason = (

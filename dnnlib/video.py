@@ -1,13 +1,15 @@
 """Write and read videos through pipes to the ffmpeg program that comes with imageio-ffmpeg, a frame at a time."""
 
 import contextlib
+import functools
+import itertools
 import math
 import os
 import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -15,13 +17,36 @@ import imageio_ffmpeg
 import numpy as np
 
 from dnnlib import util
-from dnnlib.video_probe import Timing, VideoInfo, probe, read_comment, read_packets, scan
+from dnnlib.video_probe import (
+    DAMAGE,
+    Packets,
+    Timing,
+    VideoInfo,
+    count_frames,
+    missing_end,
+    number_frames,
+    probe,
+    read_comment,
+    read_packets,
+    scan,
+)
 
-__all__ = ["Timing", "VideoInfo", "VideoWriter", "iter_video_frames", "pixel_factor", "probe", "scan", "whole_factor"]
+__all__ = [
+    "Timing",
+    "VideoInfo",
+    "VideoWriter",
+    "iter_video_frames",
+    "missing_end",
+    "pixel_factor",
+    "probe",
+    "scan",
+    "whole_factor",
+]
 
 # Encoder options by suffix; {crf} is the constant rate factor. Colours are converted by the matrix that is written into
 # the file, so that players need not guess it. Every GIF frame has its own palette, since ffmpeg would hold the whole
-# video in memory to compute a common one.
+# video in memory to compute a common one, and is stored whole, since ffmpeg compares numbers of colours of two palettes
+# to find unchanged pixels.
 _BT709 = "scale=out_color_matrix=bt709:out_range=tv,format=yuv420p"
 _BT709_TAGS = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
 _ENCODERS = {
@@ -30,6 +55,7 @@ _ENCODERS = {
     ".gif": [
         "-vf",
         "split[frames][same];[same]palettegen=stats_mode=single[palette];[frames][palette]paletteuse=new=1",
+        *("-gifflags", "0"),
     ],
 }
 
@@ -41,11 +67,20 @@ _TONE_MAP = (
     "format=gbrp12,zscale=tin={transfer}:pin=bt2020:min=gbr:rin=full:t=linear:npl=203,format=gbrpf32,zscale=p=bt709,"
     "tonemap=mobius:desat=0,zscale=t=bt709:m=gbr:r=full,scale"
 )
+# Transparent parts are shown over black, as in images.
+_OVER_BLACK = "scale=in_color_matrix={matrix},format={pixels},premultiply=inplace=1"
+_UPRIGHT = ([], ["transpose=clock"], ["hflip", "vflip"], ["transpose=cclock"])
+# Decoders that ffmpeg does not choose by itself, but which decode transparency.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # With several threads, ffmpeg's decoder of Theora and its predecessors sometimes returns pictures of the next key frame
 # instead of the current ones, more often on a busy machine.
 _ONE_THREAD = ("theora", "vp3", "vp4")
-# ffmpeg reports these but exits with 0, although the truncated or overwritten part is missing from the frames.
-_DAMAGE = re.compile(r"partial file|ended prematurely|exceeds containing master element|packet_obj_size \d+ invalid")
+# A file ends early if more than this share of its frames, and this many, are missing in a row; a few may be coded but
+# never shown.
+_MISSING_SHARE, _MISSING_FRAMES = 0.1, 2
+_NANOSECONDS = "settb=1/1000000000"  # as the unit of time, so that nothing is rounded to less
+_LEAD = 32  # frames before a window in which the picture that it begins with is sought
+_SLACK = 0.05  # frames that a time may lie after that of a frame which begins at it
 
 
 class _Ffmpeg:
@@ -66,7 +101,7 @@ class _Ffmpeg:
             if text := re.sub(r" @ 0x[0-9a-f]+", "", line.decode(errors="replace").strip()):
                 self._first_line = self._first_line or text
                 self._last_line = text
-                if _DAMAGE.search(text):
+                if DAMAGE.search(text):
                     self.damage = text
 
     def wait(self) -> int:
@@ -152,7 +187,10 @@ class VideoWriter:
     def __enter__(self) -> "VideoWriter":
         height, width = (edge * self.factor + edge * self.factor % 2 for edge in (self.height, self.width))
         with contextlib.ExitStack() as stack:
-            self._temporary = stack.enter_context(util.atomic_path(self.path))
+            try:
+                self._temporary = stack.enter_context(util.atomic_path(self.path))
+            except OSError as error:
+                raise ValueError(f"cannot encode {self.path}: {error.strerror}") from error
             source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{self.fps:.12g}"]
             if self.factor > 1 and height % self.factor == width % self.factor == 0:
                 self._comment = _REPEATED.format(self.factor, height, width)
@@ -211,75 +249,191 @@ class VideoWriter:
 
 
 def iter_video_frames(
-    path: str | os.PathLike[str], fps: float | None = None, start_sec: float = 0.0, end_sec: float | None = None
+    path: str | os.PathLike[str],
+    fps: float | None = None,
+    start_sec: float = 0.0,
+    end_sec: float | None = None,
+    frames: range | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield the frames of a file's first video stream between two times, each uint8 (H, W, 3) RGB.
+    """Yield the frames of a file's video between two times, or those of the given numbers, each uint8 (H, W, 3) RGB.
 
     Times are in seconds from the first frame; a frame at `end_sec` is left out. Frames are rotated as the file's
     metadata says, have square pixels, are deinterlaced if the file is marked as interlaced, are mapped from high to
-    standard dynamic range, and have no alpha. With `fps` they are repeated or dropped to that rate; otherwise each
-    coded frame is returned once, except that a variable frame rate is made constant at `scan(path).fps`. If the frame
-    size changes, later frames are scaled to the first size. Raises ValueError if decoding fails anywhere.
+    standard dynamic range, and have black where they are transparent. With `fps` they are repeated or dropped to that
+    rate; otherwise each coded frame is returned once, except that a variable frame rate is made constant at
+    `scan(path).fps`. The picture before stands for one that is missing. If the frame size changes, later frames are
+    scaled to the first size. Raises ValueError if decoding fails anywhere, or ends early.
+    """
+    timing, packets = scan(path), read_packets(path)
+    rate = fps if fps is not None else timing.fps if timing.is_variable else None
+    if rate is not None:
+        if frames is not None:
+            start_sec, end_sec = frames.start / rate, frames.stop / rate
+        length_sec = min(timing.duration_sec, math.inf if end_sec is None else end_sec) - start_sec
+        read = functools.partial(_read_resampled, path, timing, rate, start_sec, count_frames(length_sec, rate))
+    else:
+        if frames is None:
+            numbers = number_frames(packets, timing.fps)
+            ends = (start_sec * timing.fps, math.inf if end_sec is None else end_sec * timing.fps)
+            frames = range(*(int(number) for number in np.searchsorted(numbers, np.subtract(ends, _SLACK))))
+        read = functools.partial(_read_coded, path, range(frames.start, min(frames.stop, timing.num_frames)))
+    for is_sought in (True, False):
+        found = read(packets, is_sought)
+        try:
+            first = next(found, None)
+        except ValueError:
+            if not is_sought:
+                raise
+            continue  # no frame can be decoded from the key frame that was sought, or too late a one was found
+        if first is not None:
+            yield first
+            yield from found
+        return
+
+
+def _read_coded(
+    path: str | os.PathLike[str], frames: range, packets: Packets, is_sought: bool
+) -> Generator[np.ndarray, None, None]:
+    """Yield the frames of these numbers; the one before is repeated in place of those that are missing.
+
+    If the file `is_sought`, raise ValueError if the first one is not found; else it is read from its start.
+    """
+    if not frames:
+        return
+    edges = (packets.times[1:] + packets.times[:-1]) / 2
+    lead = 0 if is_sought else min(_LEAD, frames.start)
+    if packets.is_seekable:
+        start = [f"start={edges[frames.start - lead - 1]:.6f}"] if frames.start > lead else []
+        end = [f"end={edges[frames.stop - 1]:.6f}"] if frames.stop <= len(edges) else []
+        trim = [f"trim={':'.join(start + end)}"] if start or end else []
+    else:  # all are decoded, and their times are guessed
+        trim = [f"trim=start_frame={frames.start}:end_frame={frames.stop}"]
+    due, held = frames.start, None
+    seek_sec = float(packets.times[frames.start]) if is_sought else 0.0
+    with contextlib.closing(_decode(path, packets, seek_sec, trim)) as decoded:
+        for time, _, frame in decoded:
+            number = int(np.searchsorted(edges, time)) if packets.is_seekable else due
+            if number < due:  # before the window, or a second picture at one time
+                held = frame if number < frames.start else held
+                continue
+            _refuse_gap(path, packets, due, math.inf if held is None and is_sought and number > due else number)
+            yield from itertools.repeat(frame if held is None else held, number - due)
+            yield frame
+            held, due = frame, number + 1
+    _refuse_gap(path, packets, due, math.inf if held is None else frames.stop)
+    if held is not None:
+        yield from itertools.repeat(held, frames.stop - due)
+
+
+def _read_resampled(
+    path: str | os.PathLike[str],
+    timing: Timing,
+    rate: float,
+    start_sec: float,
+    num_frames: int,
+    packets: Packets,
+    is_sought: bool,
+) -> Generator[np.ndarray, None, None]:
+    """Yield the frames from a time on at a constant rate.
+
+    If the file `is_sought`, raise ValueError if the first one is not found; else it is read from its start.
+    """
+    if num_frames == 0:
+        return
+    # At half the rate each second frame is due midway between two that are wanted. It belongs to the later one, however
+    # its time was rounded: else steps are uneven, and windows hold other frames than the whole video.
+    rounding_sec = min(packets.tick_sec, 0.25 / timing.fps, 0.25 / rate) + 2e-6
+    exact = Fraction(rate).limit_denominator(100_000)
+    filters = [
+        f"setpts=PTS-{(start_sec - rounding_sec) * 1e9:.0f}",
+        f"fps={exact.numerator}/{exact.denominator}:eof_action=pass",
+        "tpad=stop=-1:stop_mode=clone",  # the last frame may be shown for long
+        _NANOSECONDS,
+        f"trim=start={-0.25 / rate:.9f}:end={(num_frames - 0.5) / rate:.9f}",
+    ]
+    dues = packets.times + rounding_sec - start_sec
+    edges = (packets.times[1:] + packets.times[:-1]) / 2
+    num_read = 0
+    with contextlib.closing(_decode(path, packets, start_sec if is_sought else 0.0, filters)) as decoded:
+        for _, time, frame in decoded:
+            due = int(np.searchsorted(dues, (num_read + 0.5) / rate, side="right")) - 1
+            number = due if math.isnan(time) else int(np.searchsorted(edges, time))
+            _refuse_gap(path, packets, number, math.inf if is_sought and number > due and num_read == 0 else due)
+            yield frame
+            num_read += 1
+    _refuse_gap(path, packets, 0, math.inf if num_read < num_frames else 0)
+
+
+def _refuse_gap(path: str | os.PathLike[str], packets: Packets, due: int, found: float) -> None:
+    """Raise ValueError if too many frames are missing from frame `due` to frame `found`."""
+    num_frames = len(packets.times)
+    if found - due > _MISSING_FRAMES + _MISSING_SHARE * num_frames:
+        raise ValueError(
+            f"{path} ends early: of its {num_frames} frames none could be decoded from {packets.times[due]:g} s on"
+        )
+
+
+def _decode(
+    path: str | os.PathLike[str], packets: Packets, seek_sec: float, filters: list[str]
+) -> Generator[tuple[float, float, np.ndarray], None, None]:
+    """Yield the frames that filters let pass, decoded from a key frame before `seek_sec` on.
+
+    Each comes with its time after the filters, and that in the file, NaN if it has none. All times are in seconds from
+    the first frame of the file, also those that filters see.
     """
     info = probe(path)
-    timing = scan(path)
-    rate = fps if fps is not None else timing.fps if timing.is_variable else None
-    window, times = _choose_frames(path, timing, rate, start_sec, end_sec)
+    seek_sec = _choose_key(packets, seek_sec)
+    shift_sec = packets.origin_sec - seek_sec
+    timed = [
+        _NANOSECONDS,
+        f"setpts=PTS-{shift_sec * 1e9:.0f}" if packets.is_seekable else "setpts=PTS-STARTPTS",
+    ]
     deinterlace = ["bwdif=mode=send_frame:deint=interlaced"] if info.is_interlaced else []
-    filters = ",".join([*deinterlace, *times, *_choose_colors(info)])
-    # PPM frames contain their own size, so that the size in the file's metadata is not relied on.
-    output = ["-vf", filters, "-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "pipe:1"]
+    # Interlaced frames are rotated after their fields are joined.
+    rotate = _UPRIGHT[info.quarter_turns] if info.is_interlaced else []
+    chain = ",".join([*deinterlace, *timed, *filters, *rotate, *_choose_colors(info)])
+    source = ["-noautorotate"] if info.is_interlaced else []
+    source += ["-threads", "1"] if info.codec in _ONE_THREAD else []
+    source += ["-c:v", _ALPHA_DECODERS[info.codec]] if info.has_alpha and info.codec in _ALPHA_DECODERS else []
+    source += ["-ss", f"{seek_sec:.6f}", "-noaccurate_seek"] if seek_sec else []
+    read_end, write_end = os.pipe()
     # -xerror makes damaged frames an error; ffmpeg would conceal the damage.
-    threads = ["-threads", "1"] if info.codec in _ONE_THREAD else []
-    source = ["-xerror", *threads, *window, "-i", f"file:{os.fspath(path)}", "-map", "0:V:0"]
-    ffmpeg = _Ffmpeg([*source, *output], stdout=subprocess.PIPE)
-    try:
-        stdout = ffmpeg.process.stdout
-        assert stdout is not None
-        while stdout.readline():  # P6
-            width, height = (int(edge) for edge in stdout.readline().split())
-            stdout.readline()  # 255
-            data = stdout.read(height * width * 3)
-            if len(data) == height * width * 3:
-                yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
-        if ffmpeg.wait() != 0 or ffmpeg.damage:
-            raise ValueError(f"cannot decode {path}: {ffmpeg.damage or ffmpeg.first_line()}")
-    finally:
-        ffmpeg.close()
+    command = ["-xerror", *source, "-i", f"file:{os.fspath(path)}", "-map", f"0:{info.stream}", "-vf", chain]
+    # PPM frames contain their own size, so that the size in the file's metadata is not relied on.
+    command += ["-fps_mode", "passthrough", "-enc_time_base", "1/1000000000", "-f", "image2pipe", "-c:v", "ppm"]
+    command += ["-stats_enc_pre:v", f"pipe:{write_end}", "-stats_enc_pre_fmt:v", "{pts} {ptsi} {tbi}", "pipe:1"]
+    with open(read_end, "rb") as times:
+        try:
+            ffmpeg = _Ffmpeg(command, stdout=subprocess.PIPE, pass_fds=[write_end])
+        finally:
+            os.close(write_end)
+        try:
+            stdout = ffmpeg.process.stdout
+            assert stdout is not None
+            while stdout.readline():  # P6
+                width, height = (int(edge) for edge in stdout.readline().split())
+                stdout.readline()  # 255
+                data = stdout.read(height * width * 3)
+                if len(data) == height * width * 3:
+                    time, source_time, tick = times.readline().split()
+                    is_timed = packets.is_seekable and int(source_time) >= 0
+                    source_sec = int(source_time) * float(Fraction(tick.decode())) - shift_sec if is_timed else math.nan
+                    yield int(time) / 1e9, source_sec, np.frombuffer(data, np.uint8).reshape(height, width, 3)
+            if ffmpeg.wait() != 0 or ffmpeg.damage:
+                raise ValueError(f"cannot decode {path}: {ffmpeg.damage or ffmpeg.first_line()}")
+        finally:
+            ffmpeg.close()
 
 
-def _choose_frames(
-    path: str | os.PathLike[str], timing: Timing, rate: float | None, start_sec: float, end_sec: float | None
-) -> tuple[list[str], list[str]]:
-    """Return ffmpeg input options and filters that keep the frames between two times, at a constant `rate` if given."""
-    packets = read_packets(path)
-    # Seeking in MPEG streams may land one key frame late, so seek one key frame early.
-    earlier = packets.keys[packets.keys <= start_sec][:-1]
-    seek_sec = 0.0
-    filters = ["settb=1/1000000"]
-    if packets.is_seekable:
-        seek_sec = round(packets.origin_sec + float(earlier[-1]), 6) if len(earlier) and earlier[-1] > 0 else 0.0
-        filters.append(f"setpts=PTS-{(packets.origin_sec + start_sec - seek_sec) * 1e6:.0f}")
-    else:
-        filters.append(f"setpts=PTS-STARTPTS-{start_sec * 1e6:.0f}")
-    # Times in the file are rounded to its ticks.
-    rounding_sec = min(packets.tick_sec, 0.25 / timing.fps) + 2e-6
-    if rate is not None:
-        exact = Fraction(rate).limit_denominator(100_000)
-        # At half the rate each second frame is due midway between two that are wanted. It belongs to the later one,
-        # however its time was rounded: else steps are uneven, and windows hold other frames than the whole video.
-        filters.append(f"setpts=PTS+{rounding_sec * 1e6:.0f}")
-        if timing.is_variable:  # the last frame may stay for long
-            filters.append("tpad=stop=-1:stop_mode=clone")
-            end_sec = min(timing.duration_sec, math.inf if end_sec is None else end_sec)
-        filters += [f"fps={exact.numerator}/{exact.denominator}", "settb=1/1000000"]
-        slack_sec = 0.25 / rate
-    else:
-        slack_sec = rounding_sec
-    if start_sec > 0 or end_sec is not None:
-        end = f":end={end_sec - start_sec - slack_sec:.6f}" if end_sec is not None else ""
-        filters.append(f"trim=start={-slack_sec:.6f}{end}")
-    return ["-ss", f"{seek_sec:.6f}", "-noaccurate_seek"] if seek_sec else [], filters
+def _choose_key(packets: Packets, start_sec: float) -> float:
+    """Return the time from the start of the file to seek to, so that a frame can be decoded; 0: do not seek."""
+    number = int(np.searchsorted(packets.keys, start_sec, side="right")) - 1
+    if not packets.is_seekable or number < 1:
+        return 0.0
+    # Seeking in MPEG streams may land one key frame late, and elsewhere follows the order of packets in the file, so
+    # seek one key frame early.
+    time = min(float(packets.keys[number - 1]), float(packets.key_orders[number]) - packets.tick_sec)
+    return round(packets.origin_sec + time, 6) if time > 0 else 0.0
 
 
 def _choose_colors(info: VideoInfo) -> list[str]:
@@ -288,5 +442,7 @@ def _choose_colors(info: VideoInfo) -> list[str]:
         matrix = "auto"  # the matrix of each frame
     else:
         matrix = "bt2020" if info.is_hdr else "bt709" if info.is_high_definition else "bt601"
+    pixels = "gbrap" if info.bit_depth == 8 else "gbrap12"
+    blend = [_OVER_BLACK.format(matrix=matrix, pixels=pixels)] if info.has_alpha else []
     tone_map = [_TONE_MAP.format(transfer=info.transfer)] if info.is_hdr else []
-    return [f"{_SQUARE_PIXELS}:in_color_matrix={matrix}", *tone_map, "format=rgb24", "setsar=1"]
+    return [*blend, f"{_SQUARE_PIXELS}:in_color_matrix={matrix}", *tone_map, "format=rgb24", "setsar=1"]

@@ -33,6 +33,7 @@ JOB = {
     "split": "train",
     "workers": 2,
     "skip_bad": False,
+    "skip_made": False,
     "dry_run": False,
     "origin": "test",
     "packages": ["numpy"],

@@ -310,6 +310,74 @@ def test_interlaced_footage_is_deinterlaced_frame_for_frame(make):
     assert np.abs(np.diff(combed, axis=1)).mean() > 80 and np.abs(np.diff(smooth, axis=1)).mean() < 8
 
 
+@pytest.mark.parametrize("angle", [90, 180, 270])
+def test_interlaced_footage_is_deinterlaced_before_it_is_rotated(make, angle):
+    # A bar that moves 2 pixels a field makes combs of 25 frames.
+    fields = "nullsrc=s=64x48:r=50:d=1,geq=lum='if(between(X,2*N,2*N+12),220,40)':cb=128:cr=128"
+    tagged = [*X264, "-flags", "+ildct+ilme", "-x264opts", "tff=1"]
+    source = make("fields.mp4", "-f", "lavfi", "-i", f"{fields},tinterlace=interleave_top", *tagged)
+    path = make(f"fields{angle}.mp4", "-display_rotation", str(angle), "-i", source, "-c", "copy")
+    assert video.probe(path).is_interlaced
+    for frame, turned in zip(video.iter_video_frames(source), video.iter_video_frames(path), strict=True):
+        assert np.abs(np.rot90(frame, angle // 90).astype(int) - turned).max() <= 3
+
+
+TRANSPARENT = {
+    "argb.mov": ["-c:v", "qtrle", "-pix_fmt", "argb"],
+    "rgba.mov": ["-c:v", "png", "-pix_fmt", "rgba"],
+    "yuva.mov": ["-c:v", "prores_ks", "-pix_fmt", "yuva444p10le"],
+    "gbrap.mkv": ["-c:v", "ffv1", "-pix_fmt", "gbrap"],
+    "ya.mkv": ["-c:v", "ffv1", "-pix_fmt", "ya8"],
+    "vp8.webm": ["-c:v", "libvpx", "-pix_fmt", "yuva420p", "-auto-alt-ref", "0", "-b:v", "1M"],
+    "vp9.webm": ["-c:v", "libvpx-vp9", "-pix_fmt", "yuva420p", "-b:v", "1M"],
+    "a.gif": ["-vf", "split[a][b];[a]palettegen[p];[b][p]paletteuse=dither=none"],
+}
+
+
+@pytest.mark.parametrize("name", TRANSPARENT)
+def test_transparent_parts_are_shown_over_black(make, name):
+    pixels = np.full((4, 48, 64, 4), (200, 200, 200, 255), np.uint8)
+    pixels[:, :, 32:, 3] = 0
+    pixels[:, 24:, :, 3] //= 2  # of those that are visible
+    raw = ("-f", "rawvideo", "-pix_fmt", "rgba", "-s", "64x48", "-i", "pipe:0")
+    path = make(name, *raw, *TRANSPARENT[name], content=pixels.tobytes())
+    frames = list(video.iter_video_frames(path))
+    assert len(frames) == 4
+    for frame in frames:
+        assert frame[4:20, 36:60].max() <= 3 and np.abs(frame[4:20, 4:28].astype(int) - 200).max() <= 5
+        assert name == "a.gif" or np.abs(frame[28:44, 4:28].astype(int) - 100).max() <= 5
+
+
+def test_the_unused_byte_of_uncompressed_pixels_is_no_transparency(make):
+    raw = ("-f", "rawvideo", "-pix_fmt", "bgra", "-s", "64x48", "-i", "pipe:0")
+    content = np.full((3, 48, 64, 4), (10, 20, 200, 0), np.uint8).tobytes()
+    path = make("raw.avi", *raw, "-c:v", "rawvideo", "-pix_fmt", "bgra", content=content)
+    assert [frame[5, 5].tolist() for frame in video.iter_video_frames(path)] == [[200, 20, 10]] * 3
+
+
+@pytest.mark.parametrize(
+    ("marks", "shown"),
+    [
+        (("0", "default"), 1),
+        (("default", "0"), 0),
+        (("0", "0"), 1),
+        (("default", "default"), 1),
+    ],
+)
+def test_the_stream_is_shown_that_players_show(make, marks, shown):
+    sizes = [(24, 32), (48, 64)]
+    sources = [
+        make(f"{height}.mp4", "-f", "lavfi", "-i", f"testsrc2=s={width}x{height}:r=25:d={0.4 * (number + 1)}", *X264)
+        for number, (height, width) in enumerate(sizes)
+    ]
+    inputs = [argument for source in sources for argument in ("-i", source)]
+    marks = [argument for number, mark in enumerate(marks) for argument in (f"-disposition:v:{number}", mark)]
+    path = make(f"{'-'.join(marks)}.mkv".replace(":", ""), *inputs, "-map", "0", "-map", "1", "-c", "copy", *marks)
+    assert (video.probe(path).height, video.probe(path).width) == sizes[shown]
+    assert video.scan(path).num_frames == len(list(video.iter_video_frames(path))) == 10 * (shown + 1)
+    assert {frame.shape for frame in video.iter_video_frames(path)} == {(*sizes[shown], 3)}
+
+
 def test_later_frames_of_another_size_are_scaled_to_the_first(make):
     small, large = (
         make(f"{edge}.ts", "-f", "lavfi", "-i", f"testsrc2=s={edge}x{edge}:r=25:d=1", *X264) for edge in (64, 128)
@@ -362,6 +430,8 @@ def test_a_cover_image_beside_a_video_is_skipped(make):
     both = ("-i", picture, "-i", source, "-map", "0", "-map", "1", "-c", "copy", "-disposition:v:0", "attached_pic")
     path = make("covered.mp4", *both)
     assert numbers(path) == list(range(60)) and video.scan(path).num_frames == 60
+    unmarked = make("unmarked.mkv", *both[:8], "-c", "copy", "-disposition:v:0", "default", "-disposition:v:1", "0")
+    assert numbers(unmarked) == list(range(60))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Frame rates are found from rounded times, constant and variable ones are distinguished, hidden packets skipped."""
 
+import re
+import struct
 import subprocess
 
 import imageio_ffmpeg
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnnlib import video_probe
+from dnnlib import video, video_probe
 
 RATES = (24000 / 1001, 24, 25, 30000 / 1001, 30, 50, 60000 / 1001, 60, 120000 / 1001, 240)
 TICKS = (1 / 1000, 1 / 90000, 1 / 15360)
@@ -110,3 +112,119 @@ def test_a_file_is_read_anew_when_it_changes(tmp_path):
     for num_frames in (10, 20):
         path = ffmpeg(tmp_path / "a.mp4", "-f", "lavfi", "-i", f"color=s=64x{num_frames * 2}:r=10:d={num_frames / 10}")
         assert video_probe.scan(path).num_frames == num_frames and video_probe.probe(path).height == num_frames * 2
+
+
+# ----------------------------------------------------------------------------
+# Whole files and torn ones.
+
+FILM = ("-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=2", "-c:v", "libx264", "-g", "12", "-pix_fmt", "yuv420p")
+SOUND = ("-f", "lavfi", "-i", "sine=d=9")
+
+
+def film(tmp_path, suffix=".mp4"):
+    return ffmpeg(tmp_path / f"film{suffix}", *FILM)
+
+
+def longer_sound(tmp_path, suffix):
+    both = ("-i", film(tmp_path), *SOUND, "-map", "0", "-map", "1", "-c:v", "copy")
+    return ffmpeg(tmp_path / f"sound{suffix}", *both)
+
+
+def longer_subtitles(tmp_path, suffix):
+    (tmp_path / "a.srt").write_text("1\n00:00:08,000 --> 00:00:09,500\nend\n")
+    both = ("-i", film(tmp_path), "-i", tmp_path / "a.srt", "-map", "0", "-map", "1", "-c:v", "copy")
+    return ffmpeg(tmp_path / f"subtitles{suffix}", *both)
+
+
+def late_pictures(tmp_path, suffix):
+    both = (*SOUND, "-itsoffset", "5", "-i", film(tmp_path), "-map", "1", "-map", "0", "-c:v", "copy")
+    return ffmpeg(tmp_path / f"late{suffix}", *both)
+
+
+def late_clock(tmp_path, suffix):
+    return ffmpeg(tmp_path / f"hour{suffix}", "-i", film(tmp_path), "-c", "copy", "-output_ts_offset", "3600")
+
+
+def held_picture(tmp_path, suffix):
+    held = ("-bsf:v", "setts=duration=if(eq(N\\,49)\\,8/TB\\,DURATION)", "-bf", "0")
+    return ffmpeg(tmp_path / f"held{suffix}", *FILM, *held)
+
+
+def stale_length(tmp_path, suffix):
+    path = film(tmp_path, suffix)
+    data = bytearray(path.read_bytes())
+    if suffix == ".flv":
+        start = data.find(b"duration") + 9
+    else:
+        start = data.find(b"\x44\x89\x88") + 3  # Matroska's Duration, a double
+    data[start : start + 8] = struct.pack(">d", 99e3 if suffix == ".mkv" else 99)
+    path.write_bytes(data)
+    assert video_probe.probe(path).duration_sec == pytest.approx(99, abs=1)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "suffixes"),
+    [
+        (longer_sound, [".mp4", ".mkv", ".flv", ".avi", ".mov", ".ts"]),
+        (longer_subtitles, [".mkv"]),
+        (late_pictures, [".mp4", ".mkv", ".ts"]),
+        (late_clock, [".mp4", ".mkv", ".ts", ".flv"]),
+        (held_picture, [".mp4", ".mkv"]),
+        (stale_length, [".flv", ".mkv"]),
+    ],
+)
+def test_a_file_is_whole_if_any_stream_reaches_its_end(tmp_path, make, suffixes):
+    for suffix in suffixes:
+        path = make(tmp_path, suffix)
+        assert video_probe.missing_end(path) is None
+        assert video_probe.scan(path).num_frames == 50 and not video_probe.scan(path).is_variable
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".flv", ".avi", ".webm", ".wmv"])
+@pytest.mark.parametrize("share", [0.35, 0.6])
+def test_torn_files_are_told_from_whole_ones(tmp_path, suffix, share):
+    encoder = {".webm": ["-c:v", "libvpx", "-deadline", "realtime"], ".wmv": ["-c:v", "wmv2"]}.get(
+        suffix, ["-c:v", "libx264", "-g", "12"]
+    )
+    path = ffmpeg(tmp_path / f"a{suffix}", "-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=8", *encoder)
+    whole = path.read_bytes()
+    assert video_probe.missing_end(path) is None
+    path.write_bytes(whole[: round(share * len(whole))])
+    reason = video_probe.missing_end(path)
+    if suffix == ".avi":  # ffmpeg adapts the length to the size, but marks the last packet
+        with pytest.raises(ValueError, match=r"cannot decode .*a.avi"):
+            list(video.iter_video_frames(path))
+    else:
+        assert re.match(r"it states 8.\d s but its last packet ends at|it states \d+ bytes but holds", reason or "")
+    if suffix in (".mkv", ".flv"):  # a download whose second part never came
+        path.write_bytes(whole[: round(share * len(whole))] + bytes(len(whole) - round(share * len(whole))))
+        assert video_probe.missing_end(path)
+
+
+def test_the_reason_is_given_for_files_without_video(tmp_path):
+    path = film(tmp_path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="its end is missing, since copying or recording was cut off .*moov"):
+        video_probe.scan(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="the file is empty"):
+        video_probe.scan(path)
+    with pytest.raises(ValueError, match="it holds audio only"):
+        video_probe.scan(ffmpeg(tmp_path / "tone.mp4", *SOUND))
+
+
+@pytest.mark.parametrize("fps", [24, 30, 60])
+@pytest.mark.parametrize("num_frames", [5, 12, 100, 1001])
+def test_the_rates_of_our_own_gifs_are_exact(fps, num_frames):
+    ticks = np.rint(np.arange(num_frames) * 100 / fps + 1e-9)
+    times = video_probe.Packets(ticks / 100, np.zeros(1), 0.0, 0.01, float(np.diff(ticks)[-1]) / 100, 0, True)
+    stated = {24: 25, 30: 100 / 3, 60: 100}[fps]
+    assert video_probe.measure(times, stated).fps == fps
+
+
+def test_the_mean_of_a_variable_rate_is_not_rounded_to_a_usual_one():
+    steps = np.tile([1 / 25, 1 / 36.0], 200)  # 29.5 a second
+    timing = video_probe.measure(packets(np.append(0, np.cumsum(steps)), last=1 / 30), 29.97)
+    assert timing.is_variable and timing.fps == pytest.approx(1 / steps.mean(), rel=1e-5)
+    assert timing.num_frames == timing.count(timing.fps)

@@ -12,7 +12,6 @@ All forms have the methods of `training.data.dataset.ClipDataset`, so that metri
 
 import functools
 import hashlib
-import itertools
 import json
 import math
 import re
@@ -47,7 +46,7 @@ from training.data.shards import Clip, Size
 READ_THREADS = 4
 ARRAYS_HELD = 4
 SIZE_FOLDER = re.compile(r"(\d{4,})x(\d{4,})")
-READER_VERSION = 2  # increment when the decoded pixels of images, or of resampled videos, change
+READER_VERSION = 3  # increment when the decoded pixels of images, or of resampled videos, change
 
 
 class Footage(Protocol):
@@ -343,11 +342,9 @@ def _open(found: Path | PictureClip, root: Path, fps: float | None, remarks: Rem
         return _Opened(Clip(name, len(array)), size, None, functools.partial(_read_array, found), (found,))
     timing = scan(found)
     rate, resampled = reading_rate(found, fps)
-    # The exact number of frames at another rate is not known near the end, so one frame is dropped.
-    is_native = resampled is None and not timing.is_variable
-    num_frames = timing.num_frames if is_native else max(1, int(timing.duration_sec * rate) - 1)
+    num_frames = timing.num_frames if resampled is None else timing.count(resampled)
     first = next(iter_video(found))
-    read = functools.partial(_read_video, found, rate, resampled)
+    read = functools.partial(_read_video, found, resampled)
     factor = pixel_factor(found)
     version = (f" {READER_VERSION}" if resampled else "") + (f" / {factor}" if factor > 1 else "")
     return _Opened(Clip(name, num_frames), (first.shape[0], first.shape[1]), rate, read, (found,), version)
@@ -395,9 +392,8 @@ def _read_array(path: Path, frames: Sequence[int]) -> np.ndarray:
     return _held_array(path)[list(frames)]
 
 
-def _read_video(path: Path, rate: float, fps: float | None, frames: Sequence[int]) -> np.ndarray:
-    start, stop = frames[0], frames[-1] + 1
-    decoded = iter_video(path, fps, start / rate, stop / rate)
-    wanted = set(frames)
-    found = [frame for number, frame in enumerate(itertools.islice(decoded, stop - start), start) if number in wanted]
+def _read_video(path: Path, fps: float | None, frames: Sequence[int]) -> np.ndarray:
+    numbers, wanted = range(frames[0], frames[-1] + 1), set(frames)
+    decoded = iter_video(path, fps, frames=numbers)
+    found = [frame for number, frame in zip(numbers, decoded, strict=False) if number in wanted]
     return np.stack(found) if found else np.empty((0, 0, 0, 3), np.uint8)
