@@ -33,8 +33,8 @@ from training.contract import Bundle
 from training.network_file import load_bundle, locate, save_bundle
 from training.network_file import load_network as load_network
 from training.network_file import save_network as save_network
+from training.network_format import Budget, describe, is_torch_archive, reason_of
 from training.network_format import WrongNetworkError as WrongNetworkError
-from training.network_format import describe, is_torch_archive, reason_of
 
 NETWORK_NAME = r"ckpt-(\d{8,})-G-ema\.pkl"
 STATE_NAME = r"ckpt-(\d{8,})-train\.pt"
@@ -253,7 +253,9 @@ def load_any(path_or_url: str) -> Bundle:
         values = {name: value for name, value in state["options"].items() if name in known}
         places = {"outdir": "", "dataset": ""}  # paths are not needed for export
         options = resolve(TrainOptions, places | values | {"precision": None, "compile": False, "override": False})
-        model = make_system(options.system, options, "cpu")
+        tensors = {(name, key): tensor for name, part in state["modules"].items() for key, tensor in part.items()}
+        with Budget(tensors):
+            model = make_system(options.system, options, "cpu")
         for name, module in model.modules.items():
             module.load_state_dict(state["modules"][name])
         return model.export()

@@ -43,7 +43,6 @@ from training.network_format import (
     read_pickle,
     read_safetensors,
     safetensors_library,
-    to_disk,
 )
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -82,7 +81,6 @@ def save_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
                 pickle.dump(_to_pickle(bundle), file, protocol=4)
                 file.flush()
                 file.write(b"\nsha256:%s." % download.file_sha256(temporary).encode())
-            to_disk(file)
         if temporary.suffix != ".safetensors":
             try:
                 record = safe_pickle.load(temporary)

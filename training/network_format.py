@@ -12,7 +12,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -240,7 +240,7 @@ def build_network(cls: Any, options: dict[str, Any], tensors: dict[str, torch.Te
         shell = _build_shell(cls, options, tensors)
         if shell is not None:
             _check_fit(shell, tensors, path)
-        with persistence.unchecked(), contextlib.nullcontext() if shell is not None else _Budget(tensors, options):
+        with persistence.unchecked(), contextlib.nullcontext() if shell is not None else Budget(tensors, options):
             module = cls(**options)
     except _UnfitError:
         raise
@@ -255,7 +255,7 @@ def build_network(cls: Any, options: dict[str, Any], tensors: dict[str, torch.Te
 def _build_shell(cls: Any, options: dict[str, Any], tensors: dict[str, torch.Tensor]) -> nn.Module | None:
     """Return the network without memory for its values; None if its constructor computes with them."""
     try:
-        with persistence.unchecked(), _Budget(tensors, options), torch.device("meta"):
+        with persistence.unchecked(), Budget(tensors, options), torch.device("meta"):
             return cls(**options)
     except (NotImplementedError, RuntimeError):
         return None
@@ -284,7 +284,7 @@ def _check_fit(module: nn.Module, tensors: dict[str, torch.Tensor], path: str) -
         raise _UnfitError(f"the tensors of {path} do not fit a {type(module).__name__}: {', '.join(problems)}")
 
 
-class _Budget(TorchFunctionMode):
+class Budget(TorchFunctionMode):
     """Keeps options that a file gives from making a network far larger than the tensors beside them.
 
     Constructors may make a few times what they keep. A tensor is measured, without memory, before it is made.
@@ -292,12 +292,12 @@ class _Budget(TorchFunctionMode):
 
     FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.eye)
 
-    def __init__(self, tensors: dict[str, torch.Tensor], options: dict[str, Any]):
+    def __init__(self, tensors: Mapping[Any, torch.Tensor], options: Mapping[str, Any] | None = None):
         super().__init__()
         num_values = sum({id(tensor): tensor.numel() for tensor in tensors.values()}.values())
         self.num_left = 4 * num_values + (1 << 20)
         self.num_tensors_left = 16 * len(tensors) + 1000
-        for name, value in options.items():
+        for name, value in (options or {}).items():
             for number in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(number, int) and number > self.num_left:
                     raise ValueError(f"{name} is {number}, but there are {num_values} values")
@@ -317,10 +317,3 @@ class _Budget(TorchFunctionMode):
 def reason_of(error: Exception) -> str:
     """An error that a file has caused, for a message."""
     return safe_pickle.one_line(f"{type(error).__name__}: {error}")
-
-
-def to_disk(file: IO[bytes]) -> None:
-    """Waits until all that was written to a file is on the disk."""
-    # Before the renaming: a crash of the machine must not leave the new name on a file without its bytes.
-    file.flush()
-    os.fsync(file.fileno())

@@ -155,6 +155,11 @@ def test_the_ema_generator_is_exported_from_a_training_state(stage: str, tmp_pat
     checkpoint.save_train_state(source, state)
     result = run("convert", source, target)
     assert result.exit_code == 1 and "does not fit its own options" in result.output
+    widths[0]["w_channels"] = 6_000
+    state["options"]["model"] = options | {"generator": widths[0]}
+    checkpoint.save_train_state(source, state)
+    with bounded_memory(100 << 20):
+        assert "does not fit its own options" in run("convert", source, target).output
 
 
 def test_info_says_what_a_file_holds(files: dict[str, Path]):
