@@ -22,13 +22,13 @@ _ROUNDING_SEC = 1.0
 def open_interval(cache: youtube.VideoCache, interval: youtube.Interval, recipe: Recipe) -> Footage:
     """Open an interval, its end included, of a video, downloaded if necessary; raise ValueError if it is broken."""
     path = cache.fetch(interval.video)
-    info = video.probe(path)
+    timing = video.scan(path)  # the length that the file states may be that of its sound
     end = interval.end_sec
-    if end is not None and info.duration_sec is not None:
-        if max(interval.start_sec, end - _ROUNDING_SEC) >= info.duration_sec:
-            raise ValueError(f"{interval.name} ends after the video, which is {info.duration_sec:g} s long")
-        end = end + 0.5 / (recipe.fps or info.fps)  # makes the frame at the end the last one inside
-        end = end if end < info.duration_sec else None
+    if end is not None:
+        if max(interval.start_sec, end - _ROUNDING_SEC) >= timing.duration_sec:
+            raise ValueError(f"{interval.name} ends after the video, which is {timing.duration_sec:g} s long")
+        end = end + 0.5 / (recipe.fps or timing.fps)  # makes the frame at the end the last one inside
+        end = end if end < timing.duration_sec else None
     try:
         return making.open_video(path, recipe, interval.start_sec, end)
     except ValueError as error:

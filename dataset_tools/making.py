@@ -187,7 +187,7 @@ def maker_options(
             try:
                 function(recipe=Recipe(sizes or tuple(default_sizes), **content), job=job, **others)
             except ValueError as error:
-                raise click.ClickException(names.escape(str(error))) from error
+                raise click.ClickException("\n".join(map(names.escape, str(error).split("\n")))) from error
 
         return functools.reduce(lambda wrapped, option: option(wrapped), reversed(_options(default_sizes)), command)
 
@@ -263,9 +263,10 @@ def make(
         ShotDetector(1.0)  # raises if its package is missing
     workers = workers or len(os.sched_getaffinity(0))
     total = sum(len(shard_sources) for _, _, shard_sources in shards)
+    place = names.escape(str(output_dir))
     if dry_run:
         tally = _list_shards(shards, recipe, workers)
-        click.echo(f"{tally.num_clips} clips would be made in {output_dir}. Next: the same without --dry-run")
+        click.echo(f"{tally.num_clips} clips would be made in {place}. Next: the same without --dry-run")
     else:
         tally = _make_shards(shards, recipe, num_partitions, packages, workers)
         for line in tally.remarks():
@@ -275,9 +276,9 @@ def make(
         done = f"{tally.num_clips} clips, {tally.num_frames} frames are in"
         if partition is not None:
             commands = "; ".join(f"python -m dataset_tools.merge {names.quote(part.root)}" for part in sets)
-            click.echo(f"{done} partition {partition} of {output_dir}. Next, when all are made: {commands}")
+            click.echo(f"{done} partition {partition} of {place}. Next, when all are made: {commands}")
         elif tally.num_clips:
-            click.echo(f"{done} {output_dir}. Next: {names.train_command(sets[0].root, recipe.sizes)}")
+            click.echo(f"{done} {place}. Next: {names.train_command(sets[0].root, recipe.sizes)}")
         else:
             raise ValueError(f"no clip came of {total} sources; see above why, and mend them or change the options")
     broken = f"{len(tally.broken)} of {total} sources are broken"

@@ -14,7 +14,7 @@ _NOT_TEXT = re.compile(r"[\ud800-\udfff]")  # as which Python holds bytes of fil
 
 def escape(text: str) -> str:
     """Return a text with an escape for each character, or byte that is not UTF-8, which a terminal cannot show."""
-    return "".join(c if c.isprintable() or c == "\n" else _escape(ord(c)) for c in text)
+    return "".join(c if c.isprintable() else _escape(ord(c)) for c in text)
 
 
 def _escape(code: int) -> str:
@@ -47,7 +47,7 @@ def quote(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path)
     if text.isprintable():
         return shlex.quote(text)
-    text = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    text = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"$'{escape(text)}'"
 
 

@@ -417,12 +417,17 @@ def _decode(
                 if len(data) == height * width * 3:
                     time, source_time, tick = times.readline().split()
                     is_timed = packets.is_seekable and int(source_time) >= 0
-                    source_sec = int(source_time) * float(Fraction(tick.decode())) - shift_sec if is_timed else math.nan
+                    source_sec = int(source_time) * _seconds(tick) - shift_sec if is_timed else math.nan
                     yield int(time) / 1e9, source_sec, np.frombuffer(data, np.uint8).reshape(height, width, 3)
             if ffmpeg.wait() != 0 or ffmpeg.damage:
                 raise ValueError(f"cannot decode {path}: {ffmpeg.damage or ffmpeg.first_line()}")
         finally:
             ffmpeg.close()
+
+
+@functools.lru_cache(maxsize=8)
+def _seconds(tick: bytes) -> float:
+    return float(Fraction(tick.decode()))
 
 
 def _choose_key(packets: Packets, start_sec: float) -> float:

@@ -1,11 +1,14 @@
 """Real videos become a dataset that training reads; broken videos are reported; partitions and reruns are safe."""
 
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import imageio_ffmpeg
 import iscc_samples
 import numpy as np
 import pytest
@@ -175,3 +178,68 @@ def test_folders_without_videos_and_videos_that_would_share_a_clip_or_differ_in_
     assert run(tmp_path / "in", tmp_path / "two", "--sizes", "8x8").exit_code == 0
     manifest = json.loads((tmp_path / "two" / "manifest.json").read_text())["clips"]
     assert {name: clip["group"] for name, clip in manifest.items()} == {"a.mp4": "a", "a.webm": "a", "b": "b"}
+
+
+# ----------------------------------------------------------------------------
+# Names and commands.
+
+
+def test_names_that_are_not_utf_8_are_stored_readably_and_end_nothing(tmp_path, repo):
+    make_video(tmp_path / "in" / "good.mp4", 100)
+    names = [b"caf\xe9.mp4", b"caf%E9.mp4", b"two\nlines.mp4", b"torn\xff.mp4"]
+    for name in names[:3]:
+        shutil.copy(tmp_path / "in" / "good.mp4", os.fsencode(tmp_path / "in") + b"/" + name)
+    Path(os.fsdecode(os.fsencode(tmp_path / "in") + b"/" + names[3])).write_bytes(b"noise")
+    folder = os.fsencode(tmp_path) + b"/out \xe9"
+    options = ["--sizes=18x32", "--num-partitions=2", "--skip-bad"]
+    listed = run(tmp_path / "in", os.fsdecode(folder), *options, "--dry-run")
+    assert listed.exit_code == 0 and "two\\x0alines  40x60" in listed.output
+    command = [sys.executable, "-m", "dataset_tools.make_dataset_from_videos", tmp_path / "in", folder, *options]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=repo, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"torn\\xff.mp4 has no video" in done.stderr
+    assert done.stdout.rstrip().endswith(b" --dataset=$'" + os.fsencode(tmp_path) + b"/out \\xe9' --preset=toy")
+    clips = json.loads(Path(os.fsdecode(folder), "manifest.json").read_text())["clips"]
+    assert sorted(clips) == ["caf%E9", "caf%E9_2", "good", "two\nlines"]
+    dataset = ClipDataset(Path(os.fsdecode(folder)), [(18, 32)])
+    assert [dataset.read(number, (18, 32), range(10)).shape for number in range(4)] == [(10, 18, 32, 3)] * 4
+
+
+@pytest.mark.parametrize(
+    ("sizes", "preset"), [("18x32,72x128", "toy"), ("36x64,144x256", "labdoom-small"), ("64x64", None)]
+)
+def test_the_next_command_can_be_pasted_into_a_shell(tmp_path, repo, monkeypatch, sizes, preset):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    make_video(tmp_path / "in" / "a.mp4", 100)
+    result = run("in", "it's $HOME", "--sizes", sizes)
+    assert result.exit_code == 0, result.output
+    command = result.output.splitlines()[-1].partition("Next: ")[2]
+    _, script, dataset, option = shlex.split(command)
+    assert script == str(repo / "train_lres.py") and dataset == "--dataset=it's $HOME"
+    assert option == (f"--preset={preset}" if preset else "--size=64x64")
+    if preset == "toy":
+        command = f"export PATH={Path(sys.executable).parent}:$PATH; {command} --dry-run"
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and "it's $HOME" in done.stdout, done.stderr
+
+
+def test_what_is_too_short_after_trimming_is_not_broken(tmp_path):
+    make_video(tmp_path / "in" / "a.mp4", 100, num_frames=40)
+    make_video(tmp_path / "in" / "b.mp4", 100, num_frames=10)
+    arguments = (tmp_path / "in", tmp_path / "out", "--sizes", "8x8", "--trim-start", 1)
+    result = run(*arguments, "--dry-run")
+    assert result.exit_code == 0 and "b  left out: nothing is left of" in result.output
+    result = run(*arguments)
+    assert result.exit_code == 0 and "Left out: nothing is left of" in result.output
+    assert [clip.path for clip in ClipDataset(tmp_path / "out", [(8, 8)]).clips] == ["a"]
+
+
+def test_sound_may_be_longer_than_the_pictures(tmp_path):
+    make_video(tmp_path / "a.mp4", 100)
+    (tmp_path / "in").mkdir()
+    sound = ["-f", "lavfi", "-i", "sine=d=8", "-c:v", "copy", "-map", "0", "-map", "1", tmp_path / "in" / "a.mkv"]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", tmp_path / "a.mp4", *sound], check=True)
+    assert run(tmp_path / "in", tmp_path / "out", "--sizes", "8x8").exit_code == 0
+    assert [clip.num_frames for clip in ClipDataset(tmp_path / "out", [(8, 8)]).clips] == [10]
