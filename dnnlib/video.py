@@ -132,7 +132,10 @@ class VideoWriter:
     def __enter__(self) -> "VideoWriter":
         height, width = (edge * self.factor + edge * self.factor % 2 for edge in (self.height, self.width))
         with contextlib.ExitStack() as stack:
-            temporary = stack.enter_context(util.atomic_path(self.path))
+            try:
+                temporary = stack.enter_context(util.atomic_path(self.path))
+            except OSError as error:
+                raise ValueError(f"cannot encode {self.path}: {error.strerror}") from error
             source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{self.fps:.12g}"]
             target = ["-i", "pipe:0", "-an", *self._encoder, "-y", f"file:{temporary}"]
             self._ffmpeg = _Ffmpeg([*source, *target], stdin=subprocess.PIPE)
