@@ -34,7 +34,7 @@ from training.evaluation import MetricFunction, best_steps, evaluate, mark_best,
 from training.logger import RunLogger, SilentLogger, continue_command, environment_text, listener_names
 from training.network_file import content_hash, save_bundle
 from training.preview import RealClips, write_preview
-from training.resume import compare_footage, footage_of, load_weights, resume
+from training.resume import begin_with, compare_footage, footage_of, resume
 from training.run_dirs import LOCK, Beginning, RunLock, find_run, new_run_dir
 from training.sampling import Request
 from training.status import Clock, last_good, tick
@@ -122,7 +122,7 @@ def _train(
             loop_state = found[1]["loop"]
             changes = compare_footage(found[1], footage, options) if distributed.is_main() else []
         elif options.init_from is not None:
-            model.init_from(load_weights(options.init_from))
+            begin_with(model, options.init_from)
     for module in model.modules.values():
         distributed.broadcast_module(module)
     step = first_step = loop_state["step"]

@@ -90,11 +90,22 @@ def restore(
         ) from error
 
 
-def load_weights(path_or_url: str) -> Bundle | Mapping[str, Any]:
-    """Return the weights that `init_from` names: an exported file, or the state dicts of a training state by module."""
+def begin_with(model: System, path_or_url: str) -> None:
+    """Give a new run the weights that `init_from` names: of an exported file, or of a training state.
+
+    Raises `ValueError` if they cannot be read or do not fit.
+    """
+    weights: Bundle | Mapping[str, Any]
     if path_or_url.endswith(".pt"):
-        return checkpoint.load_run_state(open_url(path_or_url, return_filename=True))["modules"]
-    return load_bundle(path_or_url)
+        weights = checkpoint.load_run_state(open_url(path_or_url, return_filename=True))["modules"]
+    else:
+        weights = load_bundle(path_or_url)
+    try:
+        model.init_from(weights)
+    except ValueError:
+        raise
+    except Exception as error:  # as above
+        raise ValueError(f"the weights in {path_or_url} do not fit the system ({reason_of(error)})") from error
 
 
 # ----------------------------------------------------------------------------

@@ -175,6 +175,16 @@ def test_the_newest_good_state_is_taken_whatever_is_wrong_with_the_newest(run, h
     assert final_state(run_dir, 5)["loop"]["num_batches"] == 8
 
 
+@pytest.mark.parametrize("how", ["empty", "a folder", "code", "a module of another shape", "a tensor as text"])
+def test_weights_of_a_damaged_state_begin_no_run(run, how, tmp_path):
+    run_dir, options = run
+    path = checkpoint.train_state_path(run_dir, 4)
+    STATES[how](path)
+    with pytest.raises(ValueError, match="ckpt-00000004-train.pt (do not fit|is not a whole)"):
+        train(TinyGAN, options(init_from=str(path), outdir=str(tmp_path / "new")))
+    assert not (tmp_path / "new").exists()
+
+
 def test_states_from_before_the_run_went_back_displace_no_good_one(run):
     run_dir, options = run
     for step in (3, 4):
