@@ -25,6 +25,7 @@ import torch
 from dataset_tools import archive
 from dnnlib import locks, util
 from dnnlib.download import file_sha256
+from dnnlib.text import quote
 from torch_utils.precision import tf32
 from training.contract import Tokenizer
 from training.data import codes
@@ -382,7 +383,8 @@ def _say(job: _Job, partition: int | None) -> None:
     finish = "" if partition is None else ", when all are made"
     click.echo(
         f"{tally['clips']} clips, {tally['steps']} steps of {grid} tokens are in {part}{job.folder}, {megabytes:.3g} "
-        f"MB of tokens for {before:.3g} MB of frames. Next{finish}: python -m dataset_tools.inspect_dataset {job.out}"
+        f"MB of tokens for {before:.3g} MB of frames. Next{finish}: python -m dataset_tools.inspect_dataset "
+        f"{quote(job.out)}"
     )
 
 

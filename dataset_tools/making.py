@@ -24,6 +24,7 @@ from dataset_tools import archive, names
 from dataset_tools.frames import CHROMAS, Size, SizesType, encode_at_sizes
 from dataset_tools.shots import ShotDetector
 from dnnlib import video
+from dnnlib.text import escape, quote
 from training.data.frames import iter_video, reading_rate
 
 DEFAULT_SIZES: tuple[Size, ...] = ((36, 64), (144, 256))
@@ -187,7 +188,7 @@ def maker_options(
             try:
                 function(recipe=Recipe(sizes or tuple(default_sizes), **content), job=job, **others)
             except ValueError as error:
-                raise click.ClickException("\n".join(map(names.escape, str(error).split("\n")))) from error
+                raise click.ClickException("\n".join(map(escape, str(error).split("\n")))) from error
 
         return functools.reduce(lambda wrapped, option: option(wrapped), reversed(_options(default_sizes)), command)
 
@@ -263,7 +264,7 @@ def make(
         ShotDetector(1.0)  # raises if its package is missing
     workers = workers or len(os.sched_getaffinity(0))
     total = sum(len(shard_sources) for _, _, shard_sources in shards)
-    place = names.escape(str(output_dir))
+    place = escape(str(output_dir))
     if dry_run:
         tally = _list_shards(shards, recipe, workers)
         click.echo(f"{tally.num_clips} clips would be made in {place}. Next: the same without --dry-run")
@@ -275,7 +276,7 @@ def make(
         tally.num_frames += sum(entry["frames"] for entry in kept)
         done = f"{tally.num_clips} clips, {tally.num_frames} frames are in"
         if partition is not None:
-            commands = "; ".join(f"python -m dataset_tools.merge {names.quote(part.root)}" for part in sets)
+            commands = "; ".join(f"python -m dataset_tools.merge {quote(part.root)}" for part in sets)
             click.echo(f"{done} partition {partition} of {place}. Next, when all are made: {commands}")
         elif tally.num_clips:
             click.echo(f"{done} {place}. Next: {names.train_command(sets[0].root, recipe.sizes)}")
@@ -357,18 +358,16 @@ def _list_shards(shards: Sequence[_Shard], recipe: Recipe, workers: int) -> _Tal
         try:
             return "", source.describe(recipe) if source.describe else ""
         except TooShort as error:
-            return "left out", names.escape(str(error))
+            return "left out", escape(str(error))
         except ValueError as error:
-            return "broken", names.escape(str(error))
+            return "broken", escape(str(error))
 
     tally = _Tally()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for part, index, sources in shards:
             for source, (fault, text) in zip(sources, pool.map(describe, sources), strict=True):
                 text = f"{fault}: {text}" if fault else text
-                click.echo(
-                    f"{part.facts['split']}  partition {index:04d}  {names.escape(source.name)}  {text}".rstrip()
-                )
+                click.echo(f"{part.facts['split']}  partition {index:04d}  {escape(source.name)}  {text}".rstrip())
                 tally.num_clips += not fault
                 if fault == "broken":
                     tally.broken.append(text)
@@ -404,8 +403,8 @@ def _make_shards(
                     try:
                         _store(writer, source, reader, recipe, bar)
                     except ValueError as error:
-                        (tally.short if isinstance(error, TooShort) else tally.broken).append(names.escape(str(error)))
-                        left_out.append(names.escape(str(error)))
+                        (tally.short if isinstance(error, TooShort) else tally.broken).append(escape(str(error)))
+                        left_out.append(escape(str(error)))
                     rates[reader.fps] += len(writer.frame_paths) - known
                     if num_short := len(writer.dropped) - num_dropped:
                         reason = (

@@ -3,22 +3,13 @@
 import itertools
 import os
 import re
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+from dnnlib.text import quote
 from training import registry
 
 _NOT_TEXT = re.compile(r"[\ud800-\udfff]")  # as which Python holds bytes of file names that are not UTF-8
-
-
-def escape(text: str) -> str:
-    """Return a text with an escape for each character, or byte that is not UTF-8, which a terminal cannot show."""
-    return "".join(c if c.isprintable() else _escape(ord(c)) for c in text)
-
-
-def _escape(code: int) -> str:
-    return f"\\x{code & 0xFF:02x}" if code < 0x80 or 0xDC80 <= code <= 0xDCFF else f"\\U{code:08x}"
 
 
 def to_text(name: str) -> str:
@@ -40,15 +31,6 @@ def to_texts(names: Iterable[str]) -> list[str]:
             used.add(text)
         texts.append(text)
     return texts
-
-
-def quote(path: str | os.PathLike[str]) -> str:
-    """Return a path as bash reads it."""
-    text = os.fspath(path)
-    if text.isprintable():
-        return shlex.quote(text)
-    text = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"$'{escape(text)}'"
 
 
 def train_command(root: str | os.PathLike[str], sizes: Iterable[tuple[int, int]]) -> str:

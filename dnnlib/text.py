@@ -1,6 +1,8 @@
-"""Text and values from untrusted files, for messages: short, on one line, without control characters."""
+"""Text, values and paths for messages: short, on one line, without control characters, and quoted for a shell."""
 
+import os
 import reprlib
+import shlex
 from typing import Any
 
 MAX_LETTERS = 200
@@ -22,3 +24,21 @@ def shown(value: Any) -> str:
         return one_line(_short.repr(value), 80)
     except Exception:  # for example the limit to the digits of a whole number
         return f"a {type(value).__name__}"
+
+
+def escape(text: str) -> str:
+    """Return a text with an escape for each character, or byte that is not UTF-8, which a terminal cannot show."""
+    return "".join(c if c.isprintable() else _escape(ord(c)) for c in text)
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code & 0xFF:02x}" if code < 0x80 or 0xDC80 <= code <= 0xDCFF else f"\\U{code:08x}"
+
+
+def quote(path: str | os.PathLike[str]) -> str:
+    """Return a path as bash reads it."""
+    text = os.fspath(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    text = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{escape(text)}'"

@@ -23,6 +23,7 @@ from pathlib import Path
 import click
 import torch
 
+from dnnlib.text import quote
 from metrics import inputs, metric_main
 from torch_utils import host_memory
 from training.checkpoint import STATE_NAME, list_networks
@@ -135,7 +136,7 @@ def main(
     for metric in metrics:
         if lowest := best(metric, out):
             click.echo(f"Lowest {metric}: {lowest}")
-    click.echo(f"Next: python -m metrics.report {out} --out={out.with_suffix('.png')}")
+    click.echo(f"Next: python -m metrics.report {quote(out)} --out={quote(out.with_suffix('.png'))}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from torch import nn
 
 from dnnlib import download, util
 from dnnlib.file_kinds import explain_kind
-from dnnlib.text import one_line
+from dnnlib.text import one_line, quote
 from torch_utils import torch_file
 from training.config import TrainOptions, make_system, resolve
 from training.contract import Bundle
@@ -291,7 +291,7 @@ def convert_command(source: str, target: Path) -> None:
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{target}  {target.stat().st_size / 2**20:.2f} MiB")
-    click.echo(f"Next: python -m training.checkpoint info {target}")
+    click.echo(f"Next: python -m training.checkpoint info {quote(target)}")
 
 
 @main.command("info")
@@ -324,7 +324,7 @@ def info_command(source: str) -> None:
     for name, value in facts.items():
         click.echo(f"{name:<{width}}  {value}")
     suffix = ".pkl" if path.endswith(".safetensors") else ".safetensors"
-    click.echo(f"Next: python -m training.checkpoint convert {source} {Path(path).stem}{suffix}")
+    click.echo(f"Next: python -m training.checkpoint convert {quote(source)} {quote(Path(path).stem + suffix)}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from torch import nn
 
 from dnnlib import download, util
 from dnnlib.file_kinds import explain_kind
+from dnnlib.text import quote
 from torch_utils import persistence, safe_pickle
 from training import registry
 from training.contract import Bundle, Tokenizer
@@ -315,5 +316,5 @@ def _refuse_archive(path: str) -> None:
     beside = beside if beside != path and os.path.isfile(beside) else "the file beside it that ends in -G-ema.pkl"
     raise ValueError(
         f"{path} holds a whole training state, expected one network: pass {beside}, or take the network out of it "
-        f"(python -m training.checkpoint convert {path} network.pkl)"
+        f"(python -m training.checkpoint convert {quote(path)} network.pkl)"
     )

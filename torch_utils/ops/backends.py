@@ -99,7 +99,7 @@ def _load(device: str) -> Unavailable | None:
         substitute = SUBSTITUTES.get(device, "ref")
         warnings.warn(
             f"the operators run without compiled code on this {device} (impl={substitute!r}, slower, same numbers): "
-            f"{problem.cause}; to fix it, {problem.remedy}. `python -m torch_utils.custom_ops` prints details.",
+            f"{problem.cause}; to fix it, {problem.remedy}. For details: python -m torch_utils.custom_ops",
             stacklevel=2,
         )
         return problem

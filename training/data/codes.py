@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib.json_file import Check, JsonError, listed, mapped, read_json, record, text, whole
-from dnnlib.text import one_line, shown
+from dnnlib.text import one_line, quote, shown
 from dnnlib.zips import FAULTS, read_json_member, reason_of
 from training.data.description import MAX_COUNT, MAX_EDGE, MAX_PARTITIONS, count_check, fps_check
 from training.data.shards import Clip, OpenFiles, locate_member
@@ -37,7 +37,7 @@ def codes_folder(root: Path, tokenizer: str) -> Path:
 
 def encode_command(root: Path) -> str:
     """Return the command that encodes a dataset."""
-    return f"python -m dataset_tools.encode_dataset {root} --tokenizer=FILE"
+    return f"python -m dataset_tools.encode_dataset {quote(root)} --tokenizer=FILE"
 
 
 # ----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.json_file import anything, either, listed, mapped, null, number, read_json, record, text, whole
+from dnnlib.text import quote
 from dnnlib.zips import read_json_member
 
 DESCRIPTION = "dataset.json"
@@ -44,7 +45,7 @@ def read_description(root: Path) -> dict[str, Any] | None:
     path = root / DESCRIPTION
     if not path.exists():
         return None
-    return read_json(path, _description_check, f"delete it, then: python -m dataset_tools.merge {root} --fps 30")
+    return read_json(path, _description_check, f"delete it, then: python -m dataset_tools.merge {quote(root)} --fps 30")
 
 
 def read_manifest(root: Path) -> dict[str, dict[str, Any]]:
@@ -52,7 +53,7 @@ def read_manifest(root: Path) -> dict[str, dict[str, Any]]:
     path = root / MANIFEST
     if not path.exists():
         return {}
-    remedy = f"delete it, then: python -m dataset_tools.merge {root}"
+    remedy = f"delete it, then: python -m dataset_tools.merge {quote(root)}"
     return read_json(path, _manifest_check, remedy, _MAX_MANIFEST)["clips"]
 
 

@@ -25,6 +25,7 @@ from typing import Protocol
 import numpy as np
 
 from dnnlib.download import file_sha256
+from dnnlib.text import quote
 from dnnlib.util import size_name
 from dnnlib.video import pixel_factor, scan
 from training.data.arrays import ARRAY_SUFFIX, check_array, load_array
@@ -137,10 +138,10 @@ class Files:
         found = _find(path, self.remarks)
         with ThreadPoolExecutor(READ_THREADS) as pool:
             opened = pool.map(functools.partial(_open, root=path, fps=fps, remarks=self.remarks), found)
-            self._videos = _best_outputs(list(opened), self.remarks)
-        self.clips = [video.clip for video in self._videos]
-        first = self._videos[0]
-        for video in self._videos:
+            self.videos = _best_outputs(list(opened), self.remarks)
+        self.clips = [video.clip for video in self.videos]
+        first = self.videos[0]
+        for video in self.videos:
             if video.size != first.size:
                 sizes = ["{}x{}".format(*v.size) for v in (first, video)]
                 raise ValueError(
@@ -148,7 +149,7 @@ class Files:
                     "those of one size into a folder of their own"
                 )
         self.size = first.size
-        rates = [video.fps for video in self._videos if video.fps is not None]
+        rates = [video.fps for video in self.videos if video.fps is not None]
         if rates and max(rates) > min(rates) * (1 + RATE_TOLERANCE):
             raise ValueError(
                 f"{path} mixes frame rates from {min(rates):g} to {max(rates):g}: give --fps={min(rates):g}, at which "
@@ -163,7 +164,7 @@ class Files:
     def read(self, clip_index: int, size: Size, frames: Sequence[int]) -> np.ndarray:
         """Return frames of a video, in ascending order: uint8 (T, H, W, 3)."""
         assert size == self.size, f"frames are {self.size}"
-        video = self._videos[clip_index].read(frames)
+        video = self.videos[clip_index].read(frames)
         if video.shape != (len(frames), *size, 3):
             raise ValueError(
                 f"{self.path / self.clips[clip_index].path} gave {len(video)} of the frames {frames[0]} to "
@@ -174,7 +175,7 @@ class Files:
     def content(self) -> str:
         """Return 16 hex digits that identify the contents of the files and the version of the reader."""
         digest = hashlib.sha256(f"{self.fps}".encode())
-        for video in self._videos:
+        for video in self.videos:
             digest.update(f"{video.clip.path} {video.clip.num_frames}{video.version}".encode())
             for file in video.files:
                 digest.update(file_sha256(file).encode())
@@ -226,9 +227,12 @@ def open_videos(path: str | Path, size: Size | None = None, fps: float | None = 
         found = Files(path, fps)
         side = Videos(found, found.size, "files")
     if size is not None and size != side.size:
+        kinds = {kind_of(file) for video in found.videos for file in video.files} if isinstance(found, Files) else set()
+        maker = {("video",): "videos", ("picture",): "frames"}.get(tuple(kinds)) if path.is_dir() else None
+        command = f"python -m dataset_tools.make_dataset_from_{maker} {quote(path)} DATASET --sizes={size[0]}x{size[1]}"
         raise ValueError(
-            f"the frames of {path} are {side.size[0]}x{side.size[1]}, not {size[0]}x{size[1]}: make a dataset of that "
-            f"size: python -m dataset_tools.make_dataset_from_videos {path} DATASET --sizes={size[0]}x{size[1]}"
+            f"the frames of {path} are {side.size[0]}x{side.size[1]}, not {size[0]}x{size[1]}: "
+            + (f"make a dataset of that size: {command}" if maker else "give footage of that size")
         )
     return side
 
@@ -377,7 +381,8 @@ def _read_pictures(clip: PictureClip, size: Size, frames: Sequence[int]) -> np.n
         if image.shape[:2] != size:
             raise ValueError(
                 f"{clip.paths[frame]} is {image.shape[0]}x{image.shape[1]}, but the first image of its folder is "
-                f"{size[0]}x{size[1]}: bring all to one size: python -m dataset_tools.make_dataset_from_frames"
+                f"{size[0]}x{size[1]}: bring all to one size: python -m "
+                "dataset_tools.make_dataset_from_frames FOLDER DATASET"
             )
         video[number] = image
     return video

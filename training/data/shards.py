@@ -28,7 +28,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dnnlib import util
 from dnnlib.json_file import listed, parse_json, text
-from dnnlib.text import one_line
+from dnnlib.text import one_line, quote
 from dnnlib.util import size_name
 from dnnlib.zips import FAULTS, reason_of
 from training.data.arrays import open_npz
@@ -162,7 +162,7 @@ def _frame_error(path: Path, clip: str, name: str, size: Size, root: Path, error
     return ValueError(
         f"frame {one_line(name)} of clip {one_line(clip)} in {path} is not an RGB image of {size[0]}x{size[1]} pixels: "
         f"{one_line(error) or type(error).__name__}; to list "
-        f"all that is wrong: python -m dataset_tools.inspect_dataset {root}"
+        f"all that is wrong: python -m dataset_tools.inspect_dataset {quote(root)}"
     )
 
 
@@ -309,7 +309,7 @@ class FrameStore:
         if not self.shards:
             raise ValueError(
                 f"{self.directory} holds no .zip file; make it again: python -m "
-                f"dataset_tools.make_dataset_from_videos VIDEOS {root} --sizes {size[0]}x{size[1]}"
+                f"dataset_tools.make_dataset_from_videos VIDEOS {quote(root)} --sizes {size[0]}x{size[1]}"
             )
         indices = [open_index(path, size, root) for path in self.shards]
         self.clips: list[Clip] = []
@@ -386,7 +386,7 @@ def _missing_size_message(root: Path, size: Size) -> str:
         return f"{root} is the folder of one frame size; give the dataset's root, {root.resolve().parent}"
     return (
         f"{root} has no frames of {size[0]}x{size[1]}; sizes found: {', '.join(found) or 'none'}; make them as the "
-        f"others were made, such as by: python -m dataset_tools.make_dataset_from_videos VIDEOS {root} --sizes "
+        f"others were made, such as by: python -m dataset_tools.make_dataset_from_videos VIDEOS {quote(root)} --sizes "
         f"{size[0]}x{size[1]}"
     )
 
@@ -398,10 +398,12 @@ def _check_listing(root: Path, size: Size, shards: Sequence[Path], listed: Colle
     if lost := sorted(wanted - here):
         raise ValueError(
             f"{root / lost[0]} is missing{f', and {len(lost) - 1} more' if lost[1:] else ''}, though dataset.json "
-            f"lists it; copy or make it again, or, if it is meant to be gone: python -m dataset_tools.merge {root}"
+            f"lists it; copy or make it again, or, if it is meant to be gone: python -m dataset_tools.merge "
+            f"{quote(root)}"
         )
     if foreign := sorted(here - wanted):
         raise ValueError(
             f"{root / foreign[0]} is there{f', and {len(foreign) - 1} more' if foreign[1:] else ''}, though "
-            f"dataset.json does not list it; delete it, or, if it belongs there: python -m dataset_tools.merge {root}"
+            f"dataset.json does not list it; delete it, or, if it belongs there: python -m dataset_tools.merge "
+            f"{quote(root)}"
         )
