@@ -221,7 +221,7 @@ STATES = {
     "bytearray": (archive(b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x01\x85R."), "builtins.bytearray"),
     "colliding keys": (archive(numbers([i * PRIME for i in range(2, 3000)])), "keys that are large numbers"),
     "spread tensor": (saved({"a": spread(4 << 20)}), "unfold to far more"),
-    "parts of parts": (archive(b"\x80\x02" + twice(18) + b"."), "unfold"),
+    "parts of parts": (archive(b"\x80\x02" + twice(21) + b"."), "unfold"),
     "itself": (archive(b"\x80\x02]q\x00h\x00a."), "levels"),
     "big endian": (archive(b"\x80\x02N.", byteorder=b"big"), "order of bytes"),
     "no data": (archive(b"\x80\x02N.").replace(b"data.pkl", b"data.pkx"), "no data.pkl"),
