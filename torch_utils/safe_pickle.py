@@ -32,6 +32,8 @@ BUNDLE = "longtake_bundle"
 # Of the name of an attribute, tensor or module, and of all names that lead to a tensor.
 MAX_NAME, MAX_PATH = 256, 4096
 
+MAX_VISITS = 10 * MAX_PARTS
+
 # Internal attributes of torch.nn.Module, in this and in earlier versions of torch.
 MODULE_INTERNALS = r"training|_parameters|_buffers|_modules|_non_persistent_buffers_set|_.*_hooks?(_.*)?"
 
@@ -259,7 +261,7 @@ class _Converter:
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
-        self.num_parts = 0
+        self.num_parts = self.num_visits = 0
 
     def root(self, value: Any) -> Record:
         if isinstance(value, _Object):
@@ -290,12 +292,15 @@ class _Converter:
     def record(self, obj: _Object, path_letters: int = 0) -> Record:
         self.count()
         state = obj.state
+        parts = [state, *(state.get(kind, {}) for kind in ("_parameters", "_buffers", "_modules"))]
+        passing = set(state.get("_non_persistent_buffers_set", ()))
+        self.visit(sum(map(len, parts)) + len(passing))
         tensors = {}
-        for kind in ("_parameters", "_buffers"):
-            for name, tensor in state.get(kind, {}).items():
-                if tensor is not None and name not in state.get("_non_persistent_buffers_set", ()):
-                    tensors[self.name(name)] = self.tensor(tensor, name)
-        modules = {name: module for name, module in state.get("_modules", {}).items() if module is not None}
+        for name, tensor in [*parts[1].items(), *parts[2].items()]:
+            if tensor is not None and name not in passing:
+                tensors[self.name(name)] = self.tensor(tensor, name)
+                self.budget.charge(path_letters + len(str(name)))  # of its name in the state dict
+        modules = {name: module for name, module in parts[3].items() if module is not None}
         strangers = [name for name, module in modules.items() if not isinstance(module, _Object)]
         if strangers:
             raise ForeignError(f"the sub-module {shown(strangers[0])} of {obj.class_name} is not a module")
@@ -340,6 +345,12 @@ class _Converter:
         if isinstance(value, dict):
             return {self.plain(key): self.plain(item) for key, item in value.items()}
         raise _NotPlainError
+
+    def visit(self, num_items: int) -> None:
+        """Count items of containers, which many objects may share, also of those that are passed over."""
+        self.num_visits += num_items
+        if self.num_visits > MAX_VISITS:
+            raise ForeignError(f"the objects in it share {MAX_VISITS} items or more")
 
     def count(self) -> None:
         self.num_parts += 1

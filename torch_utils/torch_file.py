@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import torch
 
-from torch_utils.unpickler import MAX_PARTS, Budget, ForeignError, Function, Unpickler, explain
+from torch_utils.unpickler import MAX_WORDS, Budget, ForeignError, Function, Unpickler, explain
 
 # The first two values of a file before the zip archives: torch's magic number and the version of its format.
 LEGACY_FORMAT = (0x1950A86A20F9469CFC6C, 1001)
@@ -25,6 +25,7 @@ LEGACY_FORMAT = (0x1950A86A20F9469CFC6C, 1001)
 # Above it, torch's own arithmetic with shapes could overflow.
 MAX_TENSOR_VALUES = 1 << 48
 
+_TENSOR_BYTES = 512  # of memory, besides the values
 _MAX_DEPTH = 100  # of containers in a file of plain values
 _PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.Tensor)
 
@@ -53,7 +54,7 @@ def rebuild_tensor(
     num_values = math.prod(shape)
     if num_needed > len(values) or math.prod(max(s, 1) for s in shape) > MAX_TENSOR_VALUES:
         raise ForeignError(f"a tensor of shape {tuple(shape)} is larger than its storage of {len(values)} values")
-    budget.charge(num_values * values.itemsize)
+    budget.charge(num_values * values.itemsize + _TENSOR_BYTES)
     tensor = values.as_strided(tuple(shape), tuple(stride), offset)
     return tensor.requires_grad_() if requires_grad is True and tensor.is_floating_point() else tensor
 
@@ -202,8 +203,8 @@ def load_legacy(file: IO[bytes], names: Mapping[tuple[str, str], Any], budget: B
 
 def _check_plain(value: Any, depth: int, parts: Iterator[int]) -> None:
     """Raise ForeignError if containers refer to each other so often that reading them would never end."""
-    if depth > _MAX_DEPTH or next(parts) > MAX_PARTS:
-        raise ForeignError(f"its parts unfold to more than {MAX_PARTS}, or more than {_MAX_DEPTH} levels")
+    if depth > _MAX_DEPTH or next(parts) > MAX_WORDS:
+        raise ForeignError(f"its parts unfold to more than {MAX_WORDS}, or more than {_MAX_DEPTH} levels")
     if isinstance(value, dict):
         for key, item in value.items():
             _check_plain(key, depth + 1, parts)

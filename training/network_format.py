@@ -297,6 +297,7 @@ class Budget(TorchFunctionMode):
         num_values = sum({id(tensor): tensor.numel() for tensor in tensors.values()}.values())
         self.num_left = 4 * num_values + (1 << 20)
         self.num_tensors_left = 16 * len(tensors) + 1000
+        self.num_calls_left = 1000 * (len(tensors) + 20)
         for name, value in (options or {}).items():
             for number in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(number, int) and number > self.num_left:
@@ -304,14 +305,15 @@ class Budget(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in self.FACTORIES:
-            return func(*args, **kwargs)
-        made = func(*args, **kwargs | {"device": "meta"})
-        self.num_left -= made.numel()
-        self.num_tensors_left -= 1
-        if min(self.num_left, self.num_tensors_left) < 0:
+        made = None
+        self.num_calls_left -= 1
+        if func in self.FACTORIES:
+            made = func(*args, **kwargs | {"device": "meta"})
+            self.num_left -= made.numel()
+            self.num_tensors_left -= 1
+        if min(self.num_left, self.num_tensors_left, self.num_calls_left) < 0:
             raise ValueError("a network far larger than its tensors")
-        return made if str(kwargs.get("device")) == "meta" else func(*args, **kwargs)
+        return made if made is not None and str(kwargs.get("device")) == "meta" else func(*args, **kwargs)
 
 
 def reason_of(error: Exception) -> str:

@@ -57,6 +57,13 @@ def nested_names(num_letters: int, depth: int) -> bytes:
     return start + (HEAD + b"}S'_modules'\n}h\x00") * depth + b"N" + (b"ss" + TAIL) * depth + b"."
 
 
+def sharing(count: int) -> Any:
+    """Objects with the same dict of as many parameters, all None."""
+    shared = {f"n{index}": None for index in range(count * 2)}
+    parts = {str(index): persistent({"_parameters": shared}) for index in range(count)}
+    return persistent({"_modules": parts})
+
+
 UNFOLDING = {
     "a value as a tensor of 16 MB": (persistent({"_buffers": {"x": spread(4 << 20)}}), "unfold to far more"),
     "many such tensors": (persistent({"_buffers": {f"x{i}": spread(4096) for i in range(400)}}), "unfold to far more"),
@@ -94,6 +101,7 @@ UNFOLDING = {
     ),
     "long names": (nested_names(300, 2), "expected at most 256 letters"),
     "long path": (nested_names(200, 30), "add up to more than"),
+    "one dict for many objects": (sharing(1200), "share 2000000 items"),
     "false bytearray": (b"\x80\x05\x96" + (1 << 33).to_bytes(8, "little") + b"x.", "ends before 8589934592 bytes"),
     "false bytes": (b"\x80\x04\x8e" + (1 << 33).to_bytes(8, "little") + b"x.", "ends before 8589934592 bytes"),
     "bytearray by name": (b"\x80\x04cbuiltins\nbytearray\nJ\x00\x00\x00\x01\x85R.", "asks for builtins.bytearray"),
@@ -213,7 +221,7 @@ STATES = {
     "bytearray": (archive(b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x01\x85R."), "builtins.bytearray"),
     "colliding keys": (archive(numbers([i * PRIME for i in range(2, 3000)])), "keys that are large numbers"),
     "spread tensor": (saved({"a": spread(4 << 20)}), "unfold to far more"),
-    "parts of parts": (archive(b"\x80\x02" + twice(18) + b"."), "unfold"),
+    "parts of parts": (archive(b"\x80\x02" + twice(21) + b"."), "unfold"),
     "itself": (archive(b"\x80\x02]q\x00h\x00a."), "levels"),
     "big endian": (archive(b"\x80\x02N.", byteorder=b"big"), "order of bytes"),
     "no data": (archive(b"\x80\x02N.").replace(b"data.pkl", b"data.pkx"), "no data.pkl"),
