@@ -37,7 +37,7 @@ from training.data.shards import Clip, Size
 READ_THREADS = 4
 ARRAYS_HELD = 4
 SIZE_FOLDER = re.compile(r"(\d{4,})x(\d{4,})")
-READER_VERSION = 3  # increment when the decoded pixels of images, or of resampled videos, change
+READER_VERSION = 3  # increment when the decoded pixels of images or videos change
 
 
 class Footage(Protocol):
@@ -308,7 +308,7 @@ def _open(path: Path, root: Path, fps: float | None) -> _Opened:
     num_frames = timing.num_frames if resampled is None else timing.count(resampled)
     first = next(iter_video_frames(path))
     read = functools.partial(_read_video, path, resampled)
-    version = f" {READER_VERSION}" if resampled else ""
+    version = f" {READER_VERSION}"
     return _Opened(Clip(name, num_frames), (first.shape[0], first.shape[1]), rate, read, (path,), version)
 
 
