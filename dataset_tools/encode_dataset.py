@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from dataset_tools import archive
+from dataset_tools.names import quote
 from dnnlib import locks, util
 from dnnlib.download import file_sha256
 from torch_utils.precision import tf32
@@ -385,7 +386,8 @@ def _say(job: _Job, partition: int | None) -> None:
     finish = "" if partition is None else ", when all are made"
     click.echo(
         f"{tally['clips']} clips, {tally['steps']} steps of {grid} tokens are in {part}{job.folder}, {megabytes:.3g} "
-        f"MB of tokens for {before:.3g} MB of frames. Next{finish}: python -m dataset_tools.inspect_dataset {job.out}"
+        f"MB of tokens for {before:.3g} MB of frames. Next{finish}: python -m dataset_tools.inspect_dataset "
+        f"{quote(job.out)}"
     )
 
 
