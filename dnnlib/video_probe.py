@@ -167,7 +167,8 @@ def _find_regular(packets: Packets) -> tuple[float, np.ndarray]:
     steps = np.diff(packets.times)
     # An actual interval, not the mean of the middle two.
     usual = float(np.sort(steps)[len(steps) // 2]) if len(steps) else 0.0
-    return usual, np.abs(steps - usual) <= _REGULAR_SHARE * usual + 1.01 * packets.tick_sec
+    rounding_sec = min(1.01 * packets.tick_sec, 0.51 * usual)  # a step of two ticks instead of one is a lost frame
+    return usual, np.abs(steps - usual) <= _REGULAR_SHARE * usual + rounding_sec
 
 
 def _count_intervals(steps: np.ndarray, is_regular: np.ndarray, fps: float) -> np.ndarray:
