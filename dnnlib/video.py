@@ -367,7 +367,7 @@ def _read_resampled(
 def _refuse_gap(path: str | os.PathLike[str], packets: Packets, due: int, found: float) -> None:
     """Raise ValueError if too many frames are missing from frame `due` to frame `found`."""
     num_frames = len(packets.times)
-    if found - due > _MISSING_FRAMES + _MISSING_SHARE * num_frames:
+    if found - due > _MISSING_FRAMES + _MISSING_SHARE * num_frames + packets.num_empty:
         raise ValueError(
             f"{path} ends early: of its {num_frames} frames none could be decoded from {packets.times[due]:g} s on"
         )

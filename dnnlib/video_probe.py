@@ -121,7 +121,7 @@ def scan(path: str | os.PathLike[str]) -> Timing:
 
     `fps` is exact where the times allow it: 30000/1001 rather than 29.97. Raises ValueError if there is no video.
     """
-    return measure(read_packets(path), probe(path).fps)
+    return _scan(*_identity(path))
 
 
 def measure(packets: Packets, stated_fps: float) -> Timing:
@@ -167,7 +167,8 @@ def _find_regular(packets: Packets) -> tuple[float, np.ndarray]:
     steps = np.diff(packets.times)
     # An actual interval, not the mean of the middle two.
     usual = float(np.sort(steps)[len(steps) // 2]) if len(steps) else 0.0
-    return usual, np.abs(steps - usual) <= _REGULAR_SHARE * usual + 1.01 * packets.tick_sec
+    rounding_sec = min(1.01 * packets.tick_sec, 0.51 * usual)  # a step of two ticks instead of one is a lost frame
+    return usual, np.abs(steps - usual) <= _REGULAR_SHARE * usual + rounding_sec
 
 
 def _count_intervals(steps: np.ndarray, is_regular: np.ndarray, fps: float) -> np.ndarray:
@@ -301,7 +302,12 @@ def _why_none(lines: list[str], streams: list[_Stream]) -> str:
     return f"its end is missing, since copying or recording was cut off ({reason})" if is_cut else reason
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
+def _scan(path: str, size: int, time: int) -> Timing:
+    return measure(_read_packets(path, size, time), _probe(path, size, time).fps)
+
+
+@functools.lru_cache(maxsize=64)
 def _read_packets(path: str, size: int, time: int) -> Packets:
     info = _probe(path, size, time)  # raises ValueError if there is no video
     stream, kind = info.stream, info.container.split(",")[0]
@@ -314,8 +320,8 @@ def _read_packets(path: str, size: int, time: int) -> Packets:
         raise ValueError(f"{path} has no frames: {errors[-1] if code and errors else 'its video is empty'}")
     first = table[0]
     is_timed = table[:, 1] != _NO_PTS
-    # Pictures that depend on frames which were cut away, before the first key frame, may lack a time.
-    is_seekable = bool(is_timed[0] and (is_timed | (table[:, 0] <= first[1])).all())
+    # In Matroska, pictures before the start of the file, which was cut from another, have no time.
+    is_seekable = bool(is_timed[0] and (is_timed | ((kind == "matroska") & (table[:, 0] <= first[1]))).all())
     # Without presentation times, decoding times are the same except for order and a constant delay.
     delay = first[1] - first[0] if first[1] != _NO_PTS else 0
     shown = table[:, 1] if is_seekable else table[:, 0] + delay
@@ -332,7 +338,7 @@ def _read_packets(path: str, size: int, time: int) -> Packets:
         times = times if is_seekable or _NO_PTS in decoded else decoded
     elif is_seekable and leading.any():
         decoded = _decode_times(path, stream, int(np.count_nonzero(leading)) + 1)
-        times = np.union1d(times, decoded[decoded < shown[0]])
+        times = np.union1d(times, decoded[(decoded < shown[0]) & (decoded > _NO_PTS)])
     if len(times) == 0:
         raise ValueError(f"{path} has no frames: its video is empty")
     keys = keep & (table[:, 4] & 1 > 0)

@@ -56,6 +56,7 @@ CASES = [
     "wmv mkv 24 head avi",
     "flv flv 30 late",
     "ffv1 mkv 60 lost",
+    "ffv1 avi 30 lost",
     "png mov 30000/1001 whole",
     "gif gif 60 whole",
     "gif gif 30 whole",
@@ -83,11 +84,11 @@ def ffmpeg(path, *arguments, content=None):
 def make(folder, case, draws):
     """Make the file of a case; return its path and the number of frames that were encoded."""
     codec, suffix, rate, change, *other = case.split()
-    num_frames = draws.randint(110, 140)
+    num_frames = 110 if change == "lost" else draws.randint(60, 80)
     encoder = ENCODERS[codec].format(b=draws.choice([0, 1, 3]), g=draws.choice([5, 12, 30])).split()
     filters = {
         "lost": f"select=not(eq(n\\,{draws.randint(5, 100)}))",
-        "slow": f"setpts=if(lt(N\\,50)\\,N\\,3*N-100)/({rate})/TB",
+        "slow": f"setpts=if(lt(N\\,30)\\,N\\,3*N-60)/({rate})/TB",
     }
     options = ["-vf", filters[change], "-fps_mode", "passthrough"] if change in filters else []
     options += ["-output_ts_offset", "3600"] if change == "late" else []
@@ -95,7 +96,7 @@ def make(folder, case, draws):
     content = b"".join(draw(number).tobytes() for number in range(num_frames))
     path = ffmpeg(folder / f"a.{suffix}", *raw, *options, *encoder, content=content)
     if change in ("cut", "head"):
-        seconds = f"{draws.uniform(1, 60) / float(Fraction(rate)):.3f}"
+        seconds = f"{draws.uniform(1, 40) / float(Fraction(rate)):.3f}"
         window = ("-ss", seconds, "-i", path) if change == "cut" else ("-i", path, "-t", seconds)
         path = ffmpeg(folder / f"b.{other[0]}", *window, "-c", "copy")
     return path, num_frames

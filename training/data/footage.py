@@ -47,7 +47,7 @@ from training.data.shards import Clip, Size
 READ_THREADS = 4
 ARRAYS_HELD = 4
 SIZE_FOLDER = re.compile(r"(\d{4,})x(\d{4,})")
-READER_VERSION = 3  # increment when the decoded pixels of images, or of resampled videos, change
+READER_VERSION = 3  # increment when the decoded pixels of images or videos change
 
 
 class Footage(Protocol):
@@ -350,7 +350,7 @@ def _open(found: Path | PictureClip, root: Path, fps: float | None, remarks: Rem
     first = next(iter_video(found))
     read = functools.partial(_read_video, found, resampled)
     factor = pixel_factor(found)
-    version = (f" {READER_VERSION}" if resampled else "") + (f" / {factor}" if factor > 1 else "")
+    version = f" {READER_VERSION}" + (f" / {factor}" if factor > 1 else "")
     return _Opened(Clip(name, num_frames), (first.shape[0], first.shape[1]), rate, read, (found,), version)
 
 
