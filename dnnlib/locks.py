@@ -7,12 +7,14 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 _STAGE = ".unfinished-"
-_TEMPORARY = re.compile(r"\..*\.\d+-[0-9a-f]{8}\.tmp(\..*)?")  # names that `new_temporary` gives
+_TEMPORARY = re.compile(r"\.(.*)\.\d+-[0-9a-f]{8}\.tmp(\.[^.]*)?")  # names that `new_temporary` gives
+OTHERS_SEC = 3600.0
 
 
 def hold(descriptor: int, wait: bool = False) -> bool:
@@ -75,11 +77,14 @@ def locked(path: Path) -> Iterator[None]:
 def new_temporary(path: Path, sweep: bool = True) -> tuple[Path, int]:
     """Create an empty hidden file beside `path`, of the same suffix; return it, and a descriptor that holds its lock.
 
-    With `sweep`, those that killed processes left in the folder are removed first.
+    With `sweep`, those that killed processes left in the folder are removed first; those of other files only if nobody
+    has written to them for an hour, as earlier versions took no locks.
     """
     for name in os.listdir(path.parent) if sweep else ():
-        if _TEMPORARY.fullmatch(name):
-            _remove_if_left(path.with_name(name))
+        match = _TEMPORARY.fullmatch(name)
+        if match:
+            is_ours = (match[1], match[2] or "") == (path.stem, path.suffix)
+            _remove_if_left(path.with_name(name), 0.0 if is_ours else OTHERS_SEC)
     while True:
         temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -116,9 +121,14 @@ def staging(folder: Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def _remove_if_left(path: Path) -> None:
-    """Remove an unfinished file or folder that no process holds; keep it where that cannot be told or done."""
+def _remove_if_left(path: Path, min_sec: float = 0.0) -> None:
+    """Remove an unfinished file or folder that no process holds and that was last written to `min_sec` ago or earlier.
+
+    It is kept where that cannot be told or done.
+    """
     with contextlib.suppress(OSError):
+        if time.time() - path.stat().st_mtime < min_sec:
+            return
         is_folder = path.is_dir()
         # Over NFS only a file that is open for writing can be locked.
         descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)

@@ -75,8 +75,9 @@ def atomic_path(path: str | os.PathLike[str], durable: bool = True) -> Iterator[
 
     Readers see the old file or the complete new one, also after a power cut: the file is on the disk before it is
     renamed, and its name when this returns. If the block raises, the temporary file is removed and `path` is unchanged.
-    The temporary name starts with a dot and contains ".tmp"; those that killed processes left in the folder are
-    removed. `durable` is False for one of many files in a folder that `frames_out.publish` brings to the disk.
+    The temporary name starts with a dot and contains ".tmp"; those that killed processes left are removed when `path`
+    is written again, or after an hour when any file in the folder is. `durable` is False for one of many files in a
+    folder that `frames_out.publish` brings to the disk.
     """
     path = Path(path)
     temporary, descriptor = locks.new_temporary(path, sweep=durable)

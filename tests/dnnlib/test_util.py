@@ -96,7 +96,7 @@ def test_atomic_path_brings_the_file_and_its_name_to_the_disk_in_this_order(tmp_
     assert synced == [(temporary.name, [temporary.name]), (tmp_path.name, ["a.txt"])]
 
 
-@pytest.mark.parametrize("how", ["killed", "working", "of an earlier version"])
+@pytest.mark.parametrize("how", ["killed", "working", "of an earlier version", "another's", "another's, old"])
 def test_temporary_files_of_killed_writers_are_removed_and_those_in_use_stay(how: str, tmp_path: Path):
     script = """
 import sys, time
@@ -116,9 +116,11 @@ with util.atomic_path(sys.argv[1]) as temporary:
             if how != "working":
                 writer.kill()
                 writer.wait()
-            with util.atomic_path(tmp_path / "b.txt") as temporary:
+            if "old" in how:
+                os.utime(left, (1e9, 1e9))
+            with util.atomic_path(tmp_path / ("b.pkl" if "another's" in how else "a.pkl")) as temporary:
                 temporary.write_text("whole")
-            assert left.exists() == (how == "working")
+            assert left.exists() == (how in ("working", "another's"))
         finally:
             writer.kill()
 
