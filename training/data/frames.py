@@ -107,7 +107,7 @@ def _shrink(frame: np.ndarray, factor: int) -> np.ndarray:
     return ((sums + factor**2 // 2) // factor**2).astype(np.uint8)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1 << 14)
 def _check_end(path: str, num_bytes: int, _time: int) -> None:
     """Raise `ValueError` for files that end within a picture where ffmpeg passes over that: GIF, Y4M and raw DV."""
     if num_bytes == 0:
