@@ -94,8 +94,8 @@ def iter_video(
     `VideoWriter` repeats the pixels of small frames for players; each block becomes its mean, uint8 (H, W, 3). Raises
     `ValueError` also for files that end early where ffmpeg does not notice.
     """
+    factor = pixel_factor(path)  # raises ValueError for what is no file
     _check_end(os.fspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns)
-    factor = pixel_factor(path)
     for frame in iter_video_frames(path, fps, *window, **options):
         yield frame if factor == 1 else _shrink(frame, factor)
 
@@ -107,7 +107,7 @@ def _shrink(frame: np.ndarray, factor: int) -> np.ndarray:
     return ((sums + factor**2 // 2) // factor**2).astype(np.uint8)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1 << 14)
 def _check_end(path: str, num_bytes: int, _time: int) -> None:
     """Raise `ValueError` for files that end within a picture where ffmpeg passes over that: GIF, Y4M and raw DV."""
     if num_bytes == 0:

@@ -76,12 +76,12 @@ ENCODERS = {
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
-    """Return a function that makes a video of 10 frames at 25 a second, once for each suffix."""
+    """Return a function that makes a video of 25 frames at 25 a second, once for each suffix."""
     folder = tmp_path_factory.mktemp("containers")
 
     def make(suffix: str) -> Path:
         path = folder / f"whole.{suffix}"
-        source = ["-f", "lavfi", "-i", "testsrc2=s=96x64:r=25:d=0.4"]
+        source = ["-f", "lavfi", "-i", "testsrc2=s=96x64:r=25:d=1"]
         if not path.exists():
             subprocess.run([FFMPEG, "-nostdin", "-v", "error", *source, *ENCODERS[suffix], path], check=True)
         return path
@@ -94,7 +94,7 @@ def test_containers_are_read_with_their_frames_and_rate(make, suffix):
     path = make(suffix)
     assert kind_of(path) == "video"
     timing = scan(path)
-    assert (timing.num_frames, timing.fps) == (10, 25) and len(list(iter_frames(path))) == 10
+    assert (timing.num_frames, timing.fps) == (25, 25) and len(list(iter_frames(path))) == 25
 
 
 def test_all_containers_are_tried():
@@ -116,10 +116,10 @@ def test_what_may_be_either_is_a_picture_or_a_video_by_its_content(tmp_path, suf
 
 
 @pytest.mark.parametrize("share", [0.23, 0.55, 0.97])
-@pytest.mark.parametrize("suffix", ["gif", "y4m", "dv", "apng", "webp", "nut", "mxf"])
+@pytest.mark.parametrize("suffix", ["gif", "y4m", "dv", "apng", "webp", "nut"])
 def test_animations_and_plain_streams_that_are_cut_off_are_refused(make, suffix, share):
     whole = make(suffix)
-    assert len(list(iter_frames(whole))) == 10
+    assert len(list(iter_frames(whole))) == 25
     cut = whole.with_stem(f"cut{share}")
     cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * share)])
     with pytest.raises(ValueError, match=cut.name):
