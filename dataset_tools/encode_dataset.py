@@ -23,7 +23,6 @@ import numpy as np
 import torch
 
 from dataset_tools import archive
-from dataset_tools.names import quote
 from dnnlib import locks, util
 from dnnlib.download import file_sha256
 from dnnlib.text import quote
