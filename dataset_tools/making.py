@@ -24,7 +24,7 @@ from dataset_tools import archive, names
 from dataset_tools.frames import CHROMAS, Size, SizesType, encode_at_sizes
 from dataset_tools.shots import ShotDetector
 from dnnlib import video
-from dnnlib.text import escape, quote
+from dnnlib.text import escape, quote, to_text
 from training.data.frames import iter_video, reading_rate
 
 DEFAULT_SIZES: tuple[Size, ...] = ((36, 64), (144, 256))
@@ -247,8 +247,8 @@ def make(
     """
     assert len({source.name for source in sources}) == len(sources), "two sources have one name"
     named = zip(sources, names.to_texts(source.name for source in sources), strict=True)
-    sources = [dataclasses.replace(source, name=name, group=names.to_text(source.group)) for source, name in named]
-    origin = names.to_text(origin)
+    sources = [dataclasses.replace(source, name=name, group=to_text(source.group)) for source, name in named]
+    origin = to_text(origin)
     facts = {"source": origin, "seed": None, "val_fraction": val_fraction, **recipe.facts(), **(facts or {})}
     sets = _divide(output_dir, sources, val_fraction, split, facts)
     if partition is not None:

@@ -1,26 +1,18 @@
-"""Names of sources as text, and commands as a shell reads them."""
+"""Names of sources as text, and the command that trains on a dataset."""
 
 import itertools
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from dnnlib.text import quote
+from dnnlib.text import quote, to_text
 from training import registry
-
-_NOT_TEXT = re.compile(r"[\ud800-\udfff]")  # as which Python holds bytes of file names that are not UTF-8
-
-
-def to_text(name: str) -> str:
-    """Return a name in which bytes that are not UTF-8 are written as %XX, as in URLs."""
-    return _NOT_TEXT.sub(lambda found: f"%{ord(found[0]) & 0xFF:02X}", name)
 
 
 def to_texts(names: Iterable[str]) -> list[str]:
     """Return different names, all of them text, for different names; those that are text stay the same."""
     names = list(names)
-    used = {name for name in names if not _NOT_TEXT.search(name)}
+    used = {name for name in names if to_text(name) == name}
     texts = []
     for name in names:
         text = to_text(name)

@@ -1,6 +1,7 @@
 """Text, values and paths for messages: short, on one line, without control characters, and quoted for a shell."""
 
 import os
+import re
 import reprlib
 import shlex
 from typing import Any
@@ -33,6 +34,11 @@ def escape(text: str) -> str:
 
 def _escape(code: int) -> str:
     return f"\\x{code & 0xFF:02x}" if code < 0x80 or 0xDC80 <= code <= 0xDCFF else f"\\U{code:08x}"
+
+
+def to_text(name: str) -> str:
+    """Return a name in which control characters, and bytes that are not UTF-8, are written as %XX, as in URLs."""
+    return re.sub("[\x00-\x1f\x7f\udc80-\udcff]", lambda match: f"%{ord(match[0]) & 0xFF:02X}", name)
 
 
 def quote(path: str | os.PathLike[str]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dnnlib.video import iter_video_frames, pixel_factor, scan
+from dnnlib.video import iter_video_frames, missing_end, pixel_factor, scan
 from training.data.arrays import iter_array
 from training.data.listing import VIDEO_SUFFIXES as VIDEO_SUFFIXES
 from training.data.listing import kind_of, list_footage
@@ -92,7 +92,7 @@ def iter_video(
     """Yield frames of a video file as `iter_video_frames` does, but at the size at which they were generated.
 
     `VideoWriter` repeats the pixels of small frames for players; each block becomes its mean, uint8 (H, W, 3). Raises
-    `ValueError` also for files that end early where ffmpeg does not notice.
+    `ValueError` also for files that are cut off.
     """
     factor = pixel_factor(path)  # raises ValueError for what is no file
     _check_end(os.fspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns)
@@ -108,23 +108,25 @@ def _shrink(frame: np.ndarray, factor: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def _check_end(path: str, num_bytes: int, _time: int) -> None:
-    """Raise `ValueError` for files that end within a picture where ffmpeg passes over that: GIF, Y4M and raw DV."""
-    if num_bytes == 0:
-        return
+def _check_end(path: str, _size: int, _time: int) -> None:
+    """Raise `ValueError` if a file is cut off: by the end that it states, or within a picture."""
+    reason = missing_end(path) or ("" if _ends_after_picture(path) else "the data of its last picture are cut off")
+    if reason:
+        raise ValueError(f"{path} ends early: {reason}")
+
+
+def _ends_after_picture(path: str) -> bool:
+    """Return False for a GIF, Y4M or raw DV file that ends within a picture, which ffmpeg passes over."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data[:4] == b"GIF8":
-            is_whole = _is_whole_gif(data)
-        elif data[:10] == b"YUV4MPEG2 ":
+            return _is_whole_gif(data)
+        if data[:10] == b"YUV4MPEG2 ":
             first = data.find(b"FRAME")
             following = data.find(b"FRAME", first + 5)
-            is_whole = following < 0 or (num_bytes - first) % (following - first) == 0
-        elif data[:3] == b"\x1f\x07\x00":  # ten sequences of 12,000 bytes a frame, twelve at 25 frames a second
-            is_whole = num_bytes % (144_000 if data[3] & 0x80 else 120_000) == 0
-        else:
-            return
-    if not is_whole:
-        raise ValueError(f"{path} ends early: the data of its last picture are cut off")
+            return following < 0 or (len(data) - first) % (following - first) == 0
+        if data[:3] == b"\x1f\x07\x00":  # ten sequences of 12,000 bytes a frame, twelve at 25 frames a second
+            return len(data) % (144_000 if data[3] & 0x80 else 120_000) == 0
+    return True
 
 
 def _is_whole_gif(data: mmap.mmap) -> bool:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from dnnlib.text import escape
 from training.data.dataset import ClipDataset
-from training.data.listing import printable
 from training.data.prompts import ClipPrompt, FilePrompt, StreamReader, open_prompt
 from training.data.stream_prompts import with_streams
 from training.data.streams import StreamStore, read_stream_file
@@ -52,7 +52,7 @@ def make_prompt(
     else:
         found = open_prompt(context, sampler, fps, streams=lambda dataset: stream_readers(dataset, sampler, missing))
         for line in found.remarks.lines() if isinstance(found, FilePrompt) else ():
-            click.echo(f"{printable(context)}: {line}", err=True)
+            click.echo(f"{escape(context)}: {line}", err=True)
     values = {name: read_stream_file(path, name, *_range_of(sampler, name)) for name, path in streams.items()}
     sources = {name: str(path) for name, path in streams.items()}
     prompt = with_streams(found, values, needs.past, num_frames, None, sources)

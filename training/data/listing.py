@@ -17,6 +17,7 @@ from pathlib import Path, PurePath
 
 from PIL import Image
 
+from dnnlib.text import escape, to_text
 from training.data.arrays import ARRAY_SUFFIX
 
 # Suffixes of the containers and raw streams that the bundled ffmpeg decodes, by the name of its demuxer. Streams that
@@ -112,13 +113,7 @@ class Remarks:
         """Yield a line for each reason, with the number of names and the first of them."""
         for reason, names in self._names.items():
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            yield f"{reason} ({len(names)}): {', '.join(map(printable, names[:_NAMED]))}{more}"
-
-
-def printable(name: str) -> str:
-    """Return a name with control characters and bytes that are not UTF-8 as escapes."""
-    text = os.fsencode(name).decode(errors="backslashreplace")
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+            yield f"{reason} ({len(names)}): {', '.join(map(escape, names[:_NAMED]))}{more}"
 
 
 # ----------------------------------------------------------------------------
@@ -225,20 +220,16 @@ def is_by_product(name: str) -> bool:
 
 
 def clip_name(path: PurePath) -> str:
-    """Return the name of a clip for a relative path; control characters, and bytes that are not UTF-8, become %XX."""
-    escape = "[\x00-\x1f\x7f\udc80-\udcff]"
-    return re.sub(escape, lambda match: f"%{ord(match[0]) & 0xFF:02X}", path.as_posix())
+    """Return the name of a clip for a relative path, as text."""
+    return to_text(path.as_posix())
 
 
 def clip_names(paths: Iterable[PurePath]) -> dict[PurePath, str]:
     """Return a name for the clip of each file: its path without the suffix, or with it if several files share that.
 
-    So no name ever stands for another file, whatever is added to the folder.
+    So no name ever stands for another file, whatever is added to the folder. Names may be no text yet.
     """
-    names = {path: clip_name(path.with_suffix("")) for path in paths}
+    names = {path: path.with_suffix("").as_posix() for path in paths}
     while shared := {name for name, count in collections.Counter(names.values()).items() if count > 1}:
-        longer = {path: clip_name(path) if name in shared else name for path, name in names.items()}
-        if longer == names:
-            raise ValueError(f"several files would make the clip {shared.pop()}: rename all but one of them")
-        names = longer
+        names = {path: path.as_posix() if name in shared else name for path, name in names.items()}
     return names
