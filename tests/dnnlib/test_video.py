@@ -51,7 +51,8 @@ def test_frames_come_back_in_number_order_and_colour(tmp_path, suffix):
 def test_frames_of_one_colour_each_stay_apart_in_a_gif(tmp_path):
     levels = [20, 235, 20, 235, 20, 120, 20]
     write(tmp_path / "a.gif", np.array(levels, np.uint8)[:, None, None, None] + np.zeros((1, 16, 16, 3), np.uint8))
-    assert [round(frame.mean()) for frame in video.iter_video_frames(tmp_path / "a.gif")] == levels
+    read = [frame.mean() for frame in video.iter_video_frames(tmp_path / "a.gif")]
+    assert np.abs(np.subtract(read, levels)).max() <= 2
 
 
 @pytest.mark.parametrize(("enlarge", "height", "width"), [(False, 38, 64), (True, 37 * 16, 63 * 16)])
