@@ -213,7 +213,7 @@ def _probe(path: str, size: int, time: int) -> VideoInfo:
     if size == 0:
         raise ValueError(f"{path} has no video that ffmpeg can read: the file is empty")
     lines = _about(path, size, time)
-    streams = [_Stream(lines, n) for n, line in enumerate(lines) if re.match(r"  Stream #0:\d+.*?: Video: ", line)]
+    streams = [_Stream(lines, n) for n, line in enumerate(lines) if re.match(r" +Stream #0:\d+.*?: Video: ", line)]
     shown = [stream for stream in streams if not stream.is_picture and stream.width]
     if not shown:
         raise ValueError(f"{path} has no video that ffmpeg can read: {_why_none(lines, streams)}")
@@ -264,7 +264,8 @@ class _Stream:
 
     def __init__(self, lines: list[str], first: int) -> None:
         self.line = lines[first]
-        about = itertools.takewhile(lambda line: line.startswith("    "), lines[first + 1 :])
+        indent = self.line[: self.line.index("Stream")] + "  "  # streams that belong together are printed as a group
+        about = itertools.takewhile(lambda line: line.startswith(indent), lines[first + 1 :])
         self.text = "\n".join([self.line, *about])
         self.number = int(self.line.split("#0:")[1].split("[")[0].split("(")[0].split(":")[0])
         self.is_picture = any(f"({mark})" in self.line for mark in _PICTURES)
@@ -294,7 +295,7 @@ def _why_none(lines: list[str], streams: list[_Stream]) -> str:
         return "it holds a cover picture only"
     if streams:
         return streams[0].line.strip()
-    if any(re.match(r"  Stream #0:\d+.*?: Audio: ", line) for line in lines):
+    if any(re.match(r" +Stream #0:\d+.*?: Audio: ", line) for line in lines):
         return "it holds audio only"
     messages = [found[1] for line in lines if (found := re.match(r"\[[^]]*\] (?!Format |Error opening )(.*)", line))]
     reason = f"{messages[0]}: {lines[-1]}" if messages else lines[-1]

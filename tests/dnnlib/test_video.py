@@ -48,6 +48,13 @@ def test_frames_come_back_in_number_order_and_colour(tmp_path, suffix):
     assert os.listdir(tmp_path) == [path.name]
 
 
+def test_frames_of_one_colour_each_stay_apart_in_a_gif(tmp_path):
+    levels = [20, 235, 20, 235, 20, 120, 20]
+    write(tmp_path / "a.gif", np.array(levels, np.uint8)[:, None, None, None] + np.zeros((1, 16, 16, 3), np.uint8))
+    read = [frame.mean() for frame in video.iter_video_frames(tmp_path / "a.gif")]
+    assert np.abs(np.subtract(read, levels)).max() <= 2
+
+
 @pytest.mark.parametrize(("enlarge", "height", "width"), [(False, 38, 64), (True, 37 * 16, 63 * 16)])
 def test_odd_edges_are_padded_or_pixels_repeated(tmp_path, enlarge, height, width):
     frames = moving_bar(3, 37, 63)
@@ -376,6 +383,15 @@ def test_the_stream_is_shown_that_players_show(make, marks, shown):
     assert (video.probe(path).height, video.probe(path).width) == sizes[shown]
     assert video.scan(path).num_frames == len(list(video.iter_video_frames(path))) == 10 * (shown + 1)
     assert {frame.shape for frame in video.iter_video_frames(path)} == {(*sizes[shown], 3)}
+
+
+def test_a_timecode_beside_the_pictures_changes_nothing(make):
+    source = make("whole.mp4", *counted(), *X264, "-g", "15")
+    sound = ("-f", "lavfi", "-i", "sine=d=9")
+    turned = ("-display_rotation", "90", "-i", source, *sound, "-map", "0", "-map", "1", "-c:v", "copy")
+    path = make("timecode.mov", *turned, "-timecode", "01:00:00:00")
+    assert numbers(path) == list(range(60)) and video.missing_end(path) is None
+    assert video.probe(path).quarter_turns == 3
 
 
 def test_later_frames_of_another_size_are_scaled_to_the_first(make):
