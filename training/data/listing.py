@@ -9,6 +9,7 @@ Dataset makers, metrics and prompts use this list alone, so that the same files 
 
 import collections
 import functools
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -225,9 +226,19 @@ def is_by_product(name: str) -> bool:
 
 
 def clip_name(path: PurePath) -> str:
-    """Return the name of a clip for a relative path; control characters, and bytes that are not UTF-8, become %XX."""
-    escape = "[\x00-\x1f\x7f\udc80-\udcff]"
-    return re.sub(escape, lambda match: f"%{ord(match[0]) & 0xFF:02X}", path.as_posix())
+    """Return the name of a clip for a relative path; bytes that are not UTF-8 become %XX, as zips cannot hold them."""
+    return re.sub("[\udc80-\udcff]", lambda match: f"%{ord(match[0]) & 0xFF:02X}", path.as_posix())
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """Return a name that is not taken yet, with _2, _3, ... appended if it is, and take it."""
+    free = next(
+        found
+        for found in itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        if found not in taken
+    )
+    taken.add(free)
+    return free
 
 
 def clip_names(paths: Iterable[PurePath]) -> dict[PurePath, str]:
@@ -235,10 +246,10 @@ def clip_names(paths: Iterable[PurePath]) -> dict[PurePath, str]:
 
     So no name ever stands for another file, whatever is added to the folder.
     """
-    names = {path: clip_name(path.with_suffix("")) for path in paths}
+    names = {path: path.with_suffix("").as_posix() for path in paths}
     while shared := {name for name, count in collections.Counter(names.values()).items() if count > 1}:
-        longer = {path: clip_name(path) if name in shared else name for path, name in names.items()}
-        if longer == names:
-            raise ValueError(f"several files would make the clip {shared.pop()}: rename all but one of them")
-        names = longer
-    return names
+        names = {path: path.as_posix() if name in shared else name for path, name in names.items()}
+    taken = {name for name in names.values() if clip_name(PurePath(name)) == name}
+    return {
+        path: name if name in taken else free_name(clip_name(PurePath(name)), taken) for path, name in names.items()
+    }
