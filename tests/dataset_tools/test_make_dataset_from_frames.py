@@ -189,4 +189,4 @@ def test_folders_without_images_are_refused_and_two_of_one_name_get_two(tmp_path
     walk(tmp_path / "in")
     walk(tmp_path / "in" / "in", 5)
     assert run(tmp_path / "in", tmp_path / "out", "--sizes", "8x16").exit_code == 0
-    assert {c.path: c.num_frames for c in ClipDataset(tmp_path / "out", [SIZE]).clips} == {"in": 5, "in_": 4}
+    assert {c.path: c.num_frames for c in ClipDataset(tmp_path / "out", [SIZE]).clips} == {"in": 5, "in_2": 4}

@@ -9,6 +9,7 @@ Dataset makers, metrics and prompts use this list alone, so that the same files 
 
 import collections
 import functools
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -224,6 +225,17 @@ def clip_name(path: PurePath) -> str:
     return to_text(path.as_posix())
 
 
+def free_name(name: str, taken: set[str]) -> str:
+    """Return a name that is not taken yet, with _2, _3, ... appended if it is, and take it."""
+    free = next(
+        found
+        for found in itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        if found not in taken
+    )
+    taken.add(free)
+    return free
+
+
 def clip_names(paths: Iterable[PurePath]) -> dict[PurePath, str]:
     """Return a name for the clip of each file: its path without the suffix, or with it if several files share that.
 
@@ -232,4 +244,5 @@ def clip_names(paths: Iterable[PurePath]) -> dict[PurePath, str]:
     names = {path: path.with_suffix("").as_posix() for path in paths}
     while shared := {name for name, count in collections.Counter(names.values()).items() if count > 1}:
         names = {path: path.as_posix() if name in shared else name for path, name in names.items()}
-    return names
+    taken = {name for name in names.values() if to_text(name) == name}
+    return {path: name if name in taken else free_name(to_text(name), taken) for path, name in names.items()}

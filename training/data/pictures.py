@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from training.data.frame_order import natural_key as natural_key
 from training.data.frame_order import order_frames
-from training.data.listing import Remarks, clip_name, list_footage
+from training.data.listing import Remarks, clip_name, free_name, list_footage
 from training.data.listing import image_suffixes as image_suffixes
 
 _SAMPLES = 9  # images of a clip that are looked at first, to find how many bits its values have
@@ -94,9 +94,9 @@ def picture_clips(
     """
     clips: list[PictureClip] = []
     taken: set[str] = set()
-    groups = {path: _free(clip_name(PurePath(path)), taken) for path in found if path != "."}
+    groups = {path: free_name(clip_name(PurePath(path)), taken) for path in found if path != "."}
     if "." in found:
-        groups["."] = _free(clip_name(PurePath(folder.resolve().name)), taken)
+        groups["."] = free_name(clip_name(PurePath(folder.resolve().name)), taken)
     for path in found:
         inside, group = folder / path, groups[path]
         try:
@@ -115,17 +115,9 @@ def picture_clips(
         for part in parts:
             name = group
             if len(parts) > 1:
-                name = _free(f"{group}/{clip_name(PurePath(part[0]).with_suffix(''))}", taken)
+                name = free_name(f"{group}/{clip_name(PurePath(part[0]).with_suffix(''))}", taken)
             clips.append(PictureClip(name, group, tuple(inside / file for file in part), problem))
     return clips
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """Return a name that is not taken yet, with "_" appended as often as needed, and take it."""
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
 
 
 def open_pictures(folder: Path, remarks: Remarks | None = None) -> PictureClip:

@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import imageio_ffmpeg
+import iscc_samples
 import numpy as np
 import pytest
 from PIL import Image
@@ -126,6 +127,15 @@ def test_animations_and_plain_streams_that_are_cut_off_are_refused(make, suffix,
         list(iter_frames(cut))
 
 
+@pytest.mark.parametrize("read", [open_videos, lambda path: list(iter_frames(path))], ids=["metrics", "prompts"])
+def test_files_cut_off_before_their_stated_end_are_refused_by_metrics_and_prompts(tmp_path, read):
+    """As by makers: see their tests."""
+    whole = Path(iscc_samples.__file__).parent / "files" / "video" / "demo.mkv"
+    (tmp_path / "cut.mkv").write_bytes(whole.read_bytes()[:200_000])
+    with pytest.raises(ValueError, match=r"cut\.mkv ends early: it states 60\.\d s"):
+        read(tmp_path / "cut.mkv")
+
+
 def test_suffixes_of_pictures_are_those_of_pillow():
     assert {".png", ".jpg", ".jfif", ".mpo", ".ppm", ".webp", ".avif"} <= image_suffixes()
     assert kind_of(Path("a.HEIC")) is None and kind_of(Path("a.pdf")) is None and kind_of(Path("a.txt")) is None
@@ -197,7 +207,7 @@ def test_a_gap_divides_a_clip_of_metrics_and_refuses_a_prompt(tmp_path):
         ("a.mov a.mp4 b.mp4", "a.mov a.mp4 b"),
         ("a.mov a.mov.mp4 a.mp4", "a.mov a.mov.mp4 a.mp4"),
         ("a/x.mp4 x.mp4", "a/x x"),
-        ("caf\udce9.mp4 café.mp4 a\x1bb.mp4", "caf\udce9 café a\x1bb"),
+        ("caf\udce9.mp4 café.mp4 caf%E9.mp4 a\x1bb.mp4", "caf%E9_2 café caf%E9 a%1Bb"),
     ],
 )
 def test_two_files_of_one_stem_get_two_names(files, names):
