@@ -282,3 +282,13 @@ def test_charts_options_and_presets_of_training_are_documented(repo):
             assert f"`{name}`" in text, f"docs/training.md leaves out {name} of {stage}"
     for name in {name for rows in presets.STAGES.values() for name in rows}:
         assert f"`{name}`" in text
+
+
+def test_the_tests_that_keep_promises_exist(repo):
+    path, found = "", 0
+    for name, test in re.findall(r"`(tests/[\w/]+\.py)?(?:::(test_\w+))?`", (repo / "docs/limits.md").read_text()):
+        path = name or path
+        if path and (name or test):
+            assert f"def {test}" in (repo / path).read_text(), f"docs/limits.md: {path} has no {test}"
+            found += 1
+    assert found > 60

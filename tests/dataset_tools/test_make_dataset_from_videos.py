@@ -193,7 +193,7 @@ def test_names_that_are_not_utf_8_are_stored_readably_and_end_nothing(tmp_path, 
     folder = os.fsencode(tmp_path) + b"/out \xe9"
     options = ["--sizes=18x32", "--num-partitions=2", "--skip-bad"]
     listed = run(tmp_path / "in", os.fsdecode(folder), *options, "--dry-run")
-    assert listed.exit_code == 0 and "two\\x0alines  40x60" in listed.output
+    assert listed.exit_code == 0 and "two%0Alines  40x60" in listed.output
     command = [sys.executable, "-m", "dataset_tools.make_dataset_from_videos", tmp_path / "in", folder, *options]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, cwd=repo, env=environment, capture_output=True)

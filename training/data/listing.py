@@ -239,7 +239,7 @@ def free_name(name: str, taken: set[str]) -> str:
 def clip_names(paths: Iterable[PurePath]) -> dict[PurePath, str]:
     """Return a name for the clip of each file: its path without the suffix, or with it if several files share that.
 
-    So no name ever stands for another file, whatever is added to the folder. Names may be no text yet.
+    So no name ever stands for another file, whatever is added to the folder. All are text.
     """
     names = {path: path.with_suffix("").as_posix() for path in paths}
     while shared := {name for name, count in collections.Counter(names.values()).items() if count > 1}:
