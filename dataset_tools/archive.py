@@ -236,7 +236,7 @@ def find_made(
     There are none if the list of sources has changed since. Raises ValueError for a dataset that was made with other
     options, so that it is not replaced by mistake.
     """
-    known = read_description(root)
+    known = read_description(Path(root))
     if known is None:
         return {}
     changed = _changes(known, {**facts, "num_partitions": num_partitions})

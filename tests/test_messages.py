@@ -56,7 +56,7 @@ def commands_in(tree):
             if isinstance(part, ast.FormattedValue):
                 marks.append((len(text), is_quoted(part), ast.unparse(part.value)))
                 text += "WORD"
-            elif isinstance(part.value, str):
+            elif isinstance(part, ast.Constant) and isinstance(part.value, str):
                 text += part.value
         for match in re.finditer(r"\b(?:python (?:-m )?[a-z]|torchrun |pip install |bash runs/)", text):
             rest = text[match.start() :]

@@ -466,7 +466,7 @@ def test_networks_are_compared_with_their_tensors_before_they_take_memory(comput
     network = Chain(3, 8, computes)
     found = network_format.build_network(Chain, network.options, network.state_dict(), "net.pkl")
     assert_same(found, network)
-    assert torch.equal(found.fixed, torch.arange(4.0))
+    assert torch.equal(found.get_buffer("fixed"), torch.arange(4.0))
     for lie, message in (
         ({"num_layers": 100_000}, "far larger than its tensors"),
         ({"num_layers": 4}, "do not fit a Chain: 2 missing"),

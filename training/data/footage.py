@@ -228,7 +228,9 @@ def open_videos(path: str | Path, size: Size | None = None, fps: float | None = 
         side = Videos(found, found.size, "files")
     if size is not None and size != side.size:
         kinds = {kind_of(file) for video in found.videos for file in video.files} if isinstance(found, Files) else set()
-        maker = {("video",): "videos", ("picture",): "frames"}.get(tuple(kinds)) if path.is_dir() else None
+        maker = (
+            {"video": "videos", "picture": "frames"}.get(str(kinds.pop())) if path.is_dir() and len(kinds) == 1 else ""
+        )
         command = f"python -m dataset_tools.make_dataset_from_{maker} {quote(path)} DATASET --sizes={size[0]}x{size[1]}"
         raise ValueError(
             f"the frames of {path} are {side.size[0]}x{side.size[1]}, not {size[0]}x{size[1]}: "
