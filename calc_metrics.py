@@ -192,13 +192,13 @@ def _open_sides(
 
 
 def _say_left_out(sides: "tuple[Side, Side]") -> None:
+    from dnnlib.text import escape
     from metrics import inputs
-    from training.data.listing import printable
 
     for side in sides:
         if isinstance(side, inputs.Videos):
             for line in side.remarks:
-                click.echo(f"{printable(side.footage.name)}: {line}", err=True)
+                click.echo(f"{escape(side.footage.name)}: {line}", err=True)
 
 
 # ----------------------------------------------------------------------------
