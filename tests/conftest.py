@@ -23,13 +23,13 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def repo() -> Path:
-    """The root of the repository."""
+    """Return the root of the repository."""
     return REPO
 
 
 @pytest.fixture(scope="session")
 def golden():
-    """Reads tests/golden/<name>.json."""
+    """Read tests/golden/<name>.json."""
 
     def read(name: str) -> Any:
         return json.loads((REPO / "tests" / "golden" / f"{name}.json").read_text())

@@ -40,12 +40,12 @@ class Overlay:
             (root / name).write_text(content)
 
     def command(self, *words: object) -> tuple[list[str], dict[str, str]]:
-        """The words of a command, such as "train.py", NAME or "-m", MODULE; and its environment."""
+        """Return the words of a command, such as "train.py", NAME or "-m", MODULE; and its environment."""
         environment = {**os.environ, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
         return [sys.executable, *map(str, words)], environment
 
     def run(self, *words: object, fails: bool = False) -> str:
-        """What a command prints; it must end well, or with `fails` not, in one sentence."""
+        """Return what a command prints; it must end well, or with `fails` not, in one sentence."""
         command, environment = self.command(*words)
         done = subprocess.run(
             command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SEC

@@ -62,7 +62,7 @@ PARAMETERS = [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in O
 
 
 def page_files() -> tuple[dict[str, str], str]:
-    """The files of the worked example, and the lines that register it."""
+    """Return the files of the worked example, and the lines that register it."""
     page = (REPO / "docs/adding_a_system.md").read_text()
     files = dict(re.findall(r"`([\w/]+\.py)`:\n\n```python\n(.*?)```", page, re.DOTALL))
     (lines,) = re.findall(r"```python\n(SYSTEMS\[.*?)```", page, re.DOTALL)
@@ -70,7 +70,7 @@ def page_files() -> tuple[dict[str, str], str]:
 
 
 def write_dataset(root: Path, sizes: list[tuple[int, int]], seed: int, num_clips: int = 5) -> Path:
-    """Clips of a square that moves as the actions say, on a background of each clip's own."""
+    """Write clips of a square that moves as the actions say, on a background of each clip's own."""
     with ShardWriter(root, tuple(sizes), 0) as writer:
         for number in range(num_clips):
             random = random_state("acceptance", seed, number)
@@ -92,7 +92,7 @@ def write_dataset(root: Path, sizes: list[tuple[int, int]], seed: int, num_clips
 
 @pytest.fixture(scope="module")
 def overlay(tmp_path_factory):
-    """The repository with both further systems."""
+    """Return the repository with both further systems."""
     files, lines = page_files()
     return Overlay(
         tmp_path_factory.mktemp("overlay") / "longtake", files, lines + 'SYSTEMS["recall"] = "tests.recall.spec:SPEC"\n'
@@ -111,7 +111,7 @@ def folder(case, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(case, overlay, folder):
-    """Datasets to train on and to validate on, with tokens where the system reads them: options of train.py."""
+    """Return datasets to train on and to validate on, with tokens where the system reads them: options of train.py."""
     sizes = [size for size in (case.low, case.size) if size]
     for seed, split in enumerate(("train", "val")):
         write_dataset(folder / split, sizes, seed)
@@ -141,7 +141,7 @@ def training(case, data, folder, outdir, steps):
 
 @pytest.fixture(scope="module")
 def run_dir(case, overlay, data, folder):
-    """A run that was killed after two steps or more, then resumed on two ranks to six."""
+    """Return a run that was killed after two steps or more, then resumed on two ranks to six."""
     outdir = folder / "runs"
     overlay.kill_when(outdir / "*/checkpoints/ckpt-00000002-train.pt", *training(case, data, folder, outdir, 6))
     (run,) = outdir.iterdir()
@@ -161,7 +161,7 @@ def model(run_dir):
 
 
 def generated(case, overlay, model, folder, name, *options):
-    """Frames that generate.py makes: uint8 (T, H, W, 3)."""
+    """Return frames that generate.py makes: uint8 (T, H, W, 3)."""
     outdir = folder / name
     overlay.run("generate.py", f"--outdir={outdir}", f"--model={model}", "--device=cpu", "--format=npz", *options)
     (path,) = outdir.glob(f"*_{case.output}.npz")
@@ -297,7 +297,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def recalled(overlay, tmp_path_factory):
-    """An exported file of Recall that was not trained, its tokenizer, a dataset, and footage that does not suit."""
+    """Return an untrained exported file of Recall, its tokenizer, a dataset, and footage that does not suit."""
     folder = tmp_path_factory.mktemp("refused")
     write_dataset(folder / "train", [(16, 32)], 0, num_clips=2)
     overlay.run("-c", EXPORT, folder)

@@ -170,7 +170,7 @@ def test_without_a_command_the_job_says_what_to_give(slurm):
 
 
 def commands_of_scripts():
-    """Each command of the scripts that run on several ranks, as words and its options."""
+    """Return each command of the scripts that run on several ranks, as words and its options."""
     for name in ("train", "train_lres", "train_sres", "calc_metrics"):
         command = importlib.import_module(name).main
         if not isinstance(command, click.Group):

@@ -104,7 +104,7 @@ def subcommands(command):
 
 
 def find_command(module, arguments):
-    """The command of a module, or its subcommand that the first argument names, and the arguments left."""
+    """Return the command of a module, or its subcommand that the first argument names, and the arguments left."""
     command = importlib.import_module(module).main
     known = subcommands(command)
     if known and arguments and not arguments[0].startswith("-"):
@@ -114,7 +114,7 @@ def find_command(module, arguments):
 
 
 def options_of(command):
-    """All option strings of a command and of its subcommands."""
+    """Return all option strings of a command and of its subcommands."""
     return {
         name
         for entry in [command, *subcommands(command).values()]
@@ -187,7 +187,7 @@ def test_every_option_named_in_the_text_exists(repo):
 
 
 def slugs_of(page):
-    """The anchors of a page, as GitHub makes them of its headings."""
+    """Return the anchors of a page, as GitHub makes them of its headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 

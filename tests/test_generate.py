@@ -31,7 +31,7 @@ from training.video_files import Sheet, format_seeds, tile
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
-    """A pair of tiny networks and where they are saved."""
+    """Return a pair of tiny networks and where they are saved."""
     folder = tmp_path_factory.mktemp("networks")
     torch.manual_seed(0)
     lres = LowResGenerator(18, 32, 16, 4, 10, 60, 8, 8, temporal_channels=(8, 8, 6, 6), spatial_channels=(4, 4, 4, 4))
@@ -43,7 +43,7 @@ def networks(tmp_path_factory):
 
 @pytest.fixture
 def run(networks, tmp_path):
-    """Runs the command on the CPU into tmp_path, with the named networks: run("lres sres", "--seed=0")."""
+    """Run the command on the CPU into tmp_path, with the named networks: run("lres sres", "--seed=0")."""
 
     def run(names, *arguments, exit_code=0):
         given = [f"--{name}={networks[2] / name}.pkl" for name in names.split()]
@@ -355,8 +355,8 @@ MISTAKES = {
 
 
 @pytest.fixture(scope="module")
-def strangers(networks):
-    """Files beside the networks that are no generators."""
+def other_files(networks):
+    """Return files beside the networks that are no generators."""
     folder = networks[2]
     save_network(LowResDiscriminator(16, 18, 32, (4, 4, 4, 4, 4), 8), folder / "D.pkl")
     other = SuperResGenerator(64, 64, 32, 32, 2, 8, 8, num_layers=8, channel_base=256, channel_max=4)
@@ -370,13 +370,13 @@ def strangers(networks):
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_answered_in_a_sentence(run, strangers, tmp_path, mistake):
+def test_mistakes_are_answered_in_a_sentence(run, other_files, tmp_path, mistake):
     names, arguments, exit_code, message = MISTAKES[mistake]
-    arguments = [argument.format(folder=strangers) for argument in arguments]
+    arguments = [argument.format(folder=other_files) for argument in arguments]
     output = run(names, *arguments, f"--outdir={tmp_path / 'out'}", exit_code=exit_code)
     said = " ".join(output.partition("Error: ")[2].split())
     assert message in said and "Traceback" not in output
-    assert not (strangers / "pwned").exists()
+    assert not (other_files / "pwned").exists()
     assert not (tmp_path / "out").exists() or not os.listdir(tmp_path / "out")
 
 

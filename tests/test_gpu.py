@@ -69,7 +69,7 @@ def test_frames_in_other_precisions_are_close(seeded_pair, name, limit):
 
 
 def make_system(stage, device, batch, grad_accum=1, **changes):
-    """A stage at the size of its preset toy."""
+    """Return a stage at the size of its preset toy."""
     cls = registry.resolve(registry.spec(stage).system)
     run = Run(torch.device(device), batch, grad_accum)
     return cls(cls.Options(**{**STAGES[stage]["toy"]["model"], **changes}), run)

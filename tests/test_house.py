@@ -55,7 +55,7 @@ RANKS = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 
 
 def part_of(module: str, repo: Path) -> tuple[str, str]:
-    """The part that a module belongs to, and its name: a folder of training/ with a spec.py is a system."""
+    """Return the part that a module belongs to, and its name: a folder of training/ with a spec.py is a system."""
     names = module.split(".")
     if names[0] != "training" or len(names) == 1:
         part = names[0] if names[0] in RANKS else "scripts"

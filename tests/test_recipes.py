@@ -24,7 +24,7 @@ SCRIPTS = "train_lres|train_sres|generate|calc_metrics"
 
 
 def shell_lines(text):
-    """The commands of a shell script: comments left out, continued lines joined."""
+    """Return the commands of a shell script: comments left out, continued lines joined."""
     return re.sub(r"^\s*#.*$", "", text.replace("\\\n", " "), flags=re.MULTILINE).splitlines()
 
 

@@ -48,7 +48,7 @@ def networks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def session(networks):
-    """A session whose server is running."""
+    """Return a session whose server is running."""
     with serving(networks[2]) as session:
         yield session
 
@@ -212,7 +212,7 @@ def test_the_page_needs_nothing_from_elsewhere(session):
 
 @contextlib.contextmanager
 def held(session):
-    """Keeps the session's thread at one step while the block runs."""
+    """Keep the session's thread at one step while the block runs."""
     begun, gate = threading.Event(), threading.Event()
 
     def steps():
@@ -229,7 +229,7 @@ def held(session):
 
 
 def in_threads(*requests):
-    """Starts requests; gives the list into which their answers come, and how to wait for them."""
+    """Start requests; gives the list into which their answers come, and how to wait for them."""
     answers: list[Any] = [None] * len(requests)
 
     def fetch(index, session, values):

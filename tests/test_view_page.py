@@ -30,14 +30,14 @@ needs_chromium = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory):
-    """A session whose server is running."""
+    """Return a session whose server is running."""
     with serving(make_networks(tmp_path_factory.mktemp("models"))[2]) as session:
         yield session
 
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
-    """A session of the models of toys.py, whose server is running."""
+    """Return a session of the models of toys.py, whose server is running."""
     with registered(tmp_path_factory.mktemp("toys")) as paths:
         entries = [Entry(name, (path,)) for name, path in paths.items()]
         with serving_entries(entries, prompt=Given(num_actions=6_000)) as session:
@@ -46,13 +46,13 @@ def toys(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def downloads(tmp_path_factory):
-    """Where the browser saves what it is given."""
+    """Return where the browser saves what it is given."""
     return tmp_path_factory.mktemp("downloads")
 
 
 @pytest.fixture(scope="module")
 def browser(downloads):
-    """A headless Chromium."""
+    """Return a headless Chromium."""
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
     arguments = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1440,900"]
@@ -86,7 +86,7 @@ class Page:
         field.send_keys(text, Keys.ENTER)
 
     def frame(self, kind="sres"):
-        """The number of the frame that the canvas shows; None while it is not there."""
+        """Return the number of the frame that the canvas shows; None while it is not there."""
         shown = self.run(f"return document.querySelector('#figure-{kind} canvas')?.dataset.frame")
         return int(shown) if shown else None
 
@@ -106,7 +106,7 @@ class Page:
         return box.text if box.is_displayed() else ""
 
     def complaints(self):
-        """What the console says, less the answers of 400 that tests ask for."""
+        """Return what the console says, less the answers of 400 that tests ask for."""
         entries = self.browser.get_log("browser")
         return [
             entry["message"] for entry in entries if "the server responded with a status of 400" not in entry["message"]
@@ -115,7 +115,7 @@ class Page:
 
 @pytest.fixture
 def page(browser, session):
-    """Opens tabs; what the page complains about on the console fails the test."""
+    """Open tabs; what the page complains about on the console fails the test."""
     first = browser.current_window_handle
     pages = []
 

@@ -301,9 +301,9 @@ class _Converter:
                 tensors[self.name(name)] = self.tensor(tensor, name)
                 self.budget.charge(path_letters + len(str(name)))  # of its name in the state dict
         modules = {name: module for name, module in parts[3].items() if module is not None}
-        strangers = [name for name, module in modules.items() if not isinstance(module, _Object)]
-        if strangers:
-            raise ForeignError(f"the sub-module {shown(strangers[0])} of {obj.class_name} is not a module")
+        foreign = [name for name, module in modules.items() if not isinstance(module, _Object)]
+        if foreign:
+            raise ForeignError(f"the sub-module {shown(foreign[0])} of {obj.class_name} is not a module")
         children = {}
         for name, module in modules.items():
             letters = path_letters + len(self.name(name))

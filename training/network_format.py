@@ -62,7 +62,7 @@ def describe(cls: type) -> str:
 
 
 def is_torch_archive(path: str) -> bool:
-    """Tells whether a file is what `torch.save` writes."""
+    """Return whether a file is what `torch.save` writes."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/data.pkl") for name in archive.namelist())
@@ -317,5 +317,5 @@ class Budget(TorchFunctionMode):
 
 
 def reason_of(error: Exception) -> str:
-    """An error that a file has caused, for a message."""
+    """Return a description of an error that a file has caused, for a message."""
     return safe_pickle.one_line(f"{type(error).__name__}: {error}")

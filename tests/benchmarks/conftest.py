@@ -8,7 +8,7 @@ from tests.training.longvideogan.tiny import TINY
 
 @pytest.fixture
 def tiny_stages(monkeypatch):
-    """Presets of both stages of which each is tiny."""
+    """Return presets of both stages of which each is tiny."""
     model = {stage: dict(options) for stage, options in TINY.items()}
     stages = {stage: {size: {"batch": 2, "model": model[stage]} for size in subjects.SIZES} for stage in TINY}
     monkeypatch.setattr(subjects, "STAGES", stages)

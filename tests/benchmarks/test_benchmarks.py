@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(command, path, *arguments) -> Any:
-    """The report of a benchmark."""
+    """Return the report of a benchmark."""
     result = CliRunner().invoke(command, ["--json", str(path / "report.json"), *arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     report = harness.Report.read(path / "report.json")

@@ -23,7 +23,7 @@ class Day:
         return self.now
 
     def contestant(self, name: str, *seconds: float):
-        """Takes `seconds` in turn, the last of them for ever."""
+        """Take `seconds` in turn, the last of them for ever."""
         left = list(seconds)
 
         def call() -> None:

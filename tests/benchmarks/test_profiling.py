@@ -11,7 +11,7 @@ TAPS = torch.ones(12) / 12
 
 
 def filter_and_back(order: int) -> None:
-    """A filter, and its backward pass so many times over; all of it is made of convolutions here."""
+    """Return a filter, and its backward pass so many times over; all of it is made of convolutions here."""
     with backends.using("ref"):
         x = torch.randn(2, 8, 64, 64, requires_grad=True)
         y = filtered_lrelu.filtered_lrelu(x, TAPS, TAPS, up=2, down=2, padding=10)

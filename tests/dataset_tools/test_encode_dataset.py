@@ -46,7 +46,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def tokenizer_file(tmp_path):
-    """A function that writes a tokenizer with the given options and returns its path."""
+    """Return a function that writes a tokenizer with the given options and returns its path."""
 
     def write(seed=0, **options):
         path = tmp_path / f"tokenizer-{seed}.safetensors"
@@ -217,7 +217,7 @@ def inspect(root, *arguments, code=0):
 
 @pytest.fixture
 def encoded(tokenizer_file, tmp_path):
-    """A dataset as the makers make it, with streams and tokens."""
+    """Return a dataset as the makers make it, with streams and tokens."""
     root = tmp_path / "made"
     pictures = np.random.RandomState(0).randint(0, 256, (4, 6, 8, 16, 3), np.uint8)
     for index in range(2):

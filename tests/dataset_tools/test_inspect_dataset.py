@@ -28,7 +28,7 @@ FIRST, SECOND, SMALL_FIRST = (
 
 
 def footage(seed, num_frames=NUM_FRAMES):
-    """A window that glides over a landscape of blots: uint8 (36, 64, 3) each."""
+    """Return a window that glides over a landscape of blots: uint8 (36, 64, 3) each."""
     noise = np.random.RandomState(seed).randint(0, 256, (36, 64 + 2 * num_frames, 3), np.uint8)
     blots = np.asarray(Image.fromarray(noise).filter(ImageFilter.GaussianBlur(2))).astype(float)
     blots = ((blots - blots.mean()) / blots.std() * 40 + 128).clip(0, 255).astype(np.uint8)
@@ -69,7 +69,7 @@ def published(described):
 
 
 def inspect(root, *options):
-    """The exit code, the report, and the kinds that were found."""
+    """Return the exit code, the report, and the kinds that were found."""
     path = root.parent / "report.json"
     path.unlink(missing_ok=True)
     arguments = [str(root), "--num-frames", "12", "--workers", "2", "--json", str(path), *options]
@@ -191,8 +191,8 @@ DESCRIBED = {
 
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_what_differs_from_the_description_is_found(described, name):
-    spoil, kinds, mending, index = DESCRIBED[name]
-    spoil(described)
+    damage, kinds, mending, index = DESCRIBED[name]
+    damage(described)
     result, _, found = inspect(described)
     assert found.keys() == kinds
     assert result.exit_code == int(any(KINDS[kind].is_error for kind in kinds))

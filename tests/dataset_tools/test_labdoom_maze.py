@@ -103,7 +103,7 @@ def test_wall_distance_is_that_to_the_nearest_point_of_a_wall(mazes):
 
 
 def lumps_of(wad):
-    """An independent reader of the container: name -> content."""
+    """Return an independent reader of the container: name -> content."""
     kind, count, directory = struct.unpack_from("<4sii", wad)
     assert kind == b"PWAD"
     entries = [struct.unpack_from("<ii8s", wad, directory + 16 * i) for i in range(count)]

@@ -91,7 +91,7 @@ def site():
 
 @pytest.fixture(autouse=True)
 def only_this_machine(tmp_path_factory, monkeypatch):
-    """No connection elsewhere, no proxy, and nothing written to the user's home."""
+    """Allow no connection elsewhere, no proxy, and nothing written to the user's home."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("no_proxy", "*")
@@ -131,7 +131,7 @@ def contents(root):
 
 
 def accepted_by_schema(config):
-    """What schema.json says of keys, types and texts, with patterns found anywhere as validators do."""
+    """Return what schema.json says of keys, types and texts, with patterns found anywhere as validators do."""
     schema = json.loads((youtube.CONFIGS / "schema.json").read_text())
     defs = schema["$defs"]
 

@@ -326,7 +326,7 @@ def test_windows_beyond_the_end_and_torn_files_are_refused(tmp_path, ramp):
 
 
 def parse(*arguments) -> Any:
-    """What a maker's function is given: its recipe and job, or the command's complaint."""
+    """Return what a maker's function is given: its recipe and job, or the command's complaint."""
     given = {}
 
     @click.command()

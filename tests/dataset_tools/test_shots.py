@@ -25,7 +25,7 @@ def find(frames, fps=30, sensitivity=1.0):
 
 
 def pan(seed, num_frames, speed=3):
-    """A camera that swings over a picture of coarse noise: uint8 (T, 45, 80, 3)."""
+    """Return a camera that swings over a picture of coarse noise: uint8 (T, 45, 80, 3)."""
     coarse = np.random.RandomState(seed).randint(0, 256, (3, 7 + speed * num_frames // 16, 3)).astype(np.uint8)
     picture = np.asarray(Image.fromarray(coarse).resize((16 * coarse.shape[1], 48), Image.Resampling.BICUBIC))
     return np.stack([picture[:45, speed * step : speed * step + 80] for step in range(num_frames)])
@@ -43,7 +43,7 @@ def test_a_cut_between_pans_is_found_and_the_pans_are_none(repeats):
 
 
 def drift(seed, num_frames, low, high):
-    """A slow pan over a smooth picture in levels from `low` to `high`, each three values: uint8 (T, 48, 80, 3)."""
+    """Return a slow pan over a smooth picture in levels `low` to `high`, each three values: uint8 (T, 48, 80, 3)."""
     coarse = np.random.RandomState(seed).randint(0, 256, (5, 8 + num_frames // 6, 3)).astype(np.uint8)
     picture = np.asarray(Image.fromarray(coarse).resize((80 + 2 * num_frames, 48), Image.Resampling.BICUBIC)) / 255
     picture = np.asarray(low) + (np.asarray(high) - low) * picture
@@ -51,7 +51,7 @@ def drift(seed, num_frames, low, high):
 
 
 def compress(frames, path, crf=30):
-    """What H.264 makes of frames, with a key frame each 12."""
+    """Return what H.264 makes of frames, with a key frame each 12."""
     height, width = frames.shape[1:3]
     pipe = f"-v error -f rawvideo -pix_fmt rgb24 -s {width}x{height} -r 30 -i pipe:0 -c:v libx264 -g 12 -crf {crf} -y"
     subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *pipe.split(), path], input=frames.tobytes(), check=True)
@@ -59,7 +59,7 @@ def compress(frames, path, crf=30):
 
 
 def boxed(frames, share, axis):
-    """Frames with black bars on both sides of an axis, that together take a share of it."""
+    """Return frames with black bars on both sides of an axis, that together take a share of it."""
     place = np.indices(frames.shape)[axis] / frames.shape[axis]
     return np.where(np.abs(place - 0.5) < 0.5 - share / 2, frames, 0).astype(np.uint8)
 

@@ -30,7 +30,7 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is no matter."""
+        """Ignore a client that hangs up."""
 
     @property
     def address(self) -> str:

@@ -92,7 +92,7 @@ def test_an_encoder_that_fails_says_why(tmp_path):
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
-    """Makes a file by ffmpeg, once for each name and set of arguments; returns its path."""
+    """Make a file by ffmpeg, once for each name and set of arguments; returns its path."""
     folder = tmp_path_factory.mktemp("videos")
 
     @functools.cache
@@ -109,7 +109,7 @@ def counted(rate: str | float = 25, duration=2.4):
 
 
 def numbers(path, **options):
-    """What the frames of a counted video tell: their numbers modulo 70."""
+    """Return what the frames of a counted video tell: their numbers modulo 70."""
     grey = np.array([frame.mean() for frame in video.iter_video_frames(path, **options)])
     return np.round((grey * 219 / 255 + 16 - 20) / 3).astype(int).tolist()
 
@@ -177,7 +177,7 @@ def test_a_variable_rate_comes_evenly(make, name):
     assert rate == pytest.approx(39 / due[-1], rel=0.001)
 
     def shown(rate, start, end):
-        """The last frame due by the middle of each step."""
+        """Return the last frame due by the middle of each step."""
         ticks = np.floor((due - start) * rate + 0.5 + 1e-3)
         return [int(np.flatnonzero(ticks <= k).max()) for k in range(round((end - start) * rate))]
 
@@ -243,7 +243,7 @@ BT601, BT709, BT2020 = (0.299, 0.114), (0.2126, 0.0722), (0.2627, 0.0593)
 
 
 def encode_colors(rgb, weights, depth=8):
-    """Planes 4:4:4 of limited range for rows of colours (N, 3) of 0 to 1: eight pixels for each, of eight rows."""
+    """Return planes 4:4:4 of limited range for colours (N, 3) of 0 to 1: eight rows of eight pixels for each."""
     red, blue = weights
     luma = rgb @ [red, 1 - red - blue, blue]
     planes = [16 + 219 * luma]

@@ -65,7 +65,7 @@ CASES = [
 
 
 def draw(number):
-    """A picture that tells its number: eight bars are the digits of its binary form."""
+    """Return a picture that tells its number: eight bars are the digits of its binary form."""
     bars = np.where((number >> np.arange(64) // 8) & 1, 235, 20).astype(np.uint8)
     return np.broadcast_to(bars[None, :, None], (48, 64, 3))
 

@@ -20,14 +20,14 @@ from training.sampling import Request, open_sampler, quantize
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
-    """Paths of the models of toys.py."""
+    """Return paths of the models of toys.py."""
     with registered(tmp_path_factory.mktemp("toys")) as paths:
         yield paths
 
 
 @pytest.fixture
 def serve(paths):
-    """Serves one of these models, or several."""
+    """Serve one of these models, or several."""
 
     def serve_models(*names, **options):
         return serving_entries([Entry(name, (paths[name],)) for name in names], **options)

@@ -16,7 +16,7 @@ def worker():
 
 @pytest.fixture
 def hold(worker):
-    """Keeps the worker busy with one step until the test lets it go."""
+    """Keep the worker busy with one step until the test lets it go."""
     begun, gate = threading.Event(), threading.Event()
 
     def steps():

@@ -18,7 +18,7 @@ NUM_FRAMES = {"a/long": 40, "a/short": 12, "b/middle": 25}
 
 
 def write_dataset(root: Path, size: tuple[int, int]) -> None:
-    """Clips of smooth noise that drifts to the right: `<root>/<HHHHxWWWW>/partition_0000.zip`."""
+    """Write clips of smooth noise that drifts to the right: `<root>/<HHHHxWWWW>/partition_0000.zip`."""
     folder = root / f"{size[0]:04d}x{size[1]:04d}"
     folder.mkdir(parents=True)
     frame_paths = {}
@@ -37,7 +37,7 @@ def write_dataset(root: Path, size: tuple[int, int]) -> None:
 
 @pytest.fixture(scope="session")
 def make_dataset() -> Callable[[Path, Sequence[tuple[int, int]]], Path]:
-    """Writes three clips of 40, 12 and 25 frames at each of the sizes and returns the folder."""
+    """Write three clips of 40, 12 and 25 frames at each of the sizes and returns the folder."""
 
     def make(root: Path, sizes: Sequence[tuple[int, int]]) -> Path:
         for size in sizes:
@@ -55,7 +55,7 @@ def dataset_path(make_dataset, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache that has the detectors' weights all the same."""
+    """Return an empty cache that has the detectors' weights all the same."""
     weights = registry.path("i3d-kinetics-400").parent
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "detectors").symlink_to(weights)

@@ -20,7 +20,7 @@ METRIC = "fvd2_9f"
 
 @pytest.fixture(scope="module")
 def lres_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An 18x32 network as small as they get."""
+    """Return an 18x32 network as small as they get."""
     path = tmp_path_factory.mktemp("lres") / "lres.pkl"
     torch.manual_seed(0)
     lres = LowResGenerator(18, 32, 16, 4, 10, 60, 8, 8, temporal_channels=(8, 8, 6, 6), spatial_channels=(4, 4, 4, 4))
@@ -30,7 +30,7 @@ def lres_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def sres_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An 18x32 -> 36x64 network as small as they get."""
+    """Return an 18x32 -> 36x64 network as small as they get."""
     path = tmp_path_factory.mktemp("sres") / "sres.pkl"
     torch.manual_seed(1)
     widths = {"z_channels": 8, "w_channels": 8, "num_layers": 8, "channel_base": 256, "channel_max": 4}
@@ -71,9 +71,9 @@ def test_each_combination_of_networks_is_measured(
 
 
 @pytest.fixture(scope="module")
-def films(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The clips of the dataset at 18x32 as folders of pictures."""
-    root = tmp_path_factory.mktemp("films")
+def footage_dir(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the clips of the dataset at 18x32 as folders of pictures."""
+    root = tmp_path_factory.mktemp("footage_dir")
     clips = ClipDataset(dataset, [(18, 32)])
     for number, clip in enumerate(clips.clips):
         (root / clip.path).mkdir(parents=True)
@@ -82,16 +82,16 @@ def films(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_any_side_may_be_footage(lres_path: str, dataset: Path, films: Path, own_cache: Path, tmp_path: Path):
+def test_any_side_may_be_footage(lres_path: str, dataset: Path, footage_dir: Path, own_cache: Path, tmp_path: Path):
     """The same clips give the same number from a dataset and from pictures, on either side."""
     path = tmp_path / "metrics.jsonl"
     common = ["-m", "fmd4_4f", "-m", "fd4_efflite0", "--device=cpu", f"--path={path}"]
     for sides in (
         [f"--real={dataset}", f"--lres={lres_path}"],
-        [f"--real={films}", f"--lres={lres_path}"],
-        [f"--real={lres_path}", f"--fake={films}"],
+        [f"--real={footage_dir}", f"--lres={lres_path}"],
+        [f"--real={lres_path}", f"--fake={footage_dir}"],
         [f"--real={lres_path}", f"--fake={dataset}", "--size=18x32"],
-        [f"--real={dataset}", f"--fake={films}"],
+        [f"--real={dataset}", f"--fake={footage_dir}"],
     ):
         code, output = run(*common, *sides)
         assert code == 0, output
@@ -142,9 +142,9 @@ def test_runs_keep_their_own_errors():
     assert result["total_time"] == 4 and result["num_runs"] == 2
 
 
-def test_an_enlarger_alone_needs_a_dataset(sres_path: str, films: Path, own_cache: Path):
-    code, output = run(f"--real={films}", f"--sres={sres_path}", "-m", "fmd4_4f")
-    assert code == 1 and "needs context frames of 18x32 for frames of 36x64, which films" in output
+def test_an_enlarger_alone_needs_a_dataset(sres_path: str, footage_dir: Path, own_cache: Path):
+    code, output = run(f"--real={footage_dir}", f"--sres={sres_path}", "-m", "fmd4_4f")
+    assert code == 1 and "needs context frames of 18x32 for frames of 36x64, which footage_dir" in output
 
 
 def test_several_runs_give_each_value_mean_and_deviation(lres_path: str, dataset: Path, own_cache: Path):

@@ -20,7 +20,7 @@ METRICS = ("fmd2_9f", "color_similarity")
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with two checkpoints at 18x32."""
+    """Return a run with two checkpoints at 18x32."""
     path = tmp_path_factory.mktemp("runs") / "00000-mine"
     for step in (3, 12):
         torch.manual_seed(step)

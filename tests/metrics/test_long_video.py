@@ -30,7 +30,7 @@ PIXEL_MEASURES = ("color_similarity", "motion_energy_w1", "seam_ratio", "loop_ra
 
 @functools.cache
 def wander(item: int, num_frames: int) -> np.ndarray:
-    """A view that drifts over a smooth texture and never comes back the same way: uint8 (T, H, W, 3)."""
+    """Return a view that drifts over a smooth texture and never comes back the same way: uint8 (T, H, W, 3)."""
     draws = random_state("texture", 0, item)
     coarse = draws.randint(256, size=(24, 24, 3), dtype=np.uint8)
     texture = np.asarray(Image.fromarray(coarse).resize((200, 200), Image.Resampling.BICUBIC))
@@ -51,7 +51,7 @@ def videos(num_videos: int, num_frames: int, first: int = 0) -> np.ndarray:
 
 
 def flat(*colours: Sequence[int]) -> np.ndarray:
-    """One video of frames of a single colour each: (1, T, H, W, 3)."""
+    """Return one video of frames of a single colour each: (1, T, H, W, 3)."""
     return np.broadcast_to(np.array(colours, np.uint8)[None, :, None, None], (1, len(colours), *SIZE, 3))
 
 

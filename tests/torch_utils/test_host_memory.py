@@ -20,7 +20,7 @@ def nothing_chosen(monkeypatch):
 
 
 def resident_after_freeing() -> int:
-    """Bytes by which this process has grown once a tensor of 64 MiB has come and gone."""
+    """Return bytes by which this process has grown once a tensor of 64 MiB has come and gone."""
     before = psutil.Process().memory_info().rss
     torch.ones(2**24)
     return psutil.Process().memory_info().rss - before
@@ -41,7 +41,7 @@ def test_it_can_be_turned_off_and_is_for_cpus(monkeypatch):
 
 
 def fresh_process(*lines: str) -> list[str]:
-    """What lines of code print in a process whose heap holds no free memory yet, as a test's process may."""
+    """Return what lines of code print in a process whose heap holds no free memory yet, as a test's process may."""
     code = "\n".join(("from tests.torch_utils.test_host_memory import host_memory, resident_after_freeing", *lines))
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 

@@ -47,7 +47,7 @@ def numbers(keys: list[int]) -> bytes:
 
 
 def twice(depth: int) -> bytes:
-    """A tuple whose parts number 2 ** depth."""
+    """Return a tuple whose parts number 2 ** depth."""
     return b")" + b"2\x86" * depth
 
 

@@ -37,7 +37,7 @@ TINY["longvideogan-sres"]["ada_interval"] = 3
 
 
 def make_system(stage, stop_at=None, double=False):
-    """The real system as a class; it may get SIGTERM within a step, and compute in double precision."""
+    """Return the real system as a class; it may get SIGTERM within a step, and compute in double precision."""
 
     class Stopped(registry.resolve(registry.spec(stage).system)):
         def __init__(self, options, run):
@@ -85,7 +85,7 @@ def state_of(outdir, step=4):
 
 
 def differences(first, second, tolerance=0.0, path="state"):
-    """The places in which two nested states differ by more than `tolerance`."""
+    """Return the places in which two nested states differ by more than `tolerance`."""
     if isinstance(first, dict):
         assert first.keys() == second.keys(), path
         return [line for key in first for line in differences(first[key], second[key], tolerance, f"{path}.{key}")]

@@ -20,7 +20,7 @@ SYSTEM = "longvideogan-lres"
 
 
 def write_run(run_dir, lines, metrics=(), **options):
-    """A run directory with these lines of statistics, each name -> mean, and of a metric."""
+    """Write a run directory with these lines of statistics, each name -> mean, and of a metric."""
     run_dir.mkdir(parents=True)
     for line in lines:
         step = line.pop("step")
@@ -105,7 +105,7 @@ def test_curves_are_one_image_in_the_run(tmp_path):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The arguments of the last call that draws charts, which is not carried out."""
+    """Return the arguments of the last call that draws charts, which is not carried out."""
     arguments = []
 
     def keep(charts, out, title, subtitle):

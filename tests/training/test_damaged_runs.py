@@ -24,7 +24,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(dataset, tmp_path_factory):
-    """A run of four steps, whose best checkpoint by a metric is the one at step 1, and its options."""
+    """Return a run of four steps, whose best checkpoint by a metric is the one at step 1, and its options."""
     options = tiny_gan.option_maker(dataset, tmp_path_factory.mktemp("runs"))
     made = {"checkpoint_steps": 1, "metric_steps": 1, "keep": 2}
     return train(TinyGAN, options(**made, metrics=("distance",)), metric_fn).run_dir, made
@@ -32,13 +32,13 @@ def finished(dataset, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch):
-    """What is drawn is computed, but matplotlib, which takes most of the time, is left out."""
+    """Compute what is drawn, but leave out matplotlib, which takes most of the time."""
     monkeypatch.setattr(curves, "draw_charts", lambda *arguments: None)
 
 
 @pytest.fixture
 def run(finished, dataset, tmp_path):
-    """A copy of that run, and a function that makes its options; each warning is printed again."""
+    """Return a copy of that run, and a function that makes its options; each warning is printed again."""
     side_files.warn_once.cache_clear()
     source, made = finished
     run_dir = tmp_path / "runs" / source.name
@@ -48,7 +48,7 @@ def run(finished, dataset, tmp_path):
 
 
 def told(capsys):
-    """All that was printed."""
+    """Return all that was printed."""
     captured = capsys.readouterr()
     return captured.err + captured.out
 

@@ -32,20 +32,20 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def options(dataset, tmp_path, monkeypatch):
-    """A function that makes the options of a short run; nothing is drawn, as that takes most of the time."""
+    """Return a function that makes the options of a short run; nothing is drawn, as that takes most of the time."""
     monkeypatch.setattr(curves, "draw_charts", lambda *arguments: None)
     return tiny_gan.option_maker(dataset, tmp_path / "runs")
 
 
 @pytest.fixture(scope="module")
 def whole(dataset, tmp_path_factory):
-    """The last state of a run in which nothing fails."""
+    """Return the last state of a run in which nothing fails."""
     options = tiny_gan.option_maker(dataset, tmp_path_factory.mktemp("runs"))
     return final_state(train(TinyGAN, options()).run_dir, 4)
 
 
 def encoder(lines):
-    """An ffmpeg that does as the lines of shell say, but for telling its version."""
+    """Return an ffmpeg that does as the lines of shell say, but for telling its version."""
 
     def disturb(monkeypatch, run_dir):
         program = run_dir.parent.parent / "ffmpeg"
@@ -57,12 +57,12 @@ def encoder(lines):
 
 
 def broken(where, name, error):
-    """A function of a module that raises an error."""
+    """Return a function of a module that raises an error."""
     return lambda monkeypatch, run_dir: monkeypatch.setattr(where, name, raises(error))
 
 
 def folder(name):
-    """A folder, which is not empty, where the run writes a file."""
+    """Return a folder, which is not empty, where the run writes a file."""
     return lambda monkeypatch, run_dir: (run_dir / name / "in it").mkdir(parents=True)
 
 

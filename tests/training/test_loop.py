@@ -23,7 +23,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def options(dataset, tmp_path):
-    """A function that makes the options of a short run in a folder of the test's own."""
+    """Return a function that makes the options of a short run in a folder of the test's own."""
     return tiny_gan.option_maker(dataset, tmp_path / "runs")
 
 

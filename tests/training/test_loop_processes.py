@@ -32,13 +32,13 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def options(dataset, tmp_path):
-    """A function that makes the options of a short run in a folder of the test's own."""
+    """Return a function that makes the options of a short run in a folder of the test's own."""
     return tiny_gan.option_maker(dataset, tmp_path / "runs")
 
 
 @contextlib.contextmanager
 def start(options, *launcher, limit_bytes=None):
-    """A process that trains the tiny system with the options given, its output in one stream."""
+    """Return a process that trains the tiny system with the options given, its output in one stream."""
 
     def limit():
         if limit_bytes is not None:
@@ -121,7 +121,7 @@ def test_a_rank_that_cannot_begin_does_not_leave_the_others_waiting(options):
 
 
 def refused(asked):
-    """What training says instead of beginning."""
+    """Return what training says instead of beginning."""
     with pytest.raises(ValueError) as caught:
         train(TinyGAN, asked)
     return str(caught.value)

@@ -405,14 +405,14 @@ def test_training_states_that_unpack_to_more_are_refused(tmp_path: Path):
 
 
 def memory(kind: str) -> int:
-    """Bytes of memory this process has ("VmRSS"), or has had at most since the mark was reset ("VmHWM")."""
+    """Return bytes of memory this process has ("VmRSS"), or has had at most since the mark was reset ("VmHWM")."""
     status = Path("/proc/self/status").read_text()
     return int(re.findall(rf"{kind}:\s+(\d+) kB", status)[0]) << 10
 
 
 @contextlib.contextmanager
 def bounded_memory(num_bytes: int) -> Iterator[None]:
-    """Fails where the process has meanwhile been larger than before by more than this."""
+    """Fail where the process has meanwhile been larger than before by more than this."""
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     yield
@@ -492,7 +492,7 @@ def test_pickles_of_other_versions_of_the_format_open(name: str, protocol: int, 
 
 
 def open_damaged(data: bytes, path: Path) -> Any:
-    """Opens `data` as a network: the network, or None if it is refused in one sentence that names the file."""
+    """Open `data` as a network: the network, or None if it is refused in one sentence that names the file."""
     path.write_bytes(data)
     try:
         return checkpoint.load_network(path)
@@ -502,7 +502,7 @@ def open_damaged(data: bytes, path: Path) -> Any:
 
 
 def damaged_copies(data: bytes, count: int) -> Iterator[bytes]:
-    """Copies that are cut, have bits flipped or bytes replaced, half of them where a file says what it holds."""
+    """Return copies that are cut, have bits flipped or bytes replaced, half of them where a file says what it holds."""
     rng = np.random.RandomState(0)
     for trial in range(count):
         copy = bytearray(data)

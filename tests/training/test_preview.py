@@ -20,7 +20,7 @@ NEEDS = Needs(past=2, future=2, size=SIZE, follows=True)
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Clips of 6, 12 and 12 frames; each pixel of frame t of clip c is (20 c, 10 t, 0)."""
+    """Return clips of 6, 12 and 12 frames; each pixel of frame t of clip c is (20 c, 10 t, 0)."""
     (tmp_path / "data" / "0016x0032").mkdir(parents=True)
     lengths = {"a": 6, "b": 12, "c": 12}
     with zipfile.ZipFile(tmp_path / "data" / "0016x0032" / "0.zip", "w") as archive:

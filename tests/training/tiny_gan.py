@@ -173,7 +173,7 @@ class TinyGAN(System):
 
 
 def write_dataset(root, numbers=range(6)):
-    """Clips of 16 frames at two sizes, the larger being the smaller with each pixel repeated."""
+    """Return clips of 16 frames at two sizes, the larger being the smaller with each pixel repeated."""
     rng = np.random.RandomState(0)
     clips = [rng.randint(0, 256, (16, *SMALL, 3)).astype(np.uint8) for _ in range(max(numbers) + 1)]
     clips = {f"clip{i}": clips[i] for i in numbers}
@@ -193,7 +193,7 @@ def write_dataset(root, numbers=range(6)):
 
 
 def option_maker(dataset, outdir):
-    """A function that makes the options of a short run below a folder."""
+    """Return a function that makes the options of a short run below a folder."""
 
     def make(**changes):
         values = {"steps": 4, "batch": 4, "tick_steps": 2, "checkpoint_steps": 2, "sample_steps": 0, "workers": 0}

@@ -10,7 +10,7 @@ from metrics.detectors import registry
 
 @pytest.fixture(scope="session")
 def published() -> Callable[[str], Any]:
-    """Opens a detector with its published weights, or skips the test, saying how to get them."""
+    """Open a detector with its published weights, or skips the test, saying how to get them."""
 
     def opened(name: str) -> Any:
         try:

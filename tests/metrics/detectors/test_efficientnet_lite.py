@@ -23,7 +23,7 @@ def randomise(net: efficientnet_lite.EfficientNetLite0) -> efficientnet_lite.Eff
 
 
 def written_out(state: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """The map behind block 10, and the logits: what the tensors' own names and shapes say, and TensorFlow's padding."""
+    """Return the map behind block 10, and the logits, by the tensors' names and shapes, and TensorFlow's padding."""
 
     def conv(x: Tensor, name: str, stride: int = 1) -> Tensor:
         weight = state[f"{name}.weight"]
@@ -110,7 +110,7 @@ def drifting(num_clips: int, num_frames: int) -> Tensor:
 
 
 def warped(video: Tensor, is_held: bool) -> Tensor:
-    """Every frame bent smoothly by about three pixels: the same way throughout a clip, or each its own way."""
+    """Return every frame bent smoothly by about three pixels: the same way throughout a clip, or each its own way."""
     num_clips, _, num_frames, height, width = video.shape
     generator = torch.Generator().manual_seed(1)
     bend = torch.randn(num_clips, 1 if is_held else num_frames, 2, 4, 6, generator=generator).expand(

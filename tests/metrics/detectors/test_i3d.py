@@ -101,7 +101,7 @@ LEAVES = {
 
 
 def as_videogpt(net: i3d.I3D) -> dict[str, torch.Tensor]:
-    """The tensors with the names of `i3d_pretrained_400.pt`, and the scales of one that it carries."""
+    """Return the tensors with the names of `i3d_pretrained_400.pt`, and the scales of one that it carries."""
     state = {}
     for name, tensor in net.state_dict().items():
         *stem, leaf = name.split(".")

@@ -37,7 +37,7 @@ NUM_FAKE = 10
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A state dict under the published name, with random numbers that keep activations near one."""
+    """Return a state dict under the published name, with random numbers that keep activations near one."""
     state = inception.Inception().state_dict()
     generator = torch.Generator().manual_seed(3)
     for name, tensor in state.items():
@@ -85,7 +85,7 @@ def test_inception_is_that_of_another_library(weights: Path, other: nn.Module):
 
 @pytest.fixture(scope="module")
 def served(weights: Path) -> Iterator[str]:
-    """The address at which a server of this machine gives out the folder of the weights."""
+    """Return the address at which a server of this machine gives out the folder of the weights."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:
@@ -102,7 +102,7 @@ def served(weights: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A folder of real videos of several lengths, and an array of generated ones."""
+    """Return a folder of real videos of several lengths, and an array of generated ones."""
     real, fake = tmp_path_factory.mktemp("real"), tmp_path_factory.mktemp("fake") / "fake.npz"
     for number, length in enumerate(LENGTHS):
         np.savez(real / f"{number}.npz", frames=noise(f"real{number}", length))
@@ -115,7 +115,7 @@ def noise(item: str, num_frames: int) -> np.ndarray:
 
 
 def measure(sides: tuple[Path, Path], metrics: list[str], detector: str) -> tuple[dict[str, dict[str, Any]], str]:
-    """The lines of the command by metric, and all that it printed."""
+    """Return the lines of the command by metric, and all that it printed."""
     names = [part for metric in metrics for part in ("-m", metric)]
     arguments = [f"--real={sides[0]}", f"--fake={sides[1]}", f"--detector-path={detector}", "--device=cpu", *names]
     done = CliRunner().invoke(calc_metrics.main, arguments)

@@ -24,7 +24,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with the layout of EfficientNet-Lite0, and other numbers."""
+    """Return a file with the layout of EfficientNet-Lite0, and other numbers."""
     file = tmp_path_factory.mktemp("weights") / "other.pth"
     torch.save(efficientnet_lite.EfficientNetLite0().state_dict(), file)
     return file

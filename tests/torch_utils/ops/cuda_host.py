@@ -34,7 +34,7 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
 def build(
     source: str, function: str, fixed: tuple[tuple[str, int | str], ...], names: tuple[str, ...], flags: tuple
 ) -> Path:
-    """Compiles a source for the host, once for all processes of a test run; returns the library."""
+    """Compile a source for the host, once for all processes of a test run; returns the library."""
     texts = [(SOURCES / source).read_text(), *(path.read_text() for path in sorted(SOURCES.glob("*.cuh")))]
     texts.append((HERE / "host_shim.h").read_text())
     digest = hashlib.sha256(repr((texts, function, fixed, names, flags)).encode()).hexdigest()[:16]
@@ -61,7 +61,7 @@ def load(source: str, function: str, fixed: tuple, names: tuple[str, ...], flags
 
 @functools.cache
 def symbols() -> dict[str, int]:
-    """The names that sources give to values of constants, such as `#define LRELU 3` of bias_act.cu, by "file:NAME"."""
+    """Return values of constants in sources, such as `#define LRELU 3` of bias_act.cu, by "file:NAME"."""
     found = {}
     for path in (*SOURCES.glob("*.cu"), *SOURCES.glob("*.cuh")):
         for line in path.read_text().splitlines():
@@ -98,7 +98,7 @@ class Host:
 
 @contextlib.contextmanager
 def on_host(gpu: Gpu | None = None) -> Iterator[Host]:
-    """Launches kernels on tensors of the CPU while the block runs, planned for `gpu`."""
+    """Launch kernels on tensors of the CPU while the block runs, planned for `gpu`."""
     host = Host()
     facts = gpu or Gpu(num_sms=2, shared_bytes=64 * 1024)
     with (

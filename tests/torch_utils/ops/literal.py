@@ -41,7 +41,7 @@ def bias_act_grad2(ddx, dy, x, b, dim, act, alpha, gain, clamp):
 
 
 def where(condition, value, other, dtype):
-    """Numbers alone would be chosen between in single precision."""
+    """Choose between numbers in double precision; torch would take single."""
     return torch.where(condition, torch.tensor(value, dtype=dtype), torch.tensor(other, dtype=dtype))
 
 
@@ -91,14 +91,14 @@ def upfirdn2d(x, f, axes: Axes, flip, gain):
 
 
 def pack(negative, clamped):
-    """Booleans (N, C, H, W) -> the bytes that `registered` describes."""
+    """Return booleans (N, C, H, W) -> the bytes that `registered` describes."""
     bits = (negative.to(torch.uint8) + 2 * clamped.to(torch.uint8)).contiguous()
     bits = torch.nn.functional.pad(bits, [0, -bits.shape[-1] % 4]).unflatten(-1, (-1, 4))
     return (bits * torch.tensor([1, 4, 16, 64], dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
 
 
 def unpack(signs, width):
-    """The bytes -> booleans (N, C, H, width) negative and clamped."""
+    """Return the bytes -> booleans (N, C, H, width) negative and clamped."""
     bits = (signs.unsqueeze(-1) >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8)).flatten(-2)[..., :width]
     return bits & 1 != 0, bits & 2 != 0
 

@@ -38,7 +38,7 @@ class Recorder(TorchDispatchMode):
 
 
 def summary(value: Any) -> Any:
-    """A tensor's shape and strides in place of the tensor."""
+    """Return a tensor's shape and strides in place of the tensor."""
     if isinstance(value, torch.Tensor):
         return ("tensor", tuple(value.shape), tuple(value.stride()))
     return tuple(value) if isinstance(value, list) else value
@@ -63,14 +63,14 @@ def run_super_res() -> None:
 
 
 def penalize(discriminator: Callable[[torch.Tensor], torch.Tensor], video: torch.Tensor) -> None:
-    """The gradient penalty R1, with its second derivatives."""
+    """Return the gradient penalty R1, with its second derivatives."""
     video.requires_grad_()
     (gradient,) = torch.autograd.grad(discriminator(video).sum(), video, create_graph=True)
     gradient.square().sum().backward()
 
 
 def calls(run: Callable[[], None]) -> list[tuple[str, tuple]]:
-    """Returns the distinct calls of operators during `run`, in order."""
+    """Return the distinct calls of operators during `run`, in order."""
     recorder = Recorder()
     with mock.patch.object(backends, "select_impl", lambda impl, x: "compiled"), FakeTensorMode(), recorder:
         run()
@@ -78,7 +78,7 @@ def calls(run: Callable[[], None]) -> list[tuple[str, tuple]]:
 
 
 def kernels(recorded: list[tuple[str, tuple]], dtype: torch.dtype, gpu: Gpu = H200) -> list[Kernel]:
-    """Returns the distinct kernels that the calls would launch on a GPU, for activations of a type."""
+    """Return the distinct kernels that the calls would launch on a GPU, for activations of a type."""
     found: list[Kernel] = []
     with (
         mock.patch.object(cuda_driver, "launch", lambda kernel, *_: found.append(kernel)),
@@ -90,7 +90,7 @@ def kernels(recorded: list[tuple[str, tuple]], dtype: torch.dtype, gpu: Gpu = H2
 
 
 def restore(name: str, args: tuple, dtype: torch.dtype) -> list[Any]:
-    """Arguments of an operator as its kernel takes them; tensors are empty, and their memory is never touched."""
+    """Return arguments of an operator as its kernel takes them; tensors are empty, their memory is never touched."""
     schema = getattr(torch.ops.longtake, name).default._schema
     values = []
     for argument, value in zip(schema.arguments, args, strict=True):

@@ -21,7 +21,7 @@ def fail():
 
 @pytest.fixture
 def no_kernels(monkeypatch):
-    """A CPU on which nothing can be compiled."""
+    """Return a CPU on which nothing can be compiled."""
     kernels = types.SimpleNamespace(load=fail, supports=lambda dtype: dtype != torch.int32)
     monkeypatch.setitem(backends.KERNELS, "cpu", kernels)
     monkeypatch.setattr(backends, "_default", "auto")

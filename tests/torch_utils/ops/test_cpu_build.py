@@ -25,7 +25,7 @@ print(cpu_kernels.describe()["library"])
 
 @pytest.fixture
 def quick_compiler(tmp_path):
-    """A compiler that notes each call, and does not optimise: the tests here build often."""
+    """Return a compiler that notes each call, and does not optimise: the tests here build often."""
     script = tmp_path / "compiler"
     script.write_text(
         f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\n'

@@ -257,7 +257,7 @@ def test_not_finite_values_reach_what_they_should_and_no_more(value, clamp, up, 
 
 
 def layer(channels=11, size=(40, 66), dtype=torch.float32, batch_size=2):
-    """A layer of the super-resolution network, wider than a tile of columns."""
+    """Return a layer of the super-resolution network, wider than a tile of columns."""
     x, b = random(0, batch_size, channels, *size, dtype=dtype), random(1, channels, dtype=dtype)
     fu, fd = random(2, 24).float() / 24, random(3, 12).float() / 12
     up = spec.make_axes(size, (24, 24), (4, 4), (1, 1), (9, 8, 9, 8))
@@ -265,7 +265,7 @@ def layer(channels=11, size=(40, 66), dtype=torch.float32, batch_size=2):
 
 
 def run_everything(tensors, axes):
-    """Results of all kernels on one layer."""
+    """Return results of all kernels on one layer."""
     x, fu, fd, b = tensors
     up, down = axes
     y, signs = cpu_kernels.filtered_lrelu(x, fu, fd, b, up, down, 16.0, 1.4, 0.2, 1.0, False, True)

@@ -28,7 +28,7 @@ def compiler():
 
 
 def read_cubin(binary):
-    """Facts of a cubin with one kernel: a thread's registers, bytes of its stack (spilled registers) and of code."""
+    """Return facts of a cubin of one kernel: a thread's registers, bytes of stack (spilled registers) and of code."""
     section_table = struct.unpack_from("<Q", binary, 0x28)[0]
     entry_size, count, name_index = struct.unpack_from("<HHH", binary, 0x3A)
     headers = [struct.unpack_from("<IIQQQQ", binary, section_table + i * entry_size) for i in range(count)]
@@ -64,7 +64,7 @@ def images(batch, channels, height, width):
 
 
 def layer(mode, up, down, size=(150, 94), slope=0.2):
-    """The call of a super-resolution layer (StyleGAN3's filters: six taps a sample of the lower rate)."""
+    """Return the call of a super-resolution layer (StyleGAN3's filters: six taps a sample of the lower rate)."""
     taps_up, taps_down = 6 * up, 6 * down
     first = spec.make_axes(size[::-1], (taps_up,) * 2, (up, up), padding=(9, 8, 9, 8))
     second = spec.make_axes(first.out_size, (taps_down,) * 2, down=(down, down))

@@ -54,7 +54,7 @@ def test_operators_give_the_stored_numbers_of_the_published_code(name, monkeypat
 
 
 def layer_arguments(dtype, layout=torch.contiguous_format, batch=2):
-    """A layer of the super-resolution generator: x, bias, filter, and the rest by name."""
+    """Return a layer of the super-resolution generator: x, bias, filter, and the rest by name."""
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(batch, 64, 94, 150, generator=rng).to("cuda", dtype).contiguous(memory_format=layout)
     f = setup_filter(torch.hann_window(14, periodic=False)[1:-1]).cuda()

@@ -42,13 +42,13 @@ def normal(seed, *shape):
 
 
 def running(device, dtype, seed=0):
-    """Where the checks below run their kernels: on a GPU as usual, on a CPU under the shim."""
+    """Return where the checks below run their kernels: on a GPU as usual, on a CPU under the shim."""
     return on_host(dtype, seed) if device == "cpu" else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def on_host(dtype, seed=0):
-    """Runs kernels on the CPU with tiles and segments that a GPU would rarely choose; bfloat16 with big offsets."""
+    """Run kernels on the CPU with tiles and segments that a GPU would rarely choose; bfloat16 with big offsets."""
     dice = pyrandom.Random(seed)
 
     def any_plan(problem, gpu):
@@ -66,7 +66,7 @@ def on_host(dtype, seed=0):
 
 
 def check(found, expected, dtype, context=""):
-    """Compares a result with the expected one in double precision; NaN and infinity must be where they are expected."""
+    """Compare a result with the expected one in double precision; NaN and infinity must be where they are expected."""
     assert found.shape == expected.shape and found.dtype == dtype, context
     found = found.cpu()
     expected = expected.to(dtype).double()  # beyond the largest half, infinity is right
@@ -85,7 +85,7 @@ def check(found, expected, dtype, context=""):
 
 @st.composite
 def images(draw, dtype=None):
-    """A tensor (N, C, H, W) of any size, type and layout, and its seed."""
+    """Return a tensor (N, C, H, W) of any size, type and layout, and its seed."""
     seed = draw(st.integers(0, 2**16))
     dtype = dtype or draw(st.sampled_from(DTYPES))
     shape = [draw(st.integers(1, n)) for n in (2, 6, 19, 23)]
@@ -109,14 +109,14 @@ def taps_of(f):
 
 @st.composite
 def paddings(draw, size, taps, up):
-    """Paddings of an axis that leave at least as many samples as the filter has taps."""
+    """Return paddings of an axis that leave at least as many samples as the filter has taps."""
     before = draw(st.integers(-5, 14))
     needed = taps - size * up - before
     return before, draw(st.integers(max(needed, -5), max(needed, -5) + 17))
 
 
 def quantize(tensor, dtype):
-    """What the kernels see of an input, in double precision."""
+    """Return what the kernels see of an input, in double precision."""
     return None if tensor is None else tensor.to(dtype).double()
 
 
@@ -224,7 +224,7 @@ def test_not_finite_values_reach_what_they_should(value, clamp, write_signs):
 
 @st.composite
 def dense_tensors(draw):
-    """A dense tensor of any rank, with its dimensions in any order in memory, aligned or not; and its seed."""
+    """Return a dense tensor of any rank, with its dimensions in any order in memory, aligned or not; and its seed."""
     seed = draw(st.integers(0, 2**16))
     dtype = draw(st.sampled_from(DTYPES))
     rank = draw(st.integers(1, 5))
@@ -337,7 +337,7 @@ GOLDEN = json.loads((cuda_host.HERE.parents[1] / "golden" / "ops.json").read_tex
 
 @pytest.fixture
 def registered_on_host(monkeypatch):
-    """The operators' CPU implementations are the CUDA kernels on the host."""
+    """Make the CUDA kernels on the host the operators' CPU implementations."""
     backends._load.cache_clear()
     for name in ("bias_act", "bias_act_grad", "bias_act_grad2", "upfirdn2d", "filtered_lrelu", "filtered_lrelu_signed"):
         monkeypatch.setattr(cpu_kernels, name, getattr(cuda_kernels, name), raising=False)

@@ -20,7 +20,7 @@ def normal(seed, shape, scale=1.0):
 
 
 def close(tensor, expected, case):
-    """Compares samples, mean and deviation, relative to the spread of the stored tensor."""
+    """Compare samples, mean and deviation, relative to the spread of the stored tensor."""
     values = tensor.detach().flatten().double().numpy()
     scale = max(expected["std"], np.abs(expected["val"]).max(), 1e-12)
     found = {"val": values[expected["idx"]], "mean": values.mean(), "std": values.std()}

@@ -110,7 +110,7 @@ def test_pytorch_accepts_the_registrations():
 
 
 def operator_calls():
-    """Each operator with arguments for it."""
+    """Return each operator with arguments for it."""
     x, b = needs_grad(random(2, 3, 6, 5, dtype=torch.float32), random(3, seed=1, dtype=torch.float32))
     fu, fd = random(4, seed=2, dtype=torch.float32), random(3, seed=3, dtype=torch.float32)
     up = spec.make_axes((6, 5), (4, 4), (2, 2), (1, 1), (3, 2, 4, 1))

@@ -18,7 +18,7 @@ def random(seed, *shape, dtype=torch.float64):
 
 
 def oracle(x, f, up=(1, 1), down=(1, 1), padding=(0, 0, 0, 0), flip_filter=False, gain=1.0):
-    """One output pixel at a time, by the definition, on numpy float64 arrays."""
+    """Return one output pixel at a time, by the definition, on numpy float64 arrays."""
     batch_size, num_channels, height, width = x.shape
     kernel = np.ones([1, 1]) if f is None else (np.outer(f, f) if f.ndim == 1 else f)
     if not flip_filter:

@@ -27,7 +27,7 @@ def _video(*shape):
 
 
 def _smooth(*shape, cutoff=2.0):
-    """A clip (C, T, H, W) whose detail is about `cutoff` pixels wide, with unit standard deviation."""
+    """Return a clip (C, T, H, W) whose detail is about `cutoff` pixels wide, with unit standard deviation."""
     clip = np.random.RandomState(1).standard_normal(shape)
     clip = scipy.ndimage.gaussian_filter(clip, (0, 0, cutoff, cutoff), mode="mirror")
     return clip / clip.std()
@@ -85,7 +85,7 @@ def test_laws_of_the_condition_pipe():
 
 
 def _nearest_rotation(inverse):
-    """The orthogonal factor of the linear part of a map, which a stretch between two turns leaves nearly alone."""
+    """Return the orthogonal factor of a map's linear part, which a stretch between two turns leaves nearly alone."""
     u, _, v = np.linalg.svd(inverse[:2, :2])
     return u @ v
 

@@ -29,7 +29,7 @@ def test_color_formula(seed):
 
 
 def _seen_shift(shifted, original):
-    """The only (dy, dx) for which the shifted clip, built by slicing into zeros, equals `shifted`."""
+    """Return the only (dy, dx) for which the shifted clip, built by slicing into zeros, equals `shifted`."""
     height, width = original.shape[-2:]
     found = []
     for dy in range(-height, height + 1):
@@ -111,7 +111,7 @@ def test_policy_selects_without_moving_draws():
 
 
 def _stretch_oracle(clip, factor, draw):
-    """One clip (C, T, H, W): numpy.interp for each pixel, then zeros around it or a window of it."""
+    """Return one clip (C, T, H, W): numpy.interp for each pixel, then zeros around it or a window of it."""
     num_frames = clip.shape[1]
     length = int(num_frames * factor)
     positions = (np.arange(length) + 0.5) / factor - 0.5

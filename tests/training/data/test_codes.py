@@ -23,7 +23,7 @@ GRID = (2, 4)
 
 
 def tokens(number, steps):
-    """Tokens that tell their clip and step, and their cell."""
+    """Return tokens that tell their clip and step, and their cell."""
     cells = np.arange(GRID[0] * GRID[1]).reshape(GRID)
     return (1000 * number + 10 * np.arange(steps)[:, None, None] + cells % 10).astype(np.uint16)
 
@@ -35,7 +35,7 @@ def npy(array, version=(1, 0)):
 
 
 def write_zip(path, arrays, lengths=None, compression=zipfile.ZIP_STORED, **files):
-    """A shard of {clip: array}, each as a file unless it is one already."""
+    """Write a shard of {clip: array}, each as a file unless it is one already."""
     listed = {clip: [f"{clip}.npy", (lengths or {}).get(clip, len(array))] for clip, array in arrays.items()}
     with zipfile.ZipFile(path, "w", compression) as archive:
         for clip, array in arrays.items():
@@ -47,7 +47,7 @@ def write_zip(path, arrays, lengths=None, compression=zipfile.ZIP_STORED, **file
 
 
 def write_codes(root, shards=SHARDS, stride=1, clip_frames=1, **changes):
-    """The tokens of a dataset of {clip: number of frames} a shard."""
+    """Write the tokens of a dataset of {clip: number of frames} a shard."""
     folder = codes_folder(root, SHA)
     folder.mkdir(parents=True, exist_ok=True)
     number, partitions = 0, {}
@@ -194,8 +194,14 @@ def test_damaged_zips_are_refused(tmp_path):
     write_codes(tmp_path)
     path = codes_folder(tmp_path, SHA) / "partition_0001.zip"
     whole = path.read_bytes()
-    for spoilt in (whole[:-30], whole[100:], b"", whole[:40] + whole[60:], whole.replace(b"PK\x03\x04", b"PK\x03\x05")):
-        path.write_bytes(spoilt)
+    for damaged in (
+        whole[:-30],
+        whole[100:],
+        b"",
+        whole[:40] + whole[60:],
+        whole.replace(b"PK\x03\x04", b"PK\x03\x05"),
+    ):
+        path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"partition_0001.zip holds no tokens that can be read"):
             CodeStore(tmp_path, SHA)
     write_zip(path, {"e": tokens(0, 10)}, compression=zipfile.ZIP_DEFLATED)

@@ -25,7 +25,7 @@ SMALL, LARGE = (8, 16), (16, 32)
 
 
 def paint(clip, frame, size):
-    """A picture that tells its clip by red, its frame by green, and left from right by blue."""
+    """Return a picture that tells its clip by red, its frame by green, and left from right by blue."""
     pixels = np.zeros((*size, 3), np.uint8)
     pixels[..., 0], pixels[..., 1] = 20 * clip + 10, 6 * frame + 10
     pixels[:, size[1] // 2 :, 2] = 200

@@ -25,7 +25,7 @@ def videos() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def pictures(videos: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders whose names tell the numbers of frames without leading zeros, as other tools write them."""
+    """Return folders whose names tell the numbers of frames without leading zeros, as other tools write them."""
     root = tmp_path_factory.mktemp("pictures")
     for number, video in enumerate(videos):
         clips.write_pictures(root / f"video{number}", video)
@@ -33,8 +33,8 @@ def pictures(videos: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def films(videos: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("films")
+def files(videos: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("files")
     for number, video in enumerate(videos):
         with VideoWriter(root / f"video{number}.mp4", *SIZE, fps=25) as writer:
             writer.write(video)
@@ -72,21 +72,21 @@ def test_one_array_of_equal_videos(videos, tmp_path: Path):
     np.testing.assert_array_equal(side.footage.read(1, SIZE, range(3, 8, 2)), array[1, 3:8:2])
 
 
-def test_windows_of_video_files_are_the_frames_that_decoding_gives(films: Path):
-    side = footage.open_videos(films)
+def test_windows_of_video_files_are_the_frames_that_decoding_gives(files: Path):
+    side = footage.open_videos(files)
     assert side.footage.fps == 25 and [clip.num_frames for clip in side.footage.clips] == [14, 30, 22]
-    whole = np.stack(list(iter_video_frames(films / "video1.mp4")))
+    whole = np.stack(list(iter_video_frames(files / "video1.mp4")))
     for frames in (range(0, 9), range(21, 30), range(2, 27, 5), [13]):
         np.testing.assert_array_equal(side.footage.read(1, SIZE, frames), whole[list(frames)])
-    slower = footage.open_videos(films, fps=12.5)
+    slower = footage.open_videos(files, fps=12.5)
     assert slower.footage.fps == 12.5
     assert np.abs(slower.footage.read(1, SIZE, range(8)).astype(int) - whole[:16:2]).max() <= 1
 
 
-def test_content_is_that_of_the_frames_not_of_the_path(pictures: Path, films: Path, videos, tmp_path: Path):
+def test_content_is_that_of_the_frames_not_of_the_path(pictures: Path, files: Path, videos, tmp_path: Path):
     (tmp_path / "copy").symlink_to(pictures)
     assert footage.open_videos(tmp_path / "copy").content == footage.open_videos(pictures).content
-    assert footage.open_videos(films).content != footage.open_videos(films, fps=10).content
+    assert footage.open_videos(files).content != footage.open_videos(files, fps=10).content
     changed = [video.copy() for video in videos]
     changed[2][5, 3, 4, 1] ^= 1
     assert footage.Arrays(changed, "a").content() != footage.Arrays(videos, "a").content()

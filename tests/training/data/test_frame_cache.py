@@ -17,7 +17,7 @@ def picture(row):
 
 
 def fetch(cache, rows):
-    """The frames that the cache has, by row."""
+    """Return the frames that the cache has, by row."""
     out = np.zeros((len(rows), *SIZE, 3), np.uint8)
     missing = set(cache.fetch(np.array(rows), out).tolist())
     return {row: frame for position, (row, frame) in enumerate(zip(rows, out, strict=True)) if position not in missing}

@@ -35,7 +35,7 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory, pictures):
-    """A dataset of 200,000 frames; frame t of clip c shows picture (7 c + t) % PICTURES."""
+    """Return a dataset of 200,000 frames; frame t of clip c shows picture (7 c + t) % PICTURES."""
     folder = tmp_path_factory.mktemp("soak")
     (folder / "0008x0016").mkdir()
     for shard in range(NUM_SHARDS):

@@ -32,7 +32,7 @@ def noise(seed, size=SIZE, channels=3):
 
 
 def write(path, clips, compressed=()):
-    """A shard of {clip: [(frame name, file)]}; `compressed` are numbers of members, counted through, to deflate."""
+    """Write a shard of {clip: [(frame name, file)]}; `compressed` numbers the members to deflate."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count = itertools.count()
     with zipfile.ZipFile(path, "w") as archive:
@@ -57,7 +57,7 @@ def read(root, clip, frames, size=SIZE):
 
 @pytest.fixture
 def shard(tmp_path):
-    """A shard of two clips, of which the tests may spoil what they like; its root is two folders up."""
+    """Return a shard of two clips, of which the tests may damage what they like; its root is two folders up."""
     return write(tmp_path / "0008x0016" / "s.zip", {"a": frames_of(3), "b/c": frames_of(4, seed=1)})
 
 
@@ -119,7 +119,7 @@ def test_both_decoders_give_the_same_pixels(size, options, monkeypatch):
 
 
 def with_sampling(data, factors):
-    """A JPEG whose components, coded alike and not subsampled, are declared as luma and chroma of other factors."""
+    """Return a JPEG whose components, coded alike, are declared as luma and chroma of other sampling factors."""
     data, place = bytearray(data), 2
     while data[place + 1] != 0xDA:
         if data[place + 1] == 0xC0:
@@ -190,19 +190,19 @@ def test_the_index_beside_the_zip_is_what_is_used(shard):
     assert [entry.name for entry in shard.parent.iterdir() if entry.name != "s.zip"] == ["s.index.npz"]
 
 
-@pytest.mark.parametrize("spoil", ["empty", "half", "flipped", "foreign", "of another version"])
-def test_a_damaged_index_is_built_again_in_silence(shard, spoil, capsys):
+@pytest.mark.parametrize("damage", ["empty", "half", "flipped", "foreign", "of another version"])
+def test_a_damaged_index_is_built_again_in_silence(shard, damage, capsys):
     root, path = shard.parent.parent, shard.with_name("s.index.npz")
     expected = read(root, 1, range(4))
     whole = path.read_bytes()
-    if spoil == "of another version":
+    if damage == "of another version":
         with np.load(path) as stored:
             arrays = dict(stored)
         np.savez(path, **arrays | {"key": arrays["key"] + [1, 0, 0, 0, 0], "members": arrays["members"] * 0})
     else:
         middle = len(whole) // 2
         flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
-        path.write_bytes({"empty": b"", "half": whole[:middle], "flipped": flipped, "foreign": b"PK not a zip"}[spoil])
+        path.write_bytes({"empty": b"", "half": whole[:middle], "flipped": flipped, "foreign": b"PK not a zip"}[damage])
     assert np.array_equal(read(root, 1, range(4)), expected)
     assert path.read_bytes() == whole
     assert capsys.readouterr() == ("", "")

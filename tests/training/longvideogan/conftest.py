@@ -65,13 +65,13 @@ TINY_SRES = {
 
 @pytest.fixture
 def tiny_lres() -> LowResGenerator:
-    """An 18x32 generator with temporal scale 8 and default-initialised, seeded weights."""
+    """Return an 18x32 generator with temporal scale 8 and default-initialised, seeded weights."""
     torch.manual_seed(0)
     return LowResGenerator(**TINY_LRES).eval().requires_grad_(False)
 
 
 @pytest.fixture
 def tiny_sres() -> SuperResGenerator:
-    """An 18x32 -> 36x64 generator with seeded weights."""
+    """Return an 18x32 -> 36x64 generator with seeded weights."""
     torch.manual_seed(1)
     return SuperResGenerator(**TINY_SRES).eval().requires_grad_(False)

@@ -50,7 +50,7 @@ class Programs:
 
 @pytest.fixture(autouse=True)
 def nothing_given_up(monkeypatch):
-    """Each test begins without programs and without a reason to do without them."""
+    """Begin each test without programs and without a reason to do without them."""
     import torch._dynamo
 
     torch._dynamo.reset()
@@ -59,7 +59,7 @@ def nothing_given_up(monkeypatch):
 
 @pytest.fixture
 def programs(monkeypatch):
-    """Sets the backend: programs("eager") or programs("aot_eager"), which has backward passes as Inductor has."""
+    """Set the backend: programs("eager") or programs("aot_eager"), which has backward passes as Inductor has."""
 
     def use(kind: str) -> Programs:
         monkeypatch.setattr(compilation, "BACKEND", counting := Programs(kind))
@@ -69,7 +69,7 @@ def programs(monkeypatch):
 
 
 def gradients(function, *inputs: Tensor, network: nn.Module, compiled: bool) -> dict[str, Tensor]:
-    """The result and the gradients of inputs and parameters, of a mean square."""
+    """Return the result and the gradients of inputs and parameters, of a mean square."""
     network.requires_grad_(True).zero_grad()
     inputs = tuple(x.clone().requires_grad_() for x in inputs)
     with compilation.compiled(compiled):
@@ -81,7 +81,7 @@ def gradients(function, *inputs: Tensor, network: nn.Module, compiled: bool) -> 
 
 
 def regions(seeded, stage: str):
-    """Every region of a stage with the network that it is of: small, and of sizes that are no multiples of anything."""
+    """Return every region of a stage with its network: small, and of sizes that are no multiples of anything."""
     torch.manual_seed(0)
     system = tiny.make(stage, torch.float32)
     if stage == "longvideogan-lres":
@@ -135,7 +135,7 @@ def test_inductor_has_the_gradients_of_an_eager_layer(seeded):
 
 
 def steps_of(stage: str, compiles: bool, steps, counting: Programs | None = None):
-    """Gradients of every update and the weights at the end; programs made and run by each step, if they are counted."""
+    """Return gradients of every update and the weights at the end; if counted, also programs of each step."""
     system = tiny.make(stage, torch.float32, batch=2, seed=3)
     system.compiling = compiles
     updates, counts = tiny.record_gradients(system), []
@@ -231,7 +231,7 @@ def test_a_run_may_be_continued_with_and_without():
 
 @pytest.fixture
 def layer():
-    """A region of a few numbers, and what it makes of ones."""
+    """Return a region of a few numbers, and what it makes of ones."""
     return compilation.region(lambda x: x.sin() + 1), torch.ones(3).sin() + 1
 
 

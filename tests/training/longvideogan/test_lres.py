@@ -36,7 +36,7 @@ def discriminator(fill):
 
 
 def assert_matches(tensor: torch.Tensor, expected: dict, tolerance: float = 1e-4) -> None:
-    """Statistics and three elements equal to the published ones, relative to the size of the signal."""
+    """Assert that statistics and three elements equal the published ones, relative to the size of the signal."""
     assert list(tensor.shape) == expected["shape"]
     flat = tensor.detach().double().flatten()
     scale = expected["std"]

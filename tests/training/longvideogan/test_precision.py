@@ -19,7 +19,7 @@ from training.sampling import Request, quantize
 
 
 def halves(network):
-    """The half precision of each layer that has one."""
+    """Return the half precision of each layer that has one."""
     layers = {name: module for name, module in network.named_modules() if isinstance(module, MixedPrecision)}
     return {name.removeprefix("SG3.synthesis."): layer.half for name, layer in layers.items() if layer.half}
 
@@ -86,7 +86,7 @@ def test_precision_is_no_part_of_a_file(tiny_sres, seeded, tmp_path, format):
 
 @pytest.fixture
 def lres():
-    """The toy network, whose values are of the size of a trained one's."""
+    """Return the toy network, whose values are of the size of a trained one's."""
     torch.manual_seed(0)
     network = LowResGenerator(18, 32, **LRES["toy"]["model"]["generator"]).eval().requires_grad_(False)
     noise = torch.randn(1, network.noise_channels, network.num_noise_frames(16))

@@ -61,7 +61,7 @@ LISTS = ("temporal_layers", "spatial_layers", "blocks", "resamples")
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory):
-    """A module with the class names of the published code."""
+    """Return a module with the class names of the published code."""
     path = tmp_path_factory.mktemp("foreign") / "foreign_networks.py"
     path.write_text(FOREIGN_SOURCE)
     spec = importlib.util.spec_from_file_location("foreign_networks", path)
@@ -73,7 +73,7 @@ def foreign(tmp_path_factory):
 
 
 def build_tree(foreign, listing, class_name, attributes):
-    """A tree of modules that holds a random tensor under each published name."""
+    """Return a tree of modules that holds a random tensor under each published name."""
     root = getattr(foreign, class_name)()
     generator = torch.Generator().manual_seed(0)
     for name, entry in listing.items():

@@ -154,7 +154,7 @@ class Saved:
 
 
 def peak_of_graphs(stage: str, grad_accum: int) -> int:
-    """Bytes that the graphs of a step with R1 keep at most."""
+    """Return bytes that the graphs of a step with R1 keep at most."""
     system = tiny.make(stage, grad_accum=grad_accum)
     Saved.now = Saved.peak = 0
     with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):

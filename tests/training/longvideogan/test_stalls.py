@@ -58,7 +58,7 @@ class Stalls(TorchDispatchMode):
 
 
 def stalls_of(system, steps) -> list[str]:
-    """What a few steps wait for, their statistics being reported as the loop does."""
+    """Return what a few steps wait for, their statistics being reported as the loop does."""
     batches = [
         [{name: part.float().to("meta") for name, part in batch.items()} for batch in tiny.batches(system, step)]
         for step in steps
@@ -72,7 +72,7 @@ def stalls_of(system, steps) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def no_statistics_stay(monkeypatch):
-    """Statistics on the meta device have no values that a later collector could read."""
+    """Forget statistics on the meta device, which have no values that a later collector could read."""
     monkeypatch.setattr(training_stats, "_counters", {})
     monkeypatch.setattr(training_stats, "_cumulative", {})
 

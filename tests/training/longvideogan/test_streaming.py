@@ -17,7 +17,7 @@ NETWORKS: dict[int, LowResGenerator] = {}
 
 
 def network_of(num_doublings: int) -> LowResGenerator:
-    """One network for every example of a property test. In double precision, as half of these few channels may be
+    """Return one network for all examples of a property test. In double precision, as half of these few channels may be
     nearly silent and a whole of hundreds of frames then differs from itself by 1e-5 through rounding alone."""
     if num_doublings not in NETWORKS:
         torch.manual_seed(0)
@@ -103,7 +103,7 @@ def test_single_precision_agrees_as_well(tiny_lres, length):
 
 
 def held(stream: LowResStream) -> int:
-    """Numbers that a stream keeps between pieces."""
+    """Return numbers that a stream keeps between pieces."""
     blocks = [history for block in stream.blocks for history in (block.hidden, block.sums, block.output)]
     histories = [*stream.latents, stream.input, *blocks]
     return sum(math.prod(history.samples.shape) for history in histories if history.samples is not None)

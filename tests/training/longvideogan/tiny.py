@@ -57,7 +57,7 @@ STAGES = list(TINY)
 
 
 def make(stage: str, dtype: torch.dtype = torch.float64, device: str = "cpu", **changes: Any) -> Any:
-    """The stage in `dtype`; changes of its options, or of the batch, the rounds and the seed of the run."""
+    """Return the stage in `dtype`; changes of its options, or of the batch, the rounds and the seed of the run."""
     shared = {"batch": 4, "grad_accum": 1, "seed": 0}
     run = Run(torch.device(device), **{name: changes.pop(name, value) for name, value in shared.items()})
     cls = registry.resolve(registry.spec(stage).system)
@@ -71,7 +71,7 @@ def make(stage: str, dtype: torch.dtype = torch.float64, device: str = "cpu", **
 def batches(
     system: Any, step: int, first: int | None = None, last: int | None = None
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """The global batches of a step, made up, cut to clips [first, last)."""
+    """Return the global batches of a step, made up, cut to clips [first, last)."""
     for index, spec in enumerate(system.batch_spec(step)):
         rng = np.random.RandomState(1000 * step + index)
         yield {
@@ -88,7 +88,7 @@ def train(system: Any, steps: Iterable[int], **cut: int) -> list[dict[str, torch
 
 
 def weights(system: Any) -> dict[str, torch.Tensor]:
-    """Copies of all parameters and buffers."""
+    """Return copies of all parameters and buffers."""
     return {
         f"{name}.{key}": tensor.clone()
         for name, module in system.modules.items()
@@ -97,7 +97,7 @@ def weights(system: Any) -> dict[str, torch.Tensor]:
 
 
 def record_gradients(system: Any) -> list[dict[str, torch.Tensor]]:
-    """A list that each later update adds to: the gradients that its optimiser is about to use, by parameter."""
+    """Return a list that each later update adds to: the gradients that its optimiser is about to use, by parameter."""
     updates: list[dict[str, torch.Tensor]] = []
     for name, optimizer in system.optimizers.items():
         parameters = dict(system.modules[name].named_parameters())
@@ -152,18 +152,18 @@ class FunctionPrompt(Prompt):
 
 
 def make_sampler(*networks: Any, **options: Any) -> Any:
-    """The sampler of one network or of both."""
+    """Return the sampler of one network or of both."""
     bundles = [Bundle({ONLY: network}, "") for network in networks]
     return sampling.open_sampler(bundles, options)
 
 
 def outputs(sampler: Any, seeds: Any, start: Any, num_frames: Any, condition: Any = None) -> dict[str, torch.Tensor]:
-    """All frames of each output of a sampler; `condition(starts, count)` gives its prompt."""
+    """Return all frames of each output of a sampler; `condition(starts, count)` gives its prompt."""
     prompt = FunctionPrompt(condition) if condition else Prompt()
     chunks = list(sampler.frames(Request(seeds, start, num_frames, prompt)))
     return {name: torch.cat([chunk[name] for chunk in chunks], dim=2) for name in chunks[0]}
 
 
 def video(*arguments: Any) -> torch.Tensor:
-    """The frames that are measured; see `outputs`."""
+    """Return the frames that are measured; see `outputs`."""
     return outputs(*arguments)["video"]
