@@ -268,8 +268,8 @@ class _StorageUnpickler(pickle.Unpickler):
     """Unpickler of the parts of a storage's file, which may name types of storages only."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if module_name in ("torch", "torch.storage") and global_name in _STORAGE_TYPES:
-            return _STORAGE_TYPES[global_name]
+        if module_name in ("torch", "torch.storage") and global_name in STORAGE_TYPES:
+            return STORAGE_TYPES[global_name]
         raise _RefusedError(f"{module_name}.{global_name}")
 
     def persistent_load(self, pid: Any, /) -> Any:
@@ -322,7 +322,7 @@ def _scalar(dtype: _Dtype, data: Any) -> Any:
     return dtype.decode((), data)[()]
 
 
-_STORAGE_TYPES = {
+STORAGE_TYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,

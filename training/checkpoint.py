@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from dnnlib import download, util
-from torch_utils import safe_pickle
+from torch_utils import safe_archive, safe_pickle
 from training.config import TrainOptions, make_system, resolve
 from training.contract import Bundle
 from training.network_file import load_bundle, locate, save_bundle
@@ -74,11 +74,8 @@ def load_train_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         # torch.load neither verifies the stored checksums nor limits the size of the unpacked data.
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            num_bytes = sum(entry.file_size for entry in entries)
-            if any(entry.compress_type for entry in entries) or num_bytes > os.path.getsize(path):
-                raise zipfile.BadZipFile("it unpacks to more than it holds")
-            for entry in entries:
+            safe_archive.check_unpacked(archive, path)
+            for entry in archive.infolist():
                 if entry.filename.endswith("/data.pkl"):
                     safe_pickle.refuse_overload(io.BytesIO(archive.read(entry)))
             damaged = archive.testzip()
