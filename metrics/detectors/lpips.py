@@ -64,6 +64,7 @@ class LPIPS(nn.Module):
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
         self.trunk = trunk
+        self.options = {"trunk": trunk.prefix}  # part of its identity
         convs = [layer for layer in trunk.layers if isinstance(layer, _Conv)]
         inputs = [3, *(conv.channels for conv in convs)]
         self.convs = nn.ModuleList(

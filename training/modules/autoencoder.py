@@ -29,6 +29,11 @@ class Autoencoder(nn.Module):
         """Return the number of different codes."""
         return self.quantizer.num_codes
 
+    @property
+    def last_layer(self) -> Tensor:
+        """Return the weight of the decoder's last convolution, at which an adaptive GAN weight is computed."""
+        raise NotImplementedError
+
     def features(self, x: Tensor) -> Tensor:
         """Return the latents before quantization: (N, channels, T, H, W) in the network's units -> (N, C, t, h, w)."""
         raise NotImplementedError

@@ -61,13 +61,18 @@ class PerceptualLoss(nn.Module):
         self.lpips = lpips
         self.gain, self.dropout = (0.5, 0.5) if legacy else (1.0, 0.0)
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return the distance of each pair of images (N, 1 or 3, H, W) in [-1, 1]: (N,)."""
+    def forward(self, a: Tensor, b: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return the distance of each pair of images (N, 1 or 3, H, W) in [-1, 1]: (N,).
+
+        In training mode, features are dropped with random numbers of `generator`, which is on their device.
+        """
+        maps = self.lpips.maps(self.gain * a), self.lpips.maps(self.gain * b)
         distances = []
-        for x, y, head in zip(
-            self.lpips.maps(self.gain * a), self.lpips.maps(self.gain * b), self.lpips.heads, strict=True
-        ):
-            difference = F.dropout((x - y).square(), self.dropout, training=self.training and self.dropout > 0)
+        for x, y, head in zip(*maps, self.lpips.heads, strict=True):
+            difference = (x - y).square()
+            if self.dropout and self.training:
+                kept = torch.rand(x.shape, generator=generator, device=x.device) >= self.dropout
+                difference = difference * kept / (1 - self.dropout)
             distances.append(torch.einsum("nchw,c->n", difference, head) / (x.shape[2] * x.shape[3]))
         return torch.stack(distances).sum(0)
 
@@ -133,18 +138,18 @@ class ReconstructionLoss(nn.Module):
 
     def generator(
         self, x: Tensor, reconstruction: Tensor, quantized: Quantized, frames: Tensor, step: int,
-        last_layer: Tensor | None = None,
+        last_layer: Tensor | None = None, generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Terms]:  # fmt: skip
         """Return the loss of the autoencoder for clips (N, C, T, H, W), and its terms.
 
         `frames` (N,) is the frame of each clip that frame networks see. `last_layer` is the weight that an adaptive
-        weight is computed at.
+        weight is computed at, `generator` that of the perceptual loss.
         """
         w, share = self.weights, self.weights.share(step)
         terms = {"recon_loss": w.l1 * (reconstruction - x).abs().mean() + w.l2 * (reconstruction - x).square().mean()}
         if self.perceptual is not None and w.perceptual:
             pair = pick_frames(x, frames) / self.scale, pick_frames(reconstruction, frames) / self.scale
-            terms["perceptual_loss"] = w.perceptual * self.perceptual(*pair).mean()
+            terms["perceptual_loss"] = w.perceptual * self.perceptual(*pair, generator).mean()
         fitted = torch.stack(list(terms.values())).sum()
         loss = fitted + quantized.loss
         terms |= {"commitment_loss": quantized.commitment_loss, "codebook_loss": quantized.codebook_loss}

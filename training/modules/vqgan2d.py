@@ -255,6 +255,11 @@ class VQGAN2D(FrameAutoencoder):
         """See `Autoencoder.quantizer`."""
         return self.quantize
 
+    @property
+    def last_layer(self) -> Tensor:
+        """See `Autoencoder.last_layer`."""
+        return self.decoder.conv_out.weight
+
     def encode_images(self, images: Tensor) -> Tensor:
         """See `FrameAutoencoder.encode_images`."""
         return self.quant_conv(self.encoder(images))
@@ -372,6 +377,11 @@ class RiverVQVAE(FrameAutoencoder):
     def quantizer(self) -> Quantizer:
         """See `Autoencoder.quantizer`."""
         return self.vector_quantizer
+
+    @property
+    def last_layer(self) -> Tensor:
+        """See `Autoencoder.last_layer`."""
+        return self.decoder.out_conv.weight
 
     def encode_images(self, images: Tensor) -> Tensor:
         """See `FrameAutoencoder.encode_images`."""

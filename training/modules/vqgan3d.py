@@ -229,6 +229,11 @@ class VQGAN3D(Autoencoder):
         """See `Autoencoder.quantizer`."""
         return self.codebook
 
+    @property
+    def last_layer(self) -> Tensor:
+        """See `Autoencoder.last_layer`."""
+        return self.decoder.conv_last.conv.weight
+
     def features(self, x: Tensor) -> Tensor:
         """See `Autoencoder.features`; raises `ValueError` if the strides do not divide the frames."""
         check_divisible(x, self.downsample)
