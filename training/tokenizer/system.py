@@ -55,6 +55,7 @@ class TokenizerOptions:
     height: int = option(128, "Frame size, such as 128x128", name="--size", kind="size", sets=("height", "width"))
     width: int = option(128, "")
     clip_frames: int = option(16, "Frames of a clip, which are encoded together", low=1)
+    frame_stride: int = option(1, "Take every n-th frame of the dataset", low=1)
     arguments: dict[str, Any] = option(
         dict, "",
         argument("Number of codes", "num_codes", low=2),
@@ -76,7 +77,7 @@ class TokenizerOptions:
     )  # fmt: skip
     lr: float = option(9e-5, "Learning rate of both optimisers", low=0)
     warmup_steps: int = option(0, "Steps over which it rises from 0", low=0)
-    clip_norm: float = option(1.0, "Largest norm of each optimiser's gradient", low=0)
+    clip_norm: float = option(1.0, "Largest norm of each optimiser's gradient; 0: any", low=0)
     l1_weight: float = option(4.0, "Weight of absolute differences", low=0)
     l2_weight: float = option(0.0, "Weight of squared differences", low=0)
     perceptual_weight: float = option(4.0, "Weight of LPIPS", low=0)
@@ -140,7 +141,7 @@ class TokenizerTraining(System):
     @classmethod
     def check(cls, options: TokenizerOptions, train_options: TrainOptions) -> None:
         """See `System.check`."""
-        optim.check_options(options, above_zero=("lr", "clip_norm"))
+        optim.check_options(options, above_zero=("lr",))
         with torch.device("meta"):
             network = networks.make_tokenizer(options)
         num_codes = network.vocabulary
@@ -162,7 +163,8 @@ class TokenizerTraining(System):
     def batch_spec(self, step: int) -> list[BatchSpec]:
         """See `System.batch_spec`."""
         o = self.options
-        return [BatchSpec(o.clip_frames, (FrameClip("clip", o.height, o.width, 0, o.clip_frames),))]
+        clip = FrameClip("clip", o.height, o.width, first=0, count=o.clip_frames, stride=o.frame_stride)
+        return [BatchSpec((o.clip_frames - 1) * o.frame_stride + 1, (clip,))]
 
     # ---- Random numbers ---------------------------------------------------------------------------------------------
 
@@ -244,7 +246,7 @@ class TokenizerTraining(System):
 
     def apply(self, name: str, module: nn.Module, report: optim.Report) -> None:
         """Take the step of one optimiser."""
-        limit, gain = self.options.clip_norm, 1 / self.run.grad_accum
+        limit, gain = self.options.clip_norm or None, 1 / self.run.grad_accum
         num_nonfinite, norm = optim.apply_gradients(module.parameters(), self.optimizers[name], gain, limit)
         report.add("progress", **{f"{name}_grad_norm": norm, f"{name}_nonfinite_gradients": num_nonfinite.float()})
 

@@ -23,7 +23,11 @@ OPTIONS = {
     "discriminator_iter_start": ("gan_start", 2),
     "lr": ("lr", 3e-4),
 }
-PREFIXES = {"image_discriminator": "image_discriminator.", "video_discriminator": "video_discriminator.", "tokenizer": ""}
+PREFIXES = {
+    "image_discriminator": "image_discriminator.",
+    "video_discriminator": "video_discriminator.",
+    "tokenizer": "",
+}
 
 
 class GoldenTraining(TokenizerTraining):
