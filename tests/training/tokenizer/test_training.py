@@ -40,7 +40,7 @@ class GoldenTraining(TokenizerTraining):
             prefix = PREFIXES[name]
             state = {prefix + key: value for key, value in module.state_dict().items()}
             module.load_state_dict({k.removeprefix(prefix): v for k, v in golden_files.wave_fill(state).items()})
-        self.network.codebook.initialised.fill_(1)
+        self.network.get_buffer("codebook.initialised").fill_(1)
 
     def load_perceptual(self):
         """Without its dropout, as the golden numbers were made."""
