@@ -79,6 +79,11 @@ def unknown_entries(name: str, tested: Iterable[str]) -> list[str]:
 # Weights.
 
 
+def salt_of(golden: Mapping[str, Any]) -> int:
+    """Return the number that distinguishes the weights of one set of golden numbers from those of others."""
+    return int(golden["_about"].get("salt", 0))
+
+
 def wave_fill(state: Mapping[str, torch.Tensor], salt: int = 0) -> dict[str, torch.Tensor]:
     """Return the weights of TATS and MeBT for a state of published names; integer entries keep their values."""
     return {name: wave_values(name, value, salt) for name, value in state.items()}

@@ -1,11 +1,17 @@
-"""Convolutional networks over a long axis in chunks with margins: equal to the whole, in constant memory."""
+"""Convolutions over a long axis in chunks: each layer keeps the few frames that its next outputs need.
+
+The result is that of the whole at once, nothing is computed twice, and memory does not grow with the length.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+TIME = 2  # axis of frames in (N, C, T, H, W)
 
 
 def round_up(number: int, step: int) -> int:
@@ -13,32 +19,105 @@ def round_up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
-def stream(
-    process: Callable[[Tensor], Tensor], pieces: Iterable[Tensor], chunk: int, margin: int,
-    axis: int, out_axis: int | None = None, grow: int = 1, shrink: int = 1,
-) -> Iterator[Tensor]:  # fmt: skip
-    """Yield successive parts of `process` of all pieces, concatenated along `axis`, without holding them all.
+def take(x: Tensor, start: int, stop: int | None = None) -> Tensor:
+    """Return frames [start, stop) of (N, C, T, H, W)."""
+    return x[:, :, start:stop]
 
-    `process` makes `grow` / `shrink` entries along `out_axis` of each entry along `axis`, and an output depends on at
-    most `margin` inputs before and after its own. Chunks and margins are multiples of `shrink`. Pieces may have any
-    lengths.
+
+class Layer:
+    """A part of a network that takes successive frames and returns those of its outputs that are then known."""
+
+    def push(self, x: Tensor | None, end: bool) -> Tensor | None:
+        """Take the next frames (N, C, T, H, W), None for none, and return outputs; with `end` all that are left."""
+        raise NotImplementedError
+
+
+class Pointwise(Layer):
+    """A function of each frame alone."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        self.function = function
+
+    def push(self, x: Tensor | None, end: bool) -> Tensor | None:
+        """See `Layer.push`."""
+        return None if x is None else self.function(x)
+
+
+class Windowed(Layer):
+    """A function of windows of `kernel` frames, each `step` frames after the one before.
+
+    `padding` is that of `F.pad` for width, height and frames. `function` takes padded frames; for n more frames than
+    `kernel` it returns the outputs of n / step more windows.
     """
-    assert chunk > 0 and chunk % shrink == 0 and margin % shrink == 0, (chunk, margin, shrink)
-    out_axis = axis if out_axis is None else out_axis
-    source, held, base, done, ended = iter(pieces), None, 0, 0, False  # `held` begins with input number `base`
-    while True:
-        while not ended and (held is None or base + held.shape[axis] < done + chunk + margin):
-            piece = next(source, None)
-            ended = piece is None
-            if piece is not None:
-                held = piece if held is None else torch.cat([held, piece], dim=axis)
-        end = base + (0 if held is None else held.shape[axis])
-        if held is None or done >= end:
-            return
-        stop = min(done + chunk, end)
-        window = held.narrow(axis, 0, min(stop + margin, end) - base)
-        first, count = (number * grow // shrink for number in (done - base, stop - done))
-        yield process(window).narrow(out_axis, first, count)
-        done = stop
-        skip = max(done - margin - base, 0)
-        held, base = held.narrow(axis, skip, end - base - skip), base + skip
+
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], kernel: int, padding: Sequence[int], mode: str, step: int = 1
+    ):
+        self.function, self.kernel, self.step, self.mode = function, kernel, step, mode
+        *self.others, self.front, self.back = padding
+        self.held: Tensor | None = None
+        self.begun = False
+
+    def push(self, x: Tensor | None, end: bool) -> Tensor | None:
+        """See `Layer.push`."""
+        held = joined(self.held, x)
+        if held is None:
+            return None
+        # Reflections need a frame more than they add.
+        if not self.begun and (held.shape[TIME] > self.front or end):
+            held, self.begun = self._pad(held, [0, 0, 0, 0, self.front, 0]), True
+        if end:
+            held = self._pad(held, [0, 0, 0, 0, 0, self.back])
+        count = (held.shape[TIME] - self.kernel) // self.step + 1 if self.begun else 0
+        if count <= 0:
+            self.held = held
+            return None
+        self.held = take(held, count * self.step).clone()  # a view would keep all frames
+        window = take(held, 0, (count - 1) * self.step + self.kernel)
+        return self.function(self._pad(window, [*self.others, 0, 0]))
+
+    def _pad(self, x: Tensor, padding: list[int]) -> Tensor:
+        return F.pad(x, padding, mode=self.mode) if any(padding) else x
+
+
+class Residual(Layer):
+    """x + f(x), where f is a chain of layers that returns its outputs later."""
+
+    def __init__(self, *layers: Layer):
+        self.layers = layers
+        self.waiting: Tensor | None = None
+
+    def push(self, x: Tensor | None, end: bool) -> Tensor | None:
+        """See `Layer.push`."""
+        self.waiting = joined(self.waiting, x)
+        y = push_all(self.layers, x, end)
+        if y is None or self.waiting is None:
+            return None
+        done, self.waiting = take(self.waiting, 0, y.shape[TIME]), take(self.waiting, y.shape[TIME]).clone()
+        return done + y
+
+
+def joined(held: Tensor | None, x: Tensor | None) -> Tensor | None:
+    """Return frames and those after them, either of which may be absent."""
+    if held is None or x is None:
+        return x if held is None else held
+    return torch.cat([held, x], dim=TIME)
+
+
+def push_all(layers: Iterable[Layer], x: Tensor | None, end: bool) -> Tensor | None:
+    """Return the outputs of a chain of layers for the next frames, None for none."""
+    for layer in layers:
+        x = layer.push(x, end)
+    return x
+
+
+def cut(pieces: Iterable[Tensor], size: int, axis: int) -> Iterator[tuple[Tensor, bool]]:
+    """Yield the content of pieces of any lengths along `axis` in chunks of `size`, and whether one is the last."""
+    held = None
+    for piece in pieces:
+        held = piece if held is None else torch.cat([held, piece], dim=axis)
+        while held.shape[axis] > size:
+            yield held.narrow(axis, 0, size), False
+            held = held.narrow(axis, size, held.shape[axis] - size)
+    if held is not None:
+        yield held, True

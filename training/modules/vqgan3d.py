@@ -15,13 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.modules import chunks
 from training.modules.autoencoder import Autoencoder, check_divisible
+from training.modules.chunks import Layer, Pointwise, Residual, Windowed, cut, push_all, round_up
 from training.modules.norms import make_norm
 from training.modules.quantizers import Quantizer, make_quantizer
 
@@ -53,6 +53,10 @@ class SameConv3d(nn.Module):
         """Convolve (N, C, T, H, W)."""
         return self.conv(F.pad(x, self.padding, mode=self.mode) if any(self.padding) else x)
 
+    def in_chunks(self) -> Layer:
+        """Return the same function for successive frames."""
+        return Windowed(self.conv, self.conv.kernel_size[0], self.padding, self.mode, self.conv.stride[0])
+
 
 class SameConvTranspose3d(nn.Module):
     """Transposed convolution of the padded input, cropped to the input's size times the stride."""
@@ -65,6 +69,12 @@ class SameConvTranspose3d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C, T, H, W)."""
         return self.convt(F.pad(x, self.padding, mode="replicate"))
+
+    def in_chunks(self) -> Layer:
+        """Return the same function for successive frames."""
+        # An output needs two inputs at stride 2, and four at stride 1.
+        needed = self.convt.kernel_size[0] // self.convt.stride[0] + self.convt.stride[0] - 1
+        return Windowed(self.convt, needed, self.padding, "replicate")
 
 
 class ResBlock3d(nn.Module):
@@ -81,6 +91,11 @@ class ResBlock3d(nn.Module):
         """Transform (N, C, T, H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(self.norm2(h)))
+
+    def in_chunks(self) -> list[Layer]:
+        """Return the same function for successive frames."""
+        first, second = (Pointwise(lambda x, norm=norm: F.silu(norm(x))) for norm in (self.norm1, self.norm2))
+        return [Residual(first, self.conv1.in_chunks(), second, self.conv2.in_chunks())]
 
 
 def level_strides(downsample: Sequence[int]) -> list[Stride]:
@@ -106,6 +121,10 @@ class DownBlock(nn.Module):
         """Transform (N, C, T, H, W)."""
         return self.res(self.down(x))
 
+    def in_chunks(self) -> list[Layer]:
+        """Return the same function for successive frames."""
+        return [self.down.in_chunks(), *self.res.in_chunks()]
+
 
 class UpBlock(nn.Module):
     """A transposed convolution and two residual blocks."""
@@ -119,6 +138,10 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Transform (N, C, T, H, W)."""
         return self.res2(self.res1(self.up(x)))
+
+    def in_chunks(self) -> list[Layer]:
+        """Return the same function for successive frames."""
+        return [self.up.in_chunks(), *self.res1.in_chunks(), *self.res2.in_chunks()]
 
 
 class Activated(nn.Sequential):
@@ -148,6 +171,11 @@ class Encoder3d(nn.Module):
         for block in self.conv_blocks:
             x = block(x)
         return self.final_block(x)
+
+    def in_chunks(self) -> list[Layer]:
+        """Return the same function for successive frames."""
+        blocks = [layer for block in cast(Iterable[DownBlock], self.conv_blocks) for layer in block.in_chunks()]
+        return [self.conv_first.in_chunks(), *blocks, Pointwise(self.final_block)]
 
     def reach(self) -> tuple[int, int]:
         """Return how many frames before and after its own ones a latent frame depends on."""
@@ -180,6 +208,11 @@ class Decoder3d(nn.Module):
         for block in self.conv_blocks:
             x = block(x)
         return self.conv_last(x)
+
+    def in_chunks(self) -> list[Layer]:
+        """Return the same function for successive frames."""
+        blocks = [layer for block in cast(Iterable[UpBlock], self.conv_blocks) for layer in block.in_chunks()]
+        return [Pointwise(self.final_block), *blocks, self.conv_last.in_chunks()]
 
     def reach(self) -> tuple[int, int]:
         """Return how many latent frames before and after its own one a latent frame's output depends on."""
@@ -250,19 +283,41 @@ class VQGAN3D(Autoencoder):
         networks whose codes depend on all frames, and if the strides do not divide the video.
         """
         self._check_chunks(self.padding)
-        step = self.downsample[0]
-        margin = chunks.round_up(max(self.encoder.reach()), step)
-        return chunks.stream(self.encode, video, chunks.round_up(chunk, step), margin, axis=2, shrink=step, out_axis=1)
+        return self._encode_stream(video, round_up(chunk, self.downsample[0]))
 
-    def decode_stream(self, codes: Iterable[Tensor], chunk: int = 16) -> Iterator[Tensor]:
+    def _encode_stream(self, video: Iterable[Tensor], chunk: int) -> Iterator[Tensor]:
+        layers = [*self.encoder.in_chunks(), Pointwise(self.pre_vq_conv)]
+        for part, end in cut(video, chunk, axis=2):
+            check_divisible(part, self.downsample)
+            z = push_all(layers, part * self.scale, end)
+            if z is not None:
+                yield self.quantizer.encode(z)
+
+    def decode_stream(self, codes: Iterable[Tensor], chunk: int = 4) -> Iterator[Tensor]:
         """Decode pieces of codes (N, t_i, h, w), `chunk` latent frames at a time: yield frames (N, 3, T_i, H, W).
 
         The frames are those of decoding all codes at once, in memory that does not grow with their number. Raises
         `ValueError` for networks whose frames depend on all codes.
         """
         self._check_chunks("replicate")
-        margin = max(self.decoder.reach())
-        return chunks.stream(self.decode, codes, chunk, margin, axis=1, grow=self.downsample[0], out_axis=2)
+        return self._decode_stream(codes, chunk)
+
+    def _decode_stream(self, codes: Iterable[Tensor], chunk: int) -> Iterator[Tensor]:
+        layers = [Pointwise(self.post_vq_conv), *self.decoder.in_chunks()]
+        for part, end in cut(codes, chunk, axis=1):
+            x = push_all(layers, self.quantizer.lookup(part), end)
+            if x is not None:
+                yield x / self.scale
+
+    def decode_part(self, codes: Tensor, start: int, stop: int) -> Tensor:
+        """Return the frames of latent frames [start, stop) of codes (N, t, h, w), by decoding those and a margin.
+
+        They are those of decoding all codes at once.
+        """
+        self._check_chunks("replicate")
+        before, after = self.decoder.reach()
+        first, step = max(start - before, 0), self.downsample[0]
+        return self.decode(codes[:, first : stop + after])[:, :, (start - first) * step : (stop - first) * step]
 
     def _check_chunks(self, padding: str) -> None:
         if self.norm == "group":

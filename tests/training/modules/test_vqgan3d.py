@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests import golden_files
-from training.modules.chunks import stream
+from training.modules.chunks import Pointwise, Residual, Windowed, cut, push_all
 from training.modules.discriminators import PatchDiscriminator
 from training.modules.vqgan3d import VQGAN3D, SameConv3d, SameConvTranspose3d
 
@@ -20,11 +20,11 @@ ARGUMENTS = {
 }
 
 
-def golden_network(arguments, shape, **more):
+def golden_network(arguments, shape, salt=0):
     """A network with the weights of the golden numbers, in eval mode."""
     options = {ours: arguments.get(theirs, default) for theirs, (ours, default) in ARGUMENTS.items()}
-    network = VQGAN3D(shape[3], shape[4], shape[2], **options, **more)
-    network.load_state_dict(golden_files.wave_fill(network.state_dict()))
+    network = VQGAN3D(shape[3], shape[4], shape[2], **options)
+    network.load_state_dict(golden_files.wave_fill(network.state_dict(), salt))
     return network.eval()
 
 
@@ -32,7 +32,7 @@ def golden_network(arguments, shape, **more):
 @torch.no_grad()
 def test_network(entry, golden):
     shape = entry["x"]["shape"]
-    network = golden_network(entry["args"], shape)
+    network = golden_network(entry["args"], shape, golden_files.salt_of(golden))
     x = golden_files.wave(shape, entry["x"]["f"], entry["x"].get("p", 0), entry["x"].get("a", 0.5))
     golden_files.check(network.encoder(x), entry["encoder"], where="encoder")
     z = network.features(x)
@@ -61,8 +61,9 @@ def test_same_convolution(entry, golden, request):
         layer, names = SameConv3d(2, 3, int(kernel), (t, h, w), *case.split("_")[1:]), "conv"
     state = {f"{case}.{name}": value for name, value in layer.state_dict().items()}
     assert all(name.startswith(f"{case}.{names}.") for name in state)
-    layer.load_state_dict({name[len(case) + 1 :]: v for name, v in golden_files.wave_fill(state).items()})
-    y = layer(golden_files.wave(entry["x"]["shape"], entry["x"]["f"], entry["x"].get("p", 0), entry["x"]["a"]))
+    filled = golden_files.wave_fill(state, golden_files.salt_of(golden))
+    layer.load_state_dict({name[len(case) + 1 :]: v for name, v in filled.items()})
+    y = layer(golden_files.wave(entry["x"]["shape"], entry["x"]["f"], entry["x"].get("p", 0), entry["x"].get("a", 0.5)))
     golden_files.check(y, entry["y"], where=case)
 
 
@@ -97,47 +98,71 @@ def test_codes_move_with_the_clip():
 @pytest.mark.parametrize("downsample", [[4, 8, 8], [4, 4, 4], [2, 4, 8], [1, 8, 8], [8, 8, 8]])
 @torch.no_grad()
 def test_chunks_equal_the_whole(downsample):
-    network = golden_network({"downsample": downsample, "n_hiddens": 2}, (1, 3, 96, 8, 8))
+    network = golden_network({"downsample": downsample, "n_hiddens": 2}, (1, 3, 64, 8, 8))
     t = downsample[0]
-    x = golden_files.wave((2, 3, 96, 8, 8), 0.05, a=1.0)
+    x = golden_files.wave((2, 3, 64, 8, 8), 0.05, a=1.0)
     whole = network.encode(x)
-    for chunk, sizes in ((t, [5, 1, 90]), (32, [96]), (40, [32, 32, 32])):
-        parts = list(network.encode_stream(x.split(sizes, dim=2), chunk))
-        assert torch.equal(torch.cat(parts, dim=1), whole)
-        assert len(parts) == -(-96 // (-(-chunk // t) * t))
+    for chunk, sizes in ((t, [5, 1, 58]), (24, [16, 48]), (100, [64])):
+        codes = torch.cat(list(network.encode_stream(x.split(sizes, dim=2), chunk)), dim=1)
+        assert torch.equal(codes, whole)
     video = network.decode(whole)
-    for chunk, sizes in ((1, [96 // t]), (5, [1, 96 // t - 1])):
+    for chunk, sizes in ((1, [64 // t]), (5, [1, 64 // t - 1]), (100, [64 // t])):
         parts = torch.cat(list(network.decode_stream(whole.split(sizes, dim=1), chunk)), dim=2)
         assert parts.shape == video.shape
         assert (parts - video).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("padding", ["constant", "reflect"])
 @torch.no_grad()
-def test_margins_are_not_too_large():
-    """Without one latent frame of the margin, chunks differ: the reach is exact."""
+def test_chunks_of_other_paddings_equal_the_whole(padding):
+    network = golden_network({"padding_type": padding, "n_hiddens": 2}, (1, 3, 24, 16, 16))
+    x = golden_files.wave((1, 3, 24, 16, 16), 0.05, a=1.0)
+    z = network.latents(x)
+    layers = [*network.encoder.in_chunks(), Pointwise(network.pre_vq_conv)]
+    parts = [push_all(layers, part * 0.5, end) for part, end in cut([x], 4, axis=2)]
+    assert (torch.cat([part for part in parts if part is not None], dim=2) - z).abs().max() < 1e-5
+    assert torch.equal(torch.cat(list(network.encode_stream([x], 8)), dim=1), network.encode(x))
+
+
+@pytest.mark.parametrize("num_latents", [1, 2, 3])
+@torch.no_grad()
+def test_short_videos_in_chunks_equal_the_whole(num_latents):
+    network = golden_network({"n_hiddens": 2}, (1, 3, 16, 8, 8))
+    codes = torch.arange(num_latents).view(1, -1, 1, 1)
+    parts = torch.cat(list(network.decode_stream([codes], 1)), dim=2)
+    assert (parts - network.decode(codes)).abs().max() < 1e-5
+    assert list(network.decode_stream([])) == []
+
+
+@torch.no_grad()
+def test_parts_need_exactly_their_margins():
+    """With the reach of the layers parts equal the whole, with less they do not."""
     network = golden_network({"n_hiddens": 2}, (1, 3, 96, 8, 8))
     codes = torch.arange(20).view(1, 20, 1, 1) % 16
     video = network.decode(codes)
+    for start, stop in ((0, 20), (0, 1), (3, 5), (18, 20)):
+        assert (network.decode_part(codes, start, stop) - video[:, :, 4 * start : 4 * stop]).abs().max() < 1e-5
+    less = network.decode(codes[:, 4:16])[:, :, 16:-16]  # 4 instead of 6
+    assert (less - video[:, :, 32:48]).abs().max() > 1e-4
+    x = golden_files.wave((1, 3, 96, 8, 8), 0.05, a=1.0)
+    latents = network.latents(x)
+    assert (network.latents(x[:, :, 8:80])[:, :, 8:10] - latents[:, :, 10:12]).abs().max() < 1e-6
+    assert (network.latents(x[:, :, 16:80])[:, :, 5:6] - latents[:, :, 9:10]).abs().max() > 1e-6
 
-    def error(margin):
-        parts = list(stream(network.decode, [codes], 2, margin, axis=1, grow=4, out_axis=2))
-        return (torch.cat(parts, dim=2) - video).abs().max().item()
 
-    assert error(6) < 1e-5
-    assert error(4) > 1e-4
-
-
-def test_long_codes_need_no_more_memory():
-    """A chunk never holds more than itself and its margins."""
+@torch.no_grad()
+def test_layers_hold_few_frames():
+    network = golden_network({"n_hiddens": 2}, (1, 3, 16, 8, 8))
+    layers = [Pointwise(network.post_vq_conv), *network.decoder.in_chunks()]
     held = []
-
-    def process(x):
-        held.append(x.shape[1])
-        return x.repeat_interleave(2, dim=1)
-
-    parts = list(stream(process, (torch.arange(i, i + 3)[None] for i in range(0, 300, 3)), 8, 4, axis=1, grow=2))
-    assert torch.equal(torch.cat(parts, dim=1), torch.arange(300).repeat_interleave(2)[None])
-    assert max(held) <= 8 + 2 * 4
+    for number in range(12):
+        push_all(layers, network.quantizer.lookup(torch.full((1, 4, 1, 1), number)), end=False)
+        windows = [layer for layer in layers if isinstance(layer, Windowed)]
+        windows += [part for layer in layers if isinstance(layer, Residual) for part in layer.layers]
+        held.append(
+            sum(layer.held.shape[2] for layer in windows if isinstance(layer, Windowed) and layer.held is not None)
+        )
+    assert max(held) == held[1], "what is kept does not grow"
 
 
 @pytest.mark.parametrize(

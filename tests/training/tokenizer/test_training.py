@@ -14,6 +14,7 @@ from training.tokenizer.system import TokenizerOptions, TokenizerTraining
 # Options of the release by the names of its command line, with the defaults of the golden numbers.
 OPTIONS = {
     "disc_channels": ("disc_channels", 4),
+    "disc_layers": ("disc_layers", 3),
     "l1_weight": ("l1_weight", 4.0),
     "perceptual_weight": ("perceptual_weight", 4.0),
     "image_gan_weight": ("image_gan_weight", 1.0),
@@ -33,18 +34,19 @@ PREFIXES = {
 class GoldenTraining(TokenizerTraining):
     """The system with the weights and draws of the golden numbers, which records the sums of codes."""
 
-    def __init__(self, options, run):
+    def __init__(self, options, run, salt):
+        self.salt = salt
         super().__init__(options, run)
         self.drawn, self.code_sums = [], []
         for name, module in self.modules.items():
             prefix = PREFIXES[name]
             state = {prefix + key: value for key, value in module.state_dict().items()}
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in golden_files.wave_fill(state).items()})
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in golden_files.wave_fill(state, salt).items()})
         self.network.get_buffer("codebook.initialised").fill_(1)
 
     def load_perceptual(self):
         """Without its dropout, as the golden numbers were made."""
-        return PerceptualLoss(golden_lpips(), legacy=True).eval()
+        return PerceptualLoss(golden_lpips(self.salt), legacy=True).eval()
 
     def draw_frames(self, step, num_frames):
         """Recorded ones."""
@@ -64,7 +66,7 @@ class GoldenTraining(TokenizerTraining):
         raise KeyError(name)
 
 
-def golden_system(entry):
+def golden_system(entry, salt):
     arguments, shape, rounds = entry["args"], entry["batch"], entry["accumulate"]
     given = {ours: arguments.get(theirs, default) for theirs, (ours, default) in OPTIONS.items()}
     network = {ours: arguments.get(theirs, default) for theirs, (ours, default) in ARGUMENTS.items()}
@@ -72,7 +74,7 @@ def golden_system(entry):
         height=shape[3], width=shape[4], clip_frames=shape[2], arguments=network, clip_norm=entry["clip"], legacy=True,
         quantizer={"kind": "ema", "restart": not arguments.get("no_random_restart", True)}, **given,
     )  # fmt: skip
-    return GoldenTraining(options, Run(batch=shape[0] * rounds, grad_accum=rounds, steps=100))
+    return GoldenTraining(options, Run(batch=shape[0] * rounds, grad_accum=rounds, steps=100), salt)
 
 
 def clips_of(entry, step):
@@ -84,7 +86,7 @@ def clips_of(entry, step):
 
 @golden_files.entries("tats", "train_*")
 def test_steps(entry, golden):
-    system, size = golden_system(entry), entry["batch"][0]
+    system, size = golden_system(entry, golden_files.salt_of(golden)), entry["batch"][0]
     system.drawn = [
         np.concatenate([np.stack([part[k]["frame_idx"] for k in "GD"], 1) for part in step["micro"]])
         for step in entry["steps"]
