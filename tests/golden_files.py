@@ -33,7 +33,7 @@ NOT_TESTED = {
     "river": "vector_field* time_embedding* full_size* path* train* generate* integrators* grid_points* "
     "torch_rng_order* refiner* lr* colour_augmentation* h5* to_uint8* checkpoint_loader*",
     "teco": "parameters* posterior* temporal* train* schedule* maskgit* decoder* sampler* timestep* rollout* n_cond* "
-    "lr* metrics* uint8_roundtrip* checkpoint_files*",
+    "lr* metrics* uint8_roundtrip*",
 }
 DESCRIPTIONS = ("_about", "about", "config")
 

@@ -158,6 +158,20 @@ class _Unpickler(pickle.Unpickler):
         return Stored(str(key), storage.dtype, num_values, 0, (num_values,), (1,))
 
 
+def load_pickle(path: str | os.PathLike[str]) -> Any:
+    """Return the content of a plain pickle, such as saved arguments: plain values and `Inert` records.
+
+    Raises `ValueError` naming the file if it is damaged.
+    """
+    try:
+        file = io.BytesIO(Path(path).read_bytes())
+        safe_pickle.refuse_overload(file)
+        return _Unpickler(file).load()
+    except Exception as error:  # a damaged pickle can raise almost any error
+        reason = safe_pickle.one_line(f"{type(error).__name__}: {error}")
+        raise ValueError(f"{path} is damaged, or is no pickle ({reason})") from error
+
+
 class Archive:
     """An archive of `torch.save`, open for reading.
 

@@ -6,6 +6,7 @@
 | MeBT | Lightning .ckpt of a transformer with the VQGAN of TATS | `VQGAN3D` |
 | taming-transformers, latent diffusion | .ckpt of a VQGAN, or of a model with it as `first_stage_model` | `VQGAN2D` |
 | RIVER | .pth of its own VQ-VAE, or of a model that holds its autoencoder as `ae` | `RiverVQVAE`, `VQGAN2D` |
+| TECO | folder of a VQGAN with `args` and `checkpoints/checkpoint_<step>`, written by flax | `VQGAN2D` |
 
 Sizes are read from the shapes of the tensors; strides, frame size and length of clips from the hyper-parameters where
 the file has them. Discriminators, perceptual networks and optimisers are left out.
@@ -16,11 +17,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torch_utils import flax_file, safe_archive
 from torch_utils.safe_archive import Archive, Inert, Stored
 from training.modules.vqgan2d import VQGAN2D, RiverVQVAE
 from training.modules.vqgan3d import VQGAN3D
@@ -268,3 +271,48 @@ def _in_order(part: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
 def from_flax(array: Tensor) -> Tensor:
     """Return a tensor of a flax checkpoint in our layout: kernels (height, width, in, out) -> (out, in, ...)."""
     return array.permute(3, 2, 0, 1).contiguous() if array.ndim == 4 else array
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest file checkpoints/checkpoint_<step> of a run of TECO's code, None if the folder is none."""
+    found = [path for path in folder.glob("checkpoints/checkpoint_*") if path.name.rpartition("_")[2].isdigit()]
+    return max(found, key=lambda path: int(path.name.rpartition("_")[2]), default=None)
+
+
+def read_flax(folder: Path, checkpoint: Path) -> nn.Module | None:
+    """Return the VQGAN in a run of TECO's code, which has its arguments beside the checkpoints; None if it has another.
+
+    Raises `ValueError` naming the file that is damaged or lacks a part.
+    """
+    arguments = plain(safe_archive.load_pickle(folder / "args"))
+    if not isinstance(arguments, dict) or arguments.get("model") != "vqgan":
+        return None
+    tree = flax_file.load(checkpoint)
+    try:
+        options = {
+            "height": arguments["resolution"],
+            "width": arguments["resolution"],
+            "embedding_dim": arguments["embed_dim"],
+            "num_codes": arguments["n_embed"],
+            "double_z": bool(arguments.get("double_z")),
+            "quantizer": {"kind": "vq", "legacy": True},
+        }
+        names = ("resolution", "ch", "ch_mult", "num_res_blocks", "attn_resolutions", "z_channels")
+        options |= {name: arguments[name] for name in names}
+        with torch.device("meta"):
+            wanted = flax_names(VQGAN2D(**options))
+        trees = flatten(tree["params"]) | flatten(tree["model_state"])
+        tensors = {ours: from_flax(torch.from_numpy(trees[path])) for ours, path in wanted.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{checkpoint} is a tokenizer with a missing part: {error.args[0]!r} cannot be read; download it again"
+        ) from error
+    return build_network(VQGAN2D, options, tensors, str(checkpoint))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested dictionaries by their paths, joined by "/"."""
+    found: dict[str, Any] = {}
+    for key, item in tree.items():
+        found |= flatten(item, f"{prefix}{key}/") if isinstance(item, dict) else {f"{prefix}{key}": item}
+    return found

@@ -7,7 +7,7 @@ from tests import golden_files
 TESTED = {
     "tats": ["vqgan_eval*", "disc*", "samepad*", "codebook*", "lpips*", "train_*"],
     "river": ["own_vqvae*", "ldm_vq*", "quantiser*", "small_inputs*"],
-    "teco": ["vqgan*", "codebook*", "small_inputs*"],
+    "teco": ["vqgan*", "codebook*", "small_inputs*", "checkpoint_files*"],
 }
 
 

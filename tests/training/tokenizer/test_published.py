@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import pickle
+import struct
 import sys
 import types
 
@@ -244,3 +246,54 @@ def test_other_archives_are_not_opened_as_tokenizers(tmp_path):
         load_network(path)
     assert published.find_tokenizer([1, 2]) is None
     assert published.find_tokenizer({"state_dict": {"a": 3}}) is None
+
+
+def packed(value):
+    """What flax writes, in the formats of msgpack that it needs here."""
+    if isinstance(value, dict):
+        return struct.pack(">BH", 0xDE, len(value)) + b"".join(packed(k) + packed(v) for k, v in value.items())
+    if isinstance(value, str):
+        return struct.pack(">BB", 0xD9, len(value)) + value.encode()
+    if isinstance(value, int):
+        return struct.pack(">BI", 0xCE, value)
+    shape = b"".join(packed(size) for size in value.shape)
+    inner = struct.pack(">BB", 0x93, 0x90 + value.ndim) + shape + packed(str(value.dtype))
+    inner += struct.pack(">BI", 0xC6, value.nbytes) + value.tobytes()
+    return struct.pack(">BIb", 0xC9, len(inner), 1) + inner
+
+
+def teco_run(network, folder):
+    """A run of TECO's code with two checkpoints, of which the second holds the network."""
+    tree = {"params": {}, "model_state": {}, "step": 3}
+    for ours, path in published.flax_names(network).items():
+        value = network.state_dict()[ours]
+        node = tree["model_state" if path.startswith("stats") else "params"]
+        *parts, leaf = path.split("/")
+        for part in parts:
+            node = node.setdefault(part, {})
+        node[leaf] = (value.permute(2, 3, 1, 0) if value.ndim == 4 else value).contiguous().numpy()
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "checkpoint_9").write_bytes(packed({"step": 9}))
+    (folder / "checkpoints" / "checkpoint_100001").write_bytes(packed(tree))
+    options = network.options
+    names = ("resolution", "ch", "ch_mult", "num_res_blocks", "attn_resolutions", "z_channels", "double_z")
+    arguments = {name: options[name] for name in names} | {"embed_dim": options["embedding_dim"], "model": "vqgan"}
+    arguments = argparse.Namespace(**arguments, n_embed=options["num_codes"], output_dir="logs/x")
+    (folder / "args").write_bytes(pickle.dumps(arguments))
+    return tree
+
+
+def test_teco(tmp_path):
+    network = taming_network()
+    golden_files.fill_river(network, 11)
+    tree = teco_run(network, tmp_path)
+    found = load_network(str(tmp_path))
+    assert isinstance(found, VQGAN2D) and (found.height, found.width) == (256, 256)
+    check_network(found, network)
+    del tree["params"]["quant_conv"]
+    (tmp_path / "checkpoints" / "checkpoint_100001").write_bytes(packed(tree))
+    with pytest.raises(ValueError, match="checkpoint_100001 is a tokenizer with a missing part: 'quant_conv"):
+        load_network(str(tmp_path))
+    (tmp_path / "checkpoints" / "checkpoint_100001").write_bytes(packed(tree)[:-9])
+    with pytest.raises(ValueError, match="checkpoint_100001 is damaged"):
+        load_network(str(tmp_path))
