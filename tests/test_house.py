@@ -36,7 +36,18 @@ COMMANDS = {
     "runs.demo": "main",
     **{
         f"benchmarks.{name}": "main"
-        for name in ("all", "compare", "generate", "loader", "metrics", "networks", "ops", "startup", "train_step")
+        for name in (
+            "all",
+            "compare",
+            "generate",
+            "loader",
+            "metrics",
+            "networks",
+            "ops",
+            "startup",
+            "tokenizer",
+            "train_step",
+        )
     },
     "torch_utils.custom_ops": "main",
 }

@@ -123,6 +123,15 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     return all_reduce_sum(tensor) / get_world_size()
 
 
+def from_main(tensor: torch.Tensor) -> torch.Tensor:
+    """Return rank 0's `tensor` on every rank, as a new tensor; all ranks pass the same shape; not differentiable."""
+    if not dist.is_initialized():
+        return tensor.detach()
+    value = tensor.detach().clone(memory_format=torch.contiguous_format)
+    dist.broadcast(value, src=0)
+    return value
+
+
 def broadcast_object(value):
     """Return the `value` of rank 0 (any picklable object) on every rank."""
     if not dist.is_initialized():

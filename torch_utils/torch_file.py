@@ -39,6 +39,17 @@ class Storage:
         self.values = values
 
 
+def check_view(num_stored: int, offset: Any, shape: Any, stride: Any) -> None:
+    """Raise ForeignError unless a tensor lies within its storage of so many values."""
+    if not isinstance(shape, tuple | list) or not isinstance(stride, tuple | list):
+        raise ForeignError("a tensor in it has no shape")
+    if any(type(number) is not int or number < 0 for number in (offset, *shape, *stride)):
+        raise ForeignError("a tensor in it has a shape or strides that are not whole numbers")
+    num_needed = 0 if 0 in shape else offset + 1 + sum((s - 1) * d for s, d in zip(shape, stride, strict=True))
+    if num_needed > num_stored or math.prod(max(s, 1) for s in shape) > MAX_TENSOR_VALUES:
+        raise ForeignError(f"a tensor of shape {tuple(shape)} is larger than its storage of {num_stored} values")
+
+
 def rebuild_tensor(
     budget: Budget, storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any = False, *args: Any
 ) -> torch.Tensor:
@@ -46,15 +57,8 @@ def rebuild_tensor(
     if not isinstance(storage, Storage):
         raise ForeignError("a tensor in it has no storage")
     values = storage.values
-    if not isinstance(shape, tuple | list) or not isinstance(stride, tuple | list):
-        raise ForeignError("a tensor in it has no shape")
-    if any(type(number) is not int or number < 0 for number in (offset, *shape, *stride)):
-        raise ForeignError("a tensor in it has a shape or strides that are not whole numbers")
-    num_needed = 0 if 0 in shape else offset + 1 + sum((s - 1) * d for s, d in zip(shape, stride, strict=True))
-    num_values = math.prod(shape)
-    if num_needed > len(values) or math.prod(max(s, 1) for s in shape) > MAX_TENSOR_VALUES:
-        raise ForeignError(f"a tensor of shape {tuple(shape)} is larger than its storage of {len(values)} values")
-    budget.charge(num_values * values.itemsize + _TENSOR_BYTES)
+    check_view(len(values), offset, shape, stride)
+    budget.charge(math.prod(shape) * values.itemsize + _TENSOR_BYTES)
     tensor = values.as_strided(tuple(shape), tuple(stride), offset)
     return tensor.requires_grad_() if requires_grad is True and tensor.is_floating_point() else tensor
 
@@ -128,22 +132,28 @@ def load(path: str | os.PathLike[str]) -> Any:
         raise ValueError(explain("it", error, "tensors and plain values")) from error
 
 
+def find_folder(archive: zipfile.ZipFile, budget: Budget) -> str:
+    """Return the folder inside an archive of `torch.save` that holds data.pkl; raise ForeignError if it is none."""
+    entries = archive.infolist()
+    num_bytes = sum(entry.file_size for entry in entries)
+    if any(entry.compress_type for entry in entries) or num_bytes > budget.num_bytes:
+        raise ForeignError("it unpacks to more than it holds")
+    names = [entry.filename for entry in entries if entry.filename.endswith("/data.pkl")]
+    if len(names) != 1:
+        raise ForeignError("it has no data.pkl, or several")
+    folder = names[0].removesuffix("data.pkl")
+    if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+        raise ForeignError("its values are not in the order of bytes of this machine")
+    return folder
+
+
 def _load_archive(file: IO[bytes], budget: Budget) -> Any:
     with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-        num_bytes = sum(entry.file_size for entry in entries)
-        if any(entry.compress_type for entry in entries) or num_bytes > budget.num_bytes:
-            raise ForeignError("it unpacks to more than it holds")
-        names = [entry.filename for entry in entries if entry.filename.endswith("/data.pkl")]
-        if len(names) != 1:
-            raise ForeignError("it has no data.pkl, or several")
-        folder = names[0].removesuffix("data.pkl")
-        if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
-            raise ForeignError("its values are not in the order of bytes of this machine")
+        folder = find_folder(archive, budget)
         storages: dict[str, Storage] = {}
 
         def load_storage(pid: Any) -> Storage:
-            dtype, key, num_values, _ = _parse_pid(pid)
+            dtype, key, num_values, _ = parse_pid(pid)
             if key not in storages:
                 data = archive.read(f"{folder}data/{key}")
                 budget.charge(len(data))
@@ -154,10 +164,10 @@ def _load_archive(file: IO[bytes], budget: Budget) -> Any:
                 raise ForeignError(f"the storage {key} has {len(values)} values of {values.dtype}, not {num_values}")
             return storages[key]
 
-        return Unpickler(io.BytesIO(archive.read(names[0])), FILE_NAMES, budget, load_storage).load()
+        return Unpickler(io.BytesIO(archive.read(f"{folder}data.pkl")), FILE_NAMES, budget, load_storage).load()
 
 
-def _parse_pid(pid: Any) -> tuple[torch.dtype, str, int, Any]:
+def parse_pid(pid: Any) -> tuple[torch.dtype, str, int, Any]:
     """Return type, key and number of values of the storage that an identifier names, and what follows."""
     kind, dtype, key, _, num_values, *rest = pid
     if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
@@ -172,7 +182,7 @@ def load_legacy(file: IO[bytes], names: Mapping[tuple[str, str], Any], budget: B
     storages: dict[str, Storage] = {}
 
     def load_storage(pid: Any) -> Storage:
-        dtype, key, num_values, view = _parse_pid(pid)
+        dtype, key, num_values, view = parse_pid(pid)
         if view != [None]:
             raise ForeignError("a storage in it is a part of another one")
         if key not in storages:

@@ -67,7 +67,7 @@ class Budget:
     def check_key(self, key: Any, depth: int = 0) -> None:
         """Raise ForeignError unless hashing a key is quick, in a dict with all the others."""
         kind = type(key)
-        if kind is str or kind is bytes or (kind is int and 0 <= key <= MAX_PARTS) or key is None:
+        if kind is str or kind is bytes or (kind is int and 0 <= key <= MAX_PARTS) or key is None or kind is type:
             return
         self._num_keys += 1
         if kind is tuple and len(key) <= 16 and depth < 4:
@@ -96,6 +96,10 @@ class StandIn:
     def set_state(self, state: Any, budget: Budget) -> None:
         """Take the state that a pickle sets."""
         raise ForeignError(f"it sets the state of a {type(self).__name__}")
+
+    def extend(self, items: list[Any]) -> None:
+        """Take items that a pickle appends."""
+        raise ForeignError(f"it appends to a {type(self).__name__}")
 
 
 def _encode(budget: Budget, text: Any = None, encoding: Any = None) -> bytes:
@@ -255,7 +259,7 @@ class Unpickler(pickle._Unpickler):  # the one in Python, of which each step can
         self._extend(self.pop_mark())
 
     def _extend(self, items: list[Any]) -> None:
-        if type(self.stack[-1]) is not list:
+        if type(self.stack[-1]) is not list and not isinstance(self.stack[-1], StandIn):
             raise ForeignError(f"it appends to a {type(self.stack[-1]).__name__}")
         self.stack[-1].extend(items)
 

@@ -63,8 +63,16 @@ def update(
         for loss in losses:
             loss(piece).backward()
     network.requires_grad_(False)
-    num_nonfinite = distributed.sync_grads(network.parameters(), gain / len(rounds))
-    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    return apply_gradients(network.parameters(), optimizer, gain / len(rounds), clip_norm)
+
+
+def apply_gradients(
+    parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer, gain: float = 1.0, clip_norm: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Average the gradients over ranks, times `gain`, clip their norm, and take one optimiser step; see `update`."""
+    parameters = list(parameters)
+    num_nonfinite = distributed.sync_grads(parameters, gain)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     if clip_norm is not None:
         torch._foreach_mul_(gradients, (clip_norm / norm.clamp(min=1e-12)).clamp(max=1.0))  # pyright: ignore

@@ -64,6 +64,7 @@ class LPIPS(nn.Module):
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
         self.trunk = trunk
+        self.options = {"trunk": trunk.prefix}  # part of its identity
         convs = [layer for layer in trunk.layers if isinstance(layer, _Conv)]
         inputs = [3, *(conv.channels for conv in convs)]
         self.convs = nn.ModuleList(
@@ -75,8 +76,11 @@ class LPIPS(nn.Module):
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
         self.eval().requires_grad_(False)
 
-    def maps(self, x: Tensor) -> list[Tensor]:
-        """Return maps at five depths, normalised over channels: (N, 3, H, W) in [-1, 1] -> five times (N, C, h, w)."""
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Return maps at five depths: (N, 3, H, W) in [-1, 1] -> five times (N, C, h, w).
+
+        A single channel stands for all three.
+        """
         x = (x - self.mean) / self.std
         maps = []
         convs = iter(enumerate(self.convs))
@@ -87,8 +91,12 @@ class LPIPS(nn.Module):
             number, conv = next(convs)
             x = F.relu(conv(x))
             if number in self.trunk.taps:
-                maps.append(x / (x.norm(dim=1, keepdim=True) + NORM_EPS))
+                maps.append(x)
         return maps
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Return `features`, each divided by its norm over channels."""
+        return [x / (x.norm(dim=1, keepdim=True) + NORM_EPS) for x in self.features(x)]
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the distance of each pair: float32 (N, 3, H, W) in [-1, 1], twice -> (N,)."""

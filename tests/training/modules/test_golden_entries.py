@@ -1,0 +1,16 @@
+"""Every entry of a golden file has a test, or is listed as one that has none."""
+
+import pytest
+
+from tests import golden_files
+
+TESTED = {
+    "tats": ["vqgan_eval*", "disc*", "samepad*", "codebook*", "lpips*", "train_*"],
+    "river": ["own_vqvae*", "ldm_vq*", "quantiser*", "small_inputs*"],
+    "teco": ["vqgan*", "codebook*", "small_inputs*", "checkpoint_files*"],
+}
+
+
+@pytest.mark.parametrize("name", TESTED, ids=lambda name: f"golden-{name}")
+def test_entries_are_of_known_kinds(name):
+    assert not golden_files.unknown_entries(name, TESTED[name])

@@ -1,0 +1,70 @@
+"""Reconstruct videos: what a tokenizer keeps of them bounds everything that is generated from its codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.contract import Bundle
+from training.modules.autoencoder import Autoencoder
+from training.sampling import Needs, NoOptions, Request, Sampler, pieces, resolve_options
+
+
+class Reconstruction(Sampler):
+    """The frames of the prompt, encoded and decoded as `dataset_tools.encode_dataset` does: in clips of a fixed length.
+
+    Clips begin at multiples of their length, whatever part of the video is asked for. A video's last clip may be
+    shorter; its last frame is repeated until the stride divides it.
+    """
+
+    BLOCK = 16  # frames, at least
+
+    def __init__(self, network: Autoencoder):
+        self.network, self.networks = network, [network]
+        self.outputs = {"video": (network.height, network.width)}
+        self.needs = Needs(size=self.outputs["video"], follows=True)
+        self.block = -(-self.BLOCK // network.clip_frames) * network.clip_frames
+
+    @torch.no_grad()
+    def frames(self, request: Request) -> Iterator[dict[str, Tensor]]:
+        """See `Sampler.frames`."""
+        length, done = self.network.clip_frames, 0
+        weight = next(self.network.parameters())
+        for count in pieces(request.num_frames, self.block):
+            firsts = [start + done for start in request.starts]
+            bases = [first // length * length for first in firsts]
+            num_clips = max(-(-(first + count - base) // length) for first, base in zip(firsts, bases, strict=True))
+            video = request.prompt.frames(bases, num_clips * length, self.size).to(weight)
+            video = video.expand(len(firsts), -1, -1, -1, -1)
+            made = torch.cat([self.reconstruct(clip) for clip in video.split(length, dim=2)], dim=2)
+            left = min(count, *(made.shape[2] - first + base for first, base in zip(firsts, bases, strict=True)))
+            if left > 0:
+                offsets = [first - base for first, base in zip(firsts, bases, strict=True)]
+                cut = [clip[:, at : at + left] for clip, at in zip(made, offsets, strict=True)]
+                yield {"video": torch.stack(cut)}
+            if left < count:
+                return
+            done += count
+
+    def reconstruct(self, clip: Tensor) -> Tensor:
+        """Return the reconstruction of a clip (N, 3, T, H, W) with any number of frames."""
+        num_frames, step = clip.shape[2], self.network.stride[0]
+        missing = -num_frames % step
+        if missing:
+            clip = torch.cat([clip, clip[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2)
+        if clip.shape[2] == 0:
+            return clip
+        return self.network.decode(self.network.encode(clip))[:, :, :num_frames]
+
+
+def open_sampler(bundles: Sequence[Bundle], options: Mapping[str, Any]) -> Sampler:
+    """Return the sampler of a tokenizer's file; see `training.registry.Spec`."""
+    if len(bundles) != 1:
+        raise ValueError(f"{len(bundles)} tokenizers were given: reconstruct with one at a time")
+    network = next(iter(bundles[0].networks.values()))
+    assert isinstance(network, Autoencoder)
+    resolve_options(NoOptions, options, "a tokenizer")
+    return Reconstruction(network)
