@@ -111,6 +111,7 @@ def main(
     import torch
 
     from metrics import metric_main
+    from metrics.inputs import Videos
     from torch_utils import distributed, host_memory
 
     given = take_model(values)
@@ -133,6 +134,8 @@ def main(
             for results in zip(*runs, strict=True):
                 _report({**_combine(list(results)), **_named(given, real_text, fake_path)}, output_path)
         words = ["generate.py", "--outdir=outputs", "--seed=0", *given.flags]
+        if not isinstance(fake, Videos) and fake.prompts is not None and fake.sampler.needs.frames:
+            words.append(f"--context={real_text}")
         if fake_path:
             measures = ("-m", "color_similarity", "-m", "loop_rate")
             words = ["calc_metrics.py", f"--real={real_text}", f"--fake={fake_path}", *measures]

@@ -22,6 +22,7 @@ from typing import Any
 
 import click
 
+from dnnlib.text import quote
 from training import registry
 from training.command_line import (
     PRECISIONS,
@@ -195,7 +196,8 @@ def next_command(spec: Spec, preset: str, network: str, dataset: str) -> str:
     """Return the command that comes after training; it names the preset where all parts of the model have it."""
     parts = [other for other in registry.specs() if other.open_sampler == spec.open_sampler]
     shared = preset != "default" and all(preset in registry.resolve(other.presets) for other in parts)
-    return spec.next_command.format(network=network, dataset=dataset, preset=f" --preset={preset}" if shared else "")
+    words = {"network": quote(network), "dataset": quote(dataset), "preset": f" --preset={preset}" if shared else ""}
+    return spec.next_command.format(**words)
 
 
 @click.command(cls=Systems, help=as_help(__doc__))
