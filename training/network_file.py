@@ -318,3 +318,9 @@ def _refuse_archive(path: str) -> None:
         f"{path} holds a whole training state, expected one network: pass {beside}, or take the network out of it "
         f"(python -m training.checkpoint convert {quote(path)} network.pkl)"
     )
+
+
+if __name__ == "__main__":  # alias of the command that shows and converts files
+    from training.checkpoint import main
+
+    main()

@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -567,3 +568,10 @@ def test_false_lengths_in_the_pickle_are_refused(tmp_path: Path):
         path.write_bytes(data)
         with bounded_memory(400 << 20), pytest.raises(ValueError, match="net.pkl"):
             safe_pickle.load(path)
+
+
+def test_a_file_is_converted_by_the_name_of_its_reader(repo, tmp_path):
+    command = [sys.executable, "-m", "training.network_file", "convert", "models/labdoom-tiny-lres.pkl"]
+    target = tmp_path / "network.safetensors"
+    subprocess.run([*command, str(target)], cwd=repo, check=True, capture_output=True)
+    assert_same(load_network(str(target)), load_network(str(repo / "models/labdoom-tiny-lres.pkl")))
