@@ -574,4 +574,6 @@ def test_a_file_is_converted_by_the_name_of_its_reader(repo, tmp_path):
     command = [sys.executable, "-m", "training.network_file", "convert", "models/labdoom-tiny-lres.pkl"]
     target = tmp_path / "network.safetensors"
     subprocess.run([*command, str(target)], cwd=repo, check=True, capture_output=True)
-    assert_same(load_network(str(target)), load_network(str(repo / "models/labdoom-tiny-lres.pkl")))
+    assert_same(
+        network_file.load_network(str(target)), network_file.load_network(str(repo / "models/labdoom-tiny-lres.pkl"))
+    )
