@@ -193,7 +193,7 @@ def command_again(
         names = {
             "clips": "requested_clips",
             "frames": "frames_per_clip",
-            **{name: name for name in ("split", "seed", "walker", "difficulty")},
+            **{name: name for name in ("split", "seed", "walker", "difficulty", "looks", "textures")},
         }
         options = {option: facts[name] for option, name in names.items() if name in facts}
         return _command("vizdoom", [root], {**options, "sizes": sizes_text})

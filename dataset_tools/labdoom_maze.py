@@ -47,6 +47,10 @@ DIFFICULTIES = {
 _TEXTURE_EDGE = 128  # pixels, one per map unit
 _NUM_CHOICES = 14  # number of candidate textures of each kind in one maze
 _DISTINCT = 70.0  # minimum RGB distance of the mean colours of adjacent surfaces
+TEXTURES = {"full": None, "soft": 4, "flat": 1}  # mean colours that are left along each edge of a texture; None: all
+_SHADES = (1.0, 0.85, 0.7, 0.55)  # brightnesses of the textures that the palette is fitted to
+# Without the dark colours of a pattern the palette needs more shades: with four, some walls turned olive and violet.
+_REDUCED_SHADES = tuple(1 - level / 16 for level in range(10))
 _SKY = "F_SKY1"  # the engine's name for a ceiling that is open to the sky
 
 # Sides of a tile with its inside on the right, as the engine requires: corner to corner, and the neighbour (dy, dx).
@@ -177,6 +181,16 @@ class Texture:
         """Return the mean colour, float (3,)."""
         return self.pixels.mean(axis=(0, 1))
 
+    def reduced(self, count: int) -> "Texture":
+        """Return this texture, of the same height and width, with each cell of a count x count grid in its mean colour.
+
+        The cells stay sharp: the 256 colours of the engine would turn a smooth change between them into stripes.
+        """
+        height, width, _ = self.pixels.shape
+        cells = self.pixels.reshape(count, height // count, count, width // count, 3).mean(axis=(1, 3))
+        pixels = cells.round().astype(np.uint8).repeat(height // count, axis=0).repeat(width // count, axis=1)
+        return Texture(self.name, pixels)
+
 
 @functools.cache
 def load_patterns(kind: str) -> tuple[np.ndarray, ...]:
@@ -251,12 +265,17 @@ def _pick(random: np.random.RandomState, textures: Sequence[Texture], unlike: Se
 
 
 def build_wad(
-    random: np.random.RandomState, maze: Maze, strength: int, difficulty: Difficulty = DIFFICULTIES["normal"]
+    random: np.random.RandomState,
+    maze: Maze,
+    strength: int,
+    difficulty: Difficulty = DIFFICULTIES["normal"],
+    textures: str = "full",
 ) -> bytes:
     """Return a WAD with one map, MAP01: the maze, textures drawn for it, and a palette fitted to these textures.
 
-    The player accelerates `strength` times as fast as usual. The engine renders with 256 colours; its own palette is
-    fitted to dungeons and would dither other colours.
+    The player accelerates `strength` times as fast as usual. `textures`, a key of TEXTURES, does not change what is
+    drawn, only how many colours of it are left. The engine renders with 256 colours; its own palette is fitted to
+    dungeons and would dither other colours.
     """
     walls = [_recolor(random, load_patterns("wall"), f"WALL{i:02d}") for i in range(_NUM_CHOICES)]
     flats = [_recolor(random, load_patterns("floor"), f"FLAT{i:02d}") for i in range(_NUM_CHOICES)]
@@ -264,8 +283,11 @@ def build_wad(
     looks = _draw_looks(random, maze.regions.max() + 1, walls, flats)
     used = {texture.name: texture for look in looks for texture in look.textures}
     open_air = any(look.ceiling is None for look in looks)
-    textures = [*used.values(), *([sky] if open_air else [])]
-    palette = _palette(textures)
+    images = [*used.values(), *([sky] if open_air else [])]
+    count = TEXTURES[textures]
+    if count is not None:
+        images = [image.reduced(count) for image in images]
+    palette = _palette(images, _SHADES if count is None else _REDUCED_SHADES)
     player = f"actor Walker : DoomPlayer {{ Player.ForwardMove {strength} Player.SideMove {strength} }}"
     lumps = [
         ("PLAYPAL", palette.tobytes() * 14),
@@ -276,16 +298,16 @@ def build_wad(
         ("TEXTMAP", _map_text(random, maze, looks, difficulty.accents).encode()),
         ("ENDMAP", b""),
         ("TX_START", b""),
-        *((texture.name, _png(texture.pixels)) for texture in textures),
+        *((image.name, _png(image.pixels)) for image in images),
         ("TX_END", b""),
     ]
     return _pack(lumps)
 
 
-def _palette(textures: Sequence[Texture]) -> np.ndarray:
-    """Return 256 colours that fit the textures at every distance, where distant surfaces are darker: uint8 (256, 3)."""
+def _palette(textures: Sequence[Texture], shades: Sequence[float]) -> np.ndarray:
+    """Return 256 colours that fit the textures in these shades, as distant surfaces are darker: uint8 (256, 3)."""
     near = np.concatenate([texture.pixels[::4, ::4].reshape(-1, 3) for texture in textures])
-    pixels = np.concatenate([near * shade for shade in (1.0, 0.85, 0.7, 0.55)]).astype(np.uint8)
+    pixels = np.concatenate([near * shade for shade in shades]).astype(np.uint8)
     image = Image.fromarray(pixels[None]).quantize(253, Image.Quantize.MEDIANCUT, kmeans=2)
     colors = np.array(image.getpalette(), np.uint8).reshape(-1, 3)[:253]
     palette = np.zeros((256, 3), np.uint8)

@@ -23,7 +23,7 @@ import numpy as np
 
 from dataset_tools import archive
 from dataset_tools.frames import Size, SizesType, encode_stream
-from dataset_tools.labdoom_maze import DIFFICULTIES, SPLITS, build_maze, build_wad
+from dataset_tools.labdoom_maze import DIFFICULTIES, SPLITS, TEXTURES, build_maze, build_wad
 from dataset_tools.labdoom_walker import DISCRETE_ACTIONS, plan_walk
 from dataset_tools.names import train_command
 from training.random import random_state
@@ -56,11 +56,13 @@ class Plan:
     walker: str
     difficulty: str
     looks: int | None = None
+    textures: str = "full"
 
     def facts(self) -> dict[str, Any]:
-        """Return the entries of dataset.json."""
+        """Return the entries of dataset.json; those that are None it lacks."""
         return {
-            **({} if self.looks is None else {"looks": self.looks}),
+            "looks": self.looks,
+            "textures": None if self.textures == "full" else self.textures,
             **({"actions": list(DISCRETE_ACTIONS)} if self.walker == "discrete" else {}),
             "source": "LabDoom",
             "split": self.split,
@@ -169,7 +171,7 @@ def make_clip(writer: archive.ShardWriter, plan: Plan, index: int) -> None:
     facts = {"difficulty": name, **maze.facts()}
     if plan.looks is not None:
         facts["look"], random = draw_look(plan, index)
-    wad = build_wad(random, maze, strength, difficulty)
+    wad = build_wad(random, maze, strength, difficulty, plan.textures)
     poses: list[list[float]] = []
     with _engine(wad, _resolution(plan.sizes)) as game:
         with writer.clip(f"{plan.split}/{index:06d}", facts=facts, actions=walk.actions, poses=poses) as add:
@@ -270,6 +272,13 @@ def _start_worker(scratch: str) -> None:
     type=click.IntRange(min=1),
 )
 @click.option(
+    "--textures",
+    help="What is left of each texture: its mean colour, the mean colours of a 4x4 grid, or all of it",
+    type=click.Choice(list(reversed(TEXTURES))),
+    default="full",
+    show_default=True,
+)
+@click.option(
     "--workers", help="Processes to render with  [default: one for each core]", type=click.IntRange(min=1), default=None
 )
 # fmt: on
@@ -283,6 +292,7 @@ def main(
     walker: str,
     difficulty: str,
     looks: int | None,
+    textures: str,
     workers: int | None,
 ) -> None:
     """Render first-person walks through random textured mazes into the dataset folder OUT.
@@ -291,19 +301,21 @@ def main(
     the action that led into each frame ("none" for the first), and x, y (map units) and angle (degrees) of each frame.
     """
     _require_extras()
-    plan = Plan(sizes, num_clips, num_frames, split, seed, walker, difficulty, looks)
+    plan = Plan(sizes, num_clips, num_frames, split, seed, walker, difficulty, looks, textures)
     num_shards = -(-num_clips // CLIPS_PER_SHARD)
     packages = ("vizdoom", "labmaze", "pillow", "numpy")
+    facts = plan.facts()  # None is compared, too: a set made without an option does not mix with one made with it
     try:
-        archive.refuse_mixture(out, sizes, range(num_shards), num_shards, **plan.facts())
+        archive.refuse_mixture(out, sizes, range(num_shards), num_shards, **facts)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     if archive.read_description(out) is not None:
         # Remove outdated or replaced shards from the description before new ones are written.
-        archive.describe_dataset(out, [], num_shards, packages, **plan.facts())
+        archive.describe_dataset(out, [], num_shards, packages, **facts)
+    facts = {name: fact for name, fact in facts.items() if fact is not None}
     workers = min(workers or os.cpu_count() or 1, num_shards)
     for report in _make_shards(out.resolve(), plan, num_shards, workers):
-        archive.describe_dataset(out, [report], num_shards, packages, **plan.facts())
+        archive.describe_dataset(out, [report], num_shards, packages, **facts)
     click.echo(f"{num_clips} clips of {num_frames} frames are in {out}. Next: {train_command(out, sizes)}")
 
 

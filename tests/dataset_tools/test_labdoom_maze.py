@@ -166,6 +166,30 @@ def test_a_texture_is_bright_and_unlike_its_neighbours():
     assert (hues.max(axis=0) > 15).all() and (hues.min(axis=0) < -15).all()
 
 
+@pytest.mark.parametrize("count", [4, 1])
+def test_a_reduced_texture_keeps_the_mean_colours_of_its_cells(count):
+    for pattern in labdoom_maze.load_patterns("floor")[:5]:
+        texture = labdoom_maze.Texture("FLAT00", np.concatenate([pattern, pattern[:, ::-1]], axis=1))
+        reduced = texture.reduced(count)
+        assert reduced.name == "FLAT00" and reduced.pixels.shape == (128, 256, 3) and reduced.pixels.dtype == np.uint8
+        rows, columns = np.array_split(np.arange(128), count), np.array_split(np.arange(256), count)
+        for cell in (np.ix_(row, column) for row in rows for column in columns):
+            assert np.ptp(reduced.pixels[cell], axis=(0, 1)).max() == 0
+            assert np.abs(reduced.pixels[cell][0, 0] - texture.pixels[cell].mean(axis=(0, 1))).max() <= 0.5
+        assert np.array_equal(reduced.reduced(count).pixels, reduced.pixels)
+
+
+def test_reduced_textures_change_the_pictures_in_a_wad_and_nothing_else(mazes):
+    full, *others = (
+        lumps_of(labdoom_maze.build_wad(np.random.RandomState(0), mazes[0], 1, textures=textures))
+        for textures in labdoom_maze.TEXTURES
+    )
+    for lumps in others:
+        assert lumps.keys() == full.keys()
+        changed = {name for name in full if full[name] != lumps[name]}
+        assert changed == {"PLAYPAL", "COLORMAP"} | {name for name in full if full[name][:4] == b"\x89PNG"}
+
+
 def test_shades_of_a_palette_get_darker_to_black():
     palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
     shades = labdoom_maze._shades(palette)

@@ -3,18 +3,21 @@
 import hashlib
 import json
 import queue
+import shlex
 import subprocess
 import sys
 import time
 import zipfile
 
+import imageio_ffmpeg
 import numpy as np
 import psutil
 import pytest
 from click.testing import CliRunner
 
-from dataset_tools import make_dataset_from_vizdoom
-from dataset_tools.labdoom_maze import DIFFICULTIES, TILE, build_maze
+from dataset_tools import archive, make_dataset_from_vizdoom
+from dataset_tools.inspect_findings import command_again
+from dataset_tools.labdoom_maze import DIFFICULTIES, TEXTURES, TILE, build_maze
 from training.data.dataset import ClipDataset
 from training.random import random_state
 
@@ -35,8 +38,8 @@ def made(tmp_path_factory):
     return out
 
 
-def notes(root, name):
-    with zipfile.ZipFile(root / "0036x0064" / "partition_0000.zip") as shard:
+def notes(root, name, size="0036x0064"):
+    with zipfile.ZipFile(root / size / "partition_0000.zip") as shard:
         return json.loads(shard.read(f"{name}.json"))
 
 
@@ -117,6 +120,76 @@ def test_looks_are_drawn_from_so_many_which_all_splits_share(made, tmp_path):
         return np.minimum(*counts).sum()
 
     assert shared_colours(tmp_path / "one") > 0.4 > shared_colours(made)
+
+
+def make(root, size, **options):
+    """Render two clips of 20 frames into the folder in this process, as the command would."""
+    plan = make_dataset_from_vizdoom.Plan((size,), 2, 20, "train", 7, "smooth", "normal", **options)
+    with pytest.MonkeyPatch.context() as context:
+        context.chdir(root)  # the engine leaves a folder where it runs
+        report = make_dataset_from_vizdoom.make_shard(root, plan, 0, queue.SimpleQueue())
+    facts = {name: fact for name, fact in plan.facts().items() if fact is not None}
+    archive.describe_dataset(root, [report], 1, ("vizdoom",), **facts)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    roots = {textures: tmp_path_factory.mktemp(textures) for textures in TEXTURES}
+    for textures, root in roots.items():
+        make(root, (72, 128), textures=textures)
+    return roots
+
+
+def bytes_of(clips):
+    """Return the bytes that x264 needs for clips, uint8 (N, T, H, W, 3), one after another at crf 18, 4:4:4."""
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{clips.shape[3]}x{clips.shape[2]}", "-i", "pipe:0"]
+    target = ["-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv444p", "-f", "h264", "pipe:1"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *source, *target]
+    return len(subprocess.run(command, input=clips.tobytes(), stdout=subprocess.PIPE, check=True).stdout)
+
+
+def test_reduced_textures_show_the_same_walks_in_fewer_bytes_and_colours(sets):
+    clips, size, colours = {}, {}, {}
+    for textures, root in sets.items():
+        for name in ("actions", "poses"):
+            assert notes(root, name, "0072x0128") == notes(sets["full"], name, "0072x0128")
+        dataset = ClipDataset(root, [(72, 128)])
+        clips[textures] = np.stack([dataset.read(index, (72, 128), range(20)) for index in range(2)])
+        size[textures] = bytes_of(clips[textures])
+        colours[textures] = len(np.unique(clips[textures].reshape(-1, 3), axis=0))
+    assert size["full"] > 3 * size["soft"] and size["soft"] > 1.1 * size["flat"], size
+    assert colours["full"] > 2 * colours["soft"] and colours["soft"] > 1.1 * colours["flat"], colours
+    for textures in ("soft", "flat"):  # surfaces keep their mean colours, so from afar the frames look the same
+        far = [clips[name].reshape(2, 20, 2, 36, 2, 64, 3).mean(axis=(3, 5)) for name in ("full", textures)]
+        assert np.abs(far[0] - far[1]).mean() < 6
+
+
+@pytest.mark.parametrize("textures", ["soft", "flat"])
+def test_reduced_textures_are_made_again_by_the_command_that_inspection_gives(sets, textures, tmp_path):
+    facts = json.loads((sets[textures] / "dataset.json").read_text())
+    assert facts["textures"] == textures
+    words = shlex.split(command_again(tmp_path, facts, {size: [] for size in facts["sizes"]}, []))
+    assert CliRunner().invoke(make_dataset_from_vizdoom.main, [*words[3:], "--workers=1"]).exit_code == 0
+    again = json.loads((tmp_path / "dataset.json").read_text())
+    assert (again["textures"], again["hashes"]) == (textures, facts["hashes"])
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({}, {"textures": "soft"}),
+        ({"textures": "soft"}, {}),
+        ({"textures": "flat"}, {"textures": "soft"}),
+        ({}, {"looks": 3}),
+        ({"looks": 3}, {}),
+    ],
+)
+def test_sets_of_other_textures_or_looks_do_not_mix(before, now, tmp_path):
+    make(tmp_path, (18, 32), **before)
+    refused = run(tmp_path, "--sizes=36x64", *(f"--{option}={value}" for option, value in now.items()))
+    (name,) = before | now
+    assert refused.exit_code == 1
+    assert f"{name} is {before.get(name)!r}, not {now.get(name)!r}" in refused.output
 
 
 def test_a_killed_render_leaves_nothing_half_written_and_a_rerun_repeats(made, tmp_path):
