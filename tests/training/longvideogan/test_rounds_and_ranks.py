@@ -21,7 +21,7 @@ from torch_utils import distributed
 torch.set_num_threads(1)
 distributed.init("cpu")
 stage, path = sys.argv[1:]
-half = tiny.TINY[stage]["batch"] // 2
+half = tiny.BATCH // 2
 first = distributed.get_rank() * half
 found = [tiny.history(stage, *variant, first=first, last=first + half) for variant in test_rounds_and_ranks.VARIANTS]
 torch.save(found, f"{path}/rank{distributed.get_rank()}.pt")

@@ -53,12 +53,13 @@ TINY: dict[str, dict[str, Any]] = {
         "discriminator": {"channel_base": 256, "channel_max": 6},
     },
 }
+BATCH = 4
 STAGES = list(TINY)
 
 
 def make(stage: str, dtype: torch.dtype = torch.float64, device: str = "cpu", **changes: Any) -> Any:
     """Return the stage in `dtype`; changes of its options, or of the batch, the rounds and the seed of the run."""
-    shared = {"batch": 4, "grad_accum": 1, "seed": 0}
+    shared = {"batch": BATCH, "grad_accum": 1, "seed": 0}
     run = Run(torch.device(device), **{name: changes.pop(name, value) for name, value in shared.items()})
     cls = registry.resolve(registry.spec(stage).system)
     system = cls(resolve(cls.Options, {**copy.deepcopy(TINY[stage]), **changes}), run)
