@@ -121,7 +121,6 @@ class ShardWriter:
             self._temporaries: list[Path] = []
             for path in self.paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                remove_leftovers(path)
                 self._temporaries.append(stack.enter_context(util.atomic_path(path)))
                 self._zips.append(stack.enter_context(zipfile.ZipFile(self._temporaries[-1], "w", zipfile.ZIP_STORED)))
             self._stack = stack.pop_all()
@@ -201,12 +200,6 @@ def store_member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     info.create_system = 3  # Unix on every machine, for equal bytes
     info.external_attr = 0o644 << 16
     archive.writestr(info, data)
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove temporary files that a killed writer of this file left beside it."""
-    for leftover in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
-        leftover.unlink(missing_ok=True)
 
 
 def refuse_mixture(

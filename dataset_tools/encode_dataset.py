@@ -171,7 +171,6 @@ def _make_shard(job: _Job, index: int, clips: Sequence[int], bar: Any) -> None:
     """Write the tokens of a partition, then its entry in the manifest."""
     path = job.folder / archive.shard_name(index)
     job.folder.mkdir(parents=True, exist_ok=True)
-    archive.remove_leftovers(path)
     entry = {"clips": len(clips), "frames": sum(job.dataset.clips[clip].num_frames for clip in clips), "steps": 0}
     if clips:
         with util.atomic_path(path) as temporary:
