@@ -121,7 +121,7 @@ def close(a, b):
 
 
 def until(condition):
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end, "it took too long"
         time.sleep(0.005)
