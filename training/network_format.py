@@ -235,9 +235,14 @@ def safetensors_library(path: str | os.PathLike[str]) -> Any:
 
 
 def build_network(cls: Any, options: dict[str, Any], tensors: dict[str, torch.Tensor], path: str) -> nn.Module:
-    """Return a network with the given tensors; memory for it is taken after these were found to fit its options."""
+    """Return a network with the given tensors; memory for it is taken after these were found to fit its options.
+
+    A small network is built at once, within the limits of `Budget`: arithmetic on the meta device would import torch's
+    compiler, which takes a second.
+    """
     try:
-        shell = _build_shell(cls, options, tensors)
+        is_small = sum(tensor.nbytes for tensor in tensors.values()) <= SMALL_BYTES
+        shell = None if is_small else _build_shell(cls, options, tensors)
         if shell is not None:
             _check_fit(shell, tensors, path)
         with persistence.unchecked(), contextlib.nullcontext() if shell is not None else Budget(tensors, options):
@@ -284,6 +289,10 @@ def _check_fit(module: nn.Module, tensors: dict[str, torch.Tensor], path: str) -
         raise _UnfitError(f"the tensors of {path} do not fit a {type(module).__name__}: {', '.join(problems)}")
 
 
+META = {"device": "meta"}
+SMALL_BYTES = 64 << 20  # of the tensors of a network
+
+
 class Budget(TorchFunctionMode):
     """Keeps options that a file gives from making a network far larger than the tensors beside them.
 
@@ -308,7 +317,9 @@ class Budget(TorchFunctionMode):
         made = None
         self.num_calls_left -= 1
         if func in self.FACTORIES:
-            made = func(*args, **kwargs | {"device": "meta"})
+            # Random numbers of the meta device would import a part of torch's compiler.
+            measure = torch.empty if func in (torch.rand, torch.randn) else func
+            made = measure(*args, **{name: value for name, value in kwargs.items() if name != "generator"} | META)
             self.num_left -= made.numel()
             self.num_tensors_left -= 1
         if min(self.num_left, self.num_tensors_left, self.num_calls_left) < 0:

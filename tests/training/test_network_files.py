@@ -462,8 +462,12 @@ class Chain(torch.nn.Module):
         self.register_buffer("fixed", torch.arange(4.0), persistent=False)
 
 
+@pytest.mark.parametrize("small_bytes", [0, 64 << 20])
 @pytest.mark.parametrize("computes", [False, True])
-def test_networks_are_compared_with_their_tensors_before_they_take_memory(computes: bool):
+def test_networks_are_compared_with_their_tensors_before_they_take_memory(
+    computes: bool, small_bytes: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(network_format, "SMALL_BYTES", small_bytes)
     network = Chain(3, 8, computes)
     found = network_format.build_network(Chain, network.options, network.state_dict(), "net.pkl")
     assert_same(found, network)
@@ -577,3 +581,9 @@ def test_a_file_is_converted_by_the_name_of_its_reader(repo, tmp_path):
     assert_same(
         network_file.load_network(str(target)), network_file.load_network(str(repo / "models/labdoom-tiny-lres.pkl"))
     )
+
+
+def test_opening_a_small_network_does_not_import_the_compiler(repo):
+    code = "import sys; from training.network_file import load_network; load_network('models/labdoom-tiny-sres.pkl')"
+    code += "; assert 'torch._dynamo' not in sys.modules and 'sympy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=repo, check=True)
