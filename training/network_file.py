@@ -18,6 +18,7 @@ import json
 import os
 import pickle
 import re
+import runpy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -320,7 +321,5 @@ def _refuse_archive(path: str) -> None:
     )
 
 
-if __name__ == "__main__":  # alias of the command that shows and converts files
-    from training.checkpoint import main
-
-    main()
+if __name__ == "__main__":  # alias of the command that shows and converts files, which imports this module
+    runpy.run_module("training.checkpoint", run_name="__main__")
