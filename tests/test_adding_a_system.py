@@ -263,7 +263,8 @@ def test_it_is_explored(case, overlay, model, folder, browser):
         browser.get(url)
 
         def canvas(script):
-            return browser.execute_script(f"const c = document.querySelector('figure canvas'); return {script}")
+            shown = "[...document.querySelectorAll('figure canvas')].find(canvas => canvas.offsetParent)"
+            return browser.execute_script(f"const c = {shown}; return {script}")
 
         until(lambda: canvas("c?.dataset.frame") == "0")
         first = canvas("c.toDataURL()")
