@@ -26,6 +26,7 @@ from dataset_tools.shots import ShotDetector
 from dnnlib import video
 from dnnlib.text import escape, quote, to_text
 from training.data.frames import iter_video, reading_rate
+from training.data.listing import to_texts
 
 DEFAULT_SIZES: tuple[Size, ...] = ((36, 64), (144, 256))
 
@@ -246,7 +247,7 @@ def make(
     with existing files, or if sources are broken and not `skip_bad`; the intact ones are written before that.
     """
     assert len({source.name for source in sources}) == len(sources), "two sources have one name"
-    named = zip(sources, names.to_texts(source.name for source in sources), strict=True)
+    named = zip(sources, to_texts(source.name for source in sources), strict=True)
     sources = [dataclasses.replace(source, name=name, group=to_text(source.group)) for source, name in named]
     origin = to_text(origin)
     facts = {"source": origin, "seed": None, "val_fraction": val_fraction, **recipe.facts(), **(facts or {})}
@@ -339,11 +340,12 @@ def _without_made(
     shards: Sequence[_Shard], recipe: Recipe, num_partitions: int
 ) -> tuple[list[_Shard], list[dict[str, Any]]]:
     """Return the shards still to be made, and the entries in dataset.json of the others."""
+    parts = {part.root: part for part, _, _ in shards}.values()
+    made = {part.root: archive.find_made(part.root, recipe.sizes, num_partitions, **part.facts) for part in parts}
     missing, kept = [], []
     for part, index, sources in shards:
-        made = archive.find_made(part.root, recipe.sizes, num_partitions, **part.facts)
-        if index in made:
-            kept.append(made[index])
+        if index in made[part.root]:
+            kept.append(made[part.root][index])
         else:
             missing.append((part, index, sources))
     if kept:

@@ -1,19 +1,11 @@
-"""Names of sources as text, and the command that trains on a dataset."""
+"""The command that trains on a dataset."""
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from dnnlib.text import quote, to_text
+from dnnlib.text import quote
 from training import registry
-from training.data.listing import free_name
-
-
-def to_texts(names: Iterable[str]) -> list[str]:
-    """Return different names, all of them text, for different names; those that are text stay the same."""
-    names = list(names)
-    taken = {name for name in names if to_text(name) == name}
-    return [name if name in taken else free_name(to_text(name), taken) for name in names]
 
 
 def train_command(root: str | os.PathLike[str], sizes: Iterable[tuple[int, int]]) -> str:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from dnnlib.json_file import parse_json, record
+from dnnlib.text import one_line
 from torch_utils import persistence, safe_pickle
 from training import registry
 from training.contract import Bundle
@@ -96,7 +97,7 @@ def read_pickle(path: str) -> Contents:
     record = safe_pickle.load(path)
     if record.class_name == safe_pickle.BUNDLE:
         return _read_record(path, record)
-    name = safe_pickle.one_line(record.class_name)
+    name = one_line(record.class_name)
     if name == "dict":
         _refuse_dict(path, list(record.children))
     try:
@@ -126,7 +127,7 @@ def _checked(path: str, facts: Mapping[str, Any], entries: Mapping[str, tuple[An
     for role, (name, options, tensors) in entries.items():
         found = registry.find_network(str(name))
         if found is None:
-            raise ValueError(f"{path} holds a {safe_pickle.one_line(name)}, expected one of {_known()}")
+            raise ValueError(f"{path} holds a {one_line(name)}, expected one of {_known()}")
         if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
             raise ValueError(f"{path} is damaged: the options of its {role} are no dictionary")
         networks[role] = registry.resolve(found[0]), options, tensors
@@ -151,7 +152,7 @@ def load_trusted(path: str, expect: type) -> Bundle:
     except (EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is damaged, or is no pickle ({error})") from error
     except ModuleNotFoundError as error:
-        name = safe_pickle.one_line(error.name)
+        name = one_line(error.name)
         remedy = "pip install 'longtake[trust]'" if error.name == "einops" else "install it"
         raise ValueError(f"the code in {path} needs the package {name}, which is missing: {remedy}") from error
     except (AttributeError, ImportError) as error:
@@ -180,7 +181,7 @@ class _TrustingUnpickler(pickle.Unpickler):
 
 def _refuse_dict(path: str, names: list[str]) -> None:
     raise ValueError(
-        f"{path} holds a whole training state ({safe_pickle.one_line(', '.join(map(str, names)))}), expected one "
+        f"{path} holds a whole training state ({one_line(', '.join(map(str, names)))}), expected one "
         "network: pass the file beside it that ends in -G-ema.pkl"
     )
 
@@ -281,7 +282,7 @@ def _check_fit(module: nn.Module, tensors: dict[str, torch.Tensor], path: str) -
         if name in tensors and tensors[name].shape != tensor.shape
     ]
     problems = [
-        f"{len(names)} {kind} ({safe_pickle.one_line('; '.join(names[:3]))}{'; ...' if len(names) > 3 else ''})"
+        f"{len(names)} {kind} ({one_line('; '.join(names[:3]))}{'; ...' if len(names) > 3 else ''})"
         for kind, names in (("missing", missing), ("unknown", surplus), ("of another shape", differing))
         if names
     ]
@@ -329,4 +330,4 @@ class Budget(TorchFunctionMode):
 
 def reason_of(error: Exception) -> str:
     """Return a description of an error that a file has caused, for a message."""
-    return safe_pickle.one_line(f"{type(error).__name__}: {error}")
+    return one_line(f"{type(error).__name__}: {error}")

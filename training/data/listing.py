@@ -236,6 +236,13 @@ def free_name(name: str, taken: set[str]) -> str:
     return free
 
 
+def to_texts(names: Iterable[str]) -> list[str]:
+    """Return different names, all of them text, for different names; those that are text stay the same."""
+    names = list(names)
+    taken = {name for name in names if to_text(name) == name}
+    return [name if name in taken else free_name(to_text(name), taken) for name in names]
+
+
 def clip_names(paths: Iterable[PurePath]) -> dict[PurePath, str]:
     """Return a name for the clip of each file: its path without the suffix, or with it if several files share that.
 
@@ -244,5 +251,4 @@ def clip_names(paths: Iterable[PurePath]) -> dict[PurePath, str]:
     names = {path: path.with_suffix("").as_posix() for path in paths}
     while shared := {name for name, count in collections.Counter(names.values()).items() if count > 1}:
         names = {path: path.as_posix() if name in shared else name for path, name in names.items()}
-    taken = {name for name in names.values() if to_text(name) == name}
-    return {path: name if name in taken else free_name(to_text(name), taken) for path, name in names.items()}
+    return dict(zip(names, to_texts(names.values()), strict=True))
