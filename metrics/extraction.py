@@ -33,10 +33,13 @@ Progress = Callable[[str, int, int], None]  # "real" or "generated", clips done,
 class FeatureRequest:
     """Features that one side must give: of which frames, how many, by which detector.
 
-    Where prompts are windows of footage, `past` and `future` frames of a window come before and after the clip.
+    Where prompts are windows of footage, `past` and `future` frames of a window come before and after the new frames of
+    the clip. The output "pairs" are the values of each frame, compared with that of the original.
     """
 
-    frames: str  # "clips", or of footage also "all" frames, "some", or "continuations" of prompts
+    # "clips", or of footage also "all" frames, "some", "continuations" of prompts, "others" (the continuations of other
+    # prompts), or "copies" (the last frame before the continuation, repeated).
+    frames: str
     shape: ClipShape
     num_items: int
     detector: str
@@ -45,9 +48,14 @@ class FeatureRequest:
     future: int = 0
 
     @property
+    def is_frame(self) -> bool:
+        """Return whether an item is a single frame, of no clip."""
+        return self.shape.num_frames == 1 and self.output != "pairs"
+
+    @property
     def window_span(self) -> int:
         """Return the number of frames of a window."""
-        return self.past + self.shape.span + self.future
+        return self.past + self.shape.new_span + self.future
 
 
 class Features:
@@ -204,8 +212,12 @@ class Extractor:
             skip = sum(item < features.num_stored for item in batch.items)
             part = slice(skip, skip + count)
             if (shape, name, output) not in made:
-                before = made.get((shape, name, "features"))
-                made[shape, name, output] = self._extract(self.detectors[name], output, batch.clips[shape], before)
+                if output == "pairs":
+                    values = self.detectors[name].compare(batch.clips[shape], batch.originals[shape])
+                else:
+                    before = made.get((shape, name, "features"))
+                    values = self._extract(self.detectors[name], output, batch.clips[shape], before)
+                made[shape, name, output] = values
             features.add(batch.items[part], made[shape, name, output][part], colours[shape][part])
 
     def _extract(self, detector: Any, output: str, clips: Tensor, features: Tensor | None) -> Tensor:

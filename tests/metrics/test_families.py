@@ -18,6 +18,10 @@ PUBLISHED = {
     "is50k": (50_000, ClipShape(1)),
     "isv2048_ucf": (2048, ClipShape(16)),
     "pr50k3": (50_000, ClipShape(1)),
+    "psnr256_16f": (256, ClipShape(16)),
+    "ssim256_16f": (256, ClipShape(16)),
+    "lpips256_16f": (256, ClipShape(16)),
+    "lpips_vgg256_16f": (256, ClipShape(16)),
 }
 
 
