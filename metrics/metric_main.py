@@ -235,7 +235,8 @@ def _check_metrics(metrics: Sequence[Metric], sides: Sides, rules: EvalProtocol)
     for metric in metrics:
         if metric.shape.context and not continues:
             raise ValueError(
-                f"{metric.name} has context frames, which a model that continues videos needs: leave it out"
+                f"{metric.name} includes context frames, which only models that continue videos have: leave out "
+                f"_context{metric.shape.context}"
             )
         if metric.of_reconstructions and not (isinstance(fake, Generated) and fake.reconstructs):
             raise ValueError(f"r{metric.name} is of reconstructions, which a tokenizer makes: ask for {metric.name}")

@@ -5,9 +5,9 @@ import pytest
 from tests import golden_files
 
 TESTED = {
-    "tats": ["vqgan_eval*", "disc*", "samepad*", "codebook*", "lpips*", "train_*"],
+    "tats": ["vqgan_eval*", "disc*", "samepad*", "codebook*", "lpips*", "train_*", "metrics*"],
     "river": ["own_vqvae*", "ldm_vq*", "quantiser*", "small_inputs*"],
-    "teco": ["vqgan*", "codebook*", "small_inputs*", "checkpoint_files*"],
+    "teco": ["vqgan*", "codebook*", "small_inputs*", "checkpoint_files*", "metrics*"],
 }
 
 
