@@ -47,9 +47,8 @@ def grouped(metric: Metric, real: Features, fake: Features, work: Work) -> dict[
     assert size is not None
     if len(real) % size:
         raise ValueError(f"{metric.name} is a mean over groups of {size} clips: take a multiple of {size}")
-    num_groups, each = len(real) // size, len(fake) // len(real) * size
-    reals = [_values(metric, real)[size * g : size * (g + 1)] for g in range(num_groups)]
-    fakes = [_values(metric, fake)[each * g : each * (g + 1)] for g in range(num_groups)]
+    num_groups = len(real) // size
+    reals, fakes = _values(metric, real).chunk(num_groups), _values(metric, fake).chunk(num_groups)
 
     def distance(x: Tensor, y: Tensor) -> float:
         if metric.family.estimator == "kernel":
@@ -76,7 +75,7 @@ def _frechet(metric: Metric, real: Features | None, fake: Features, work: Work) 
 def _is_low_rank(real: Features, fake: Features) -> bool:
     if real.values is None or fake.values is None:
         return False
-    return min(len(real), len(fake)) < real.values.shape[1]
+    return min(len(real.values), len(fake.values)) < real.values.shape[1]
 
 
 def _frechet_low_rank(real: Features, fake: Features, groups: "_Groups", is_unbiased: bool) -> Estimate:

@@ -69,7 +69,7 @@ class Family:
     detector: str
     real: str  # frames of existing real footage: "clips" as for generated ones, "all", "some", "others", or "none"
     most_real: int = 0  # of "all", at most so many at random, as published; 0: no limit
-    output: str = "features"  # or "logits", or "pairs" of a generated and a real clip
+    output: str = "features"  # or "logits", or of clips "frames", or "pairs" with real ones, both frame by frame
     clip: ClipShape | None = None  # where it is not part of the name
     min_frames: int = 1
     scale: float = 1.0
@@ -99,13 +99,14 @@ class Metric:
 
 
 _CLIPS = r"(\d+)_(\d+)f(?:_subsample(?P<spacing>\d+)f)?(?:_context(?P<context>\d+))?"
+_FRAMES = r"(\d+)_(\d+)f"
 _FRAME = ClipShape(1)
 
 
 def _paired(name: str, detector: str, is_higher_better: bool) -> Family:
     return Family(
         form=f"{name}<clips>_<frames>f",
-        pattern=rf"{name}(\d+)_(\d+)f",
+        pattern=f"{name}{_FRAMES}",
         published=(f"{name}256_16f",),
         estimator="paired",
         detector=detector,
@@ -151,6 +152,24 @@ FAMILIES = (
         "fd<frames>_efflite0", r"fd(\d+k?)_efflite0", ("fd50k_efflite0",), "frechet", EFFICIENTNET, "all", clip=_FRAME
     ),
     Family("fid<frames>_full", r"fid(\d+k?)_full", ("fid50k_full",), "frechet", INCEPTION, "all", clip=_FRAME),
+    Family(
+        form="fid<clips>_<frames>f",
+        pattern=f"fid{_FRAMES}",
+        published=("fid256_16f",),
+        estimator="frechet",
+        detector=INCEPTION,
+        real="clips",
+        output="frames",
+    ),
+    Family(
+        form="fd<clips>_<frames>f_efflite0",
+        pattern=f"fd{_FRAMES}_efflite0",
+        published=("fd256_16f_efflite0",),
+        estimator="frechet",
+        detector=EFFICIENTNET,
+        real="clips",
+        output="frames",
+    ),
     Family(
         form="kid<frames>_full",
         pattern=r"kid(\d+k?)_full",

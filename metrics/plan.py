@@ -201,7 +201,8 @@ def _generate(
     found = []
     for request in requests:
         count = min(request.num_items, counts[request.shape])
-        found.append(Features(request, videos[:count], None if weights is None else weights[:count], request in whole))
+        weighted = None if weights is None else weights[:count]
+        found.append(Features(request, videos[:count], weighted, request in whole))
     probes = SideProbes(work.measures, label, work.probe_options) if long else None
     _run(found, probes, batches, range(len(windows)), label, work, num_long)
     return found, probes.merge(videos[:num_long], work.device) if probes else []

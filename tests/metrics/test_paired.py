@@ -12,8 +12,9 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from metrics import inputs, metric_main, paired, samplers
+from metrics import extraction, inputs, metric_main, paired, samplers
 from metrics.detectors import registry
+from metrics.frechet import frechet_distance_from_features
 from metrics.protocols import PROTOCOLS, EvalProtocol
 from metrics.report import collect, report_text
 from tests.ranks import run_ranks
@@ -318,3 +319,19 @@ def test_two_ranks_give_what_one_gives(own_cache: Path, tmp_path: Path):
         outputs.append(json.loads(ranks[0][1].splitlines()[-1]))
     for one, two in zip(*outputs, strict=True):
         assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_frames_of_clips_are_compared_frame_by_frame(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each frame of a clip counts as one, whether all features are kept or only their sums."""
+    (kept,) = measure(Tokenizer(), "rfd6_4f_efflite0")
+    real = footage()
+    windows = samplers.shuffled_windows(real.footage, "metric-condition", 0, 6, 4)
+    clips = np.concatenate([real.footage.read(w.clip, SIZE, range(w.start, w.start + 4)) for w in windows])
+    detector = registry.open_detector("efficientnet-lite0")
+    x, y = (detector.features(torch.from_numpy(z).permute(0, 3, 1, 2)) for z in (clips, clips // 16 * 16))
+    assert kept["results"]["rfd6_4f_efflite0"] == pytest.approx(frechet_distance_from_features(x, y), rel=1e-4)
+    assert (kept["num_real"], kept["num_fake"]) == (6, 6) and kept["errors"]["rfd6_4f_efflite0"] > 0
+    monkeypatch.setattr(extraction, "KEEP_BYTES", 0)
+    (summed,) = measure(Tokenizer(), "rfd6_4f_efflite0", replace_cache=True, batch=2)
+    for part in ("results", "errors", "floors"):
+        assert summed[part] == pytest.approx(kept[part], rel=1e-3)
