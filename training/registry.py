@@ -50,6 +50,7 @@ class Spec:
     next_command: str = "python generate.py --outdir=outputs --seed=0 --model={network}"
     outdir: str = ""  # parent of run directories made by train.py; "": runs/<name>
     aliases: tuple[Alias, ...] = field(default=())
+    protocols: str = ""  # "module:TABLE": name -> `metrics.protocols.EvalProtocol`, for `calc_metrics.py --protocol`
 
 
 def resolve(path: str) -> Any:
