@@ -83,3 +83,70 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     while first:
         yield first
         first = list(itertools.islice(iterator, size))
+
+
+# ----------------------------------------------------------------------------
+# From tokens to frames.
+
+
+def shifted(latents: Iterable[Tensor], firsts: Sequence[int]) -> Iterator[Tensor]:
+    """Yield latents of each video from its own first one on: items (N, 1, h, w), of which row i starts at firsts[i]."""
+    low = min(firsts)
+    held: deque[Tensor] = deque()
+    for index, latent in enumerate(latents):
+        if index >= low:
+            held.append(latent)
+        if len(held) > max(firsts) - low:
+            yield torch.stack([held[first - low][row] for row, first in enumerate(firsts)])
+            held.popleft()
+
+
+def margins(tokenizer: Any) -> tuple[int, int, int]:
+    """Return what the frames of a latent frame depend on: latent frames before and after it, and of a whole block.
+
+    A tokenizer that decodes in a stream needs the latent frames that its convolutions reach. Any other is given blocks
+    of the length that it was trained on, for which it needs no others.
+    """
+    if hasattr(tokenizer, "decode_stream") and tokenizer.norm != "group":
+        return (*tokenizer.decoder.reach(), 1)
+    return 0, 0, max(tokenizer.clip_frames // tokenizer.stride[0], 1) if tokenizer.stride[0] > 1 else 1
+
+
+def decoded(
+    tokenizer: Any, latents: Iterable[Tensor], starts: Sequence[int], num_frames: int | None, chunk: int = 4
+) -> Iterator[Tensor]:
+    """Yield frames [start, start + num_frames) of each video from the latents of its video: (N, 3, T, H, W).
+
+    `latents` are those from frame 0 on, (N, 1, h, w) each; no more of them are taken than the frames depend on, and a
+    video may end with them. Frames do not depend on `num_frames`, nor on where they are started; memory is constant.
+    """
+    before, after, block = margins(tokenizer)
+    stride = tokenizer.stride[0]
+    firsts = [max(start // stride - before, 0) // block * block for start in starts]
+    offsets = [start - first * stride for start, first in zip(starts, firsts, strict=True)]
+    stream = shifted(latents, firsts)
+    if num_frames is not None:
+        needed = -(-(max(offsets) + num_frames) // stride)
+        stream = itertools.islice(stream, -(-needed // block) * block + after)
+    held: Tensor | None = None
+    skipped = done = 0  # frames of the stream before `held`, and frames that were yielded
+    for frames in _decoded(tokenizer, stream, chunk if block == 1 else block, block):
+        held = frames if held is None else torch.cat([held, frames], dim=2)
+        count = skipped + held.shape[2] - max(offsets) - done
+        count = count if num_frames is None else min(count, num_frames - done)
+        if count > 0:
+            firsts_held = [offset + done - skipped for offset in offsets]
+            yield torch.stack([video[:, first : first + count] for video, first in zip(held, firsts_held, strict=True)])
+            done += count
+        drop = min(max(min(offsets) + done - skipped, 0), held.shape[2])
+        held, skipped = held[:, :, drop:], skipped + drop
+
+
+def _decoded(tokenizer: Any, latents: Iterable[Tensor], chunk: int, block: int) -> Iterator[Tensor]:
+    """Yield the frames of latents, decoded in a stream, or in blocks that do not depend on each other."""
+    if hasattr(tokenizer, "decode_stream") and tokenizer.norm != "group":
+        yield from tokenizer.decode_stream(latents, chunk)
+        return
+    iterator = iter(latents)
+    while some := list(itertools.islice(iterator, chunk)):
+        yield tokenizer.decode(torch.cat(some, dim=1))

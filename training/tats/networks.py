@@ -6,15 +6,15 @@ names of the state are those of the release. Ids of the condition come first in 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from torch_utils.precision import MixedPrecision
+from training.modules.attention import KeyValueCache, attend
+from training.modules.linear import Linear, pack_linears
 
 INIT_STD = 0.02
 SEGMENT = 5  # latent frames of an in-filling model: one, the three between, and the next key frame
@@ -34,42 +34,23 @@ def infill_mask(block_size: int, latent_codes: int) -> Tensor:
     return seen & ~((q >= future) & (k > n) & (k < future))
 
 
-class KeyValues:
-    """Keys and values of the inputs so far, in tensors of fixed size: (N, heads, capacity, width / heads) a layer."""
-
-    def __init__(self, network: TATSTransformer, batch: int, capacity: int, dtype: torch.dtype):
-        weight = network.pos_emb
-        shape = (batch, network.heads, capacity, weight.shape[-1] // network.heads)
-        tensors = [torch.empty(shape, device=weight.device, dtype=dtype) for _ in range(2 * len(network.blocks))]
-        self.keys, self.values, self.length = tensors[::2], tensors[1::2], 0
-
-    def add(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values (N, heads, L, C) after those there are; return all of the layer."""
-        stop = self.length + keys.shape[2]
-        self.keys[layer][:, :, self.length : stop] = keys
-        self.values[layer][:, :, self.length : stop] = values
-        return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
-
-
 class Attention(nn.Module):
     """Multi-head attention with separate projections."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.key, self.query = nn.Linear(width, width), nn.Linear(width, width)
-        self.value, self.proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.key, self.query = Linear(width, width), Linear(width, width)
+        self.value, self.proj = Linear(width, width), Linear(width, width)
         self.heads = heads
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, causal: bool, cache: KeyValues | None = None, layer: int = 0
+        self, x: Tensor, mask: Tensor | None, causal: bool, cache: KeyValueCache | None = None, layer: int = 0
     ) -> Tensor:
-        """Attend (N, L, C) to itself and, with `cache`, to the inputs before, which then include it."""
-        parts = (part(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
-        q, k, v = parts
+        """Attend (N, L, C) to itself and, with `cache`, to the inputs before, which it then holds too."""
+        q, k, v = self.query(x), self.key(x), self.value(x)
         if cache is not None:
-            k, v = cache.add(layer, k, v)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        return self.proj(y.transpose(1, 2).flatten(2))
+            k, v = cache.write(layer, k, v)
+        return self.proj(attend(q, k, v, self.heads, mask, causal))
 
 
 class Block(nn.Module):
@@ -79,10 +60,10 @@ class Block(nn.Module):
         super().__init__()
         self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = Attention(width, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, causal: bool, cache: KeyValues | None = None, layer: int = 0
+        self, x: Tensor, mask: Tensor | None, causal: bool, cache: KeyValueCache | None = None, layer: int = 0
     ) -> Tensor:
         """Transform (N, L, C); see `Attention`."""
         x = x + self.attn(self.ln1(x), mask, causal, cache, layer)
@@ -121,7 +102,7 @@ class TATSTransformer(MixedPrecision):
         self.tok_emb = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.ln_f = nn.LayerNorm(width)
-        self.head = nn.Linear(width, vocabulary, bias=False)
+        self.head: nn.Module = Linear(width, vocabulary, bias=False)
         if table is not None:
             self.vtokens_pos_emb = nn.Parameter(torch.zeros(1, *table, width))
         self.first_output = 0  # the id of the first logit; see `for_sampling`
@@ -155,7 +136,7 @@ class TATSTransformer(MixedPrecision):
         return self.head(self.ln_f(x))
 
     def feed(
-        self, ids: Tensor, positions: Tensor | slice, cache: KeyValues, rows: Tensor | None = None,
+        self, ids: Tensor, positions: Tensor | slice, cache: KeyValueCache, rows: Tensor | None = None,
         mask: Tensor | None = None, causal: bool = False, at: int = -1,
     ) -> Tensor:  # fmt: skip
         """Take the inputs (N, L) at positions after those in `cache`, and return the logits after number `at` of them.
@@ -166,7 +147,7 @@ class TATSTransformer(MixedPrecision):
         x = self.embed(ids, positions, rows)
         for layer, block in enumerate(self.blocks):
             x = cast(Block, block)(x, mask, causal, cache, layer)
-        cache.length += ids.shape[1]
+        cache.advance(ids.shape[1])
         return self.head(self.ln_f(x[:, at]))
 
     def for_sampling(self, dtype: torch.dtype = torch.float32, only_codes: bool = True) -> TATSTransformer:
@@ -174,12 +155,16 @@ class TATSTransformer(MixedPrecision):
 
         Logit i is that of id `first_output` + i.
         """
-        network = copy.deepcopy(self).requires_grad_(False).eval().to(dtype)
+        network = cast(TATSTransformer, pack_linears(self, dtype))
         if only_codes and self.conditions:
             head = nn.Linear(1, 1, bias=False, device="meta")
-            head.weight = nn.Parameter(network.head.weight[self.conditions :].clone(), requires_grad=False)
-            network.head, network.first_output = head, self.conditions
+            head.weight = nn.Parameter(cast(nn.Linear, self.head).weight.detach()[self.conditions :], False)
+            network.head, network.first_output = pack_linears(nn.Sequential(head), dtype), self.conditions
         return network
+
+    def cache(self, batch: int, capacity: int) -> KeyValueCache:
+        """Return an empty cache for `feed`, of at most `capacity` inputs."""
+        return KeyValueCache(len(self.blocks), batch, capacity, self.pos_emb.shape[-1], self.pos_emb)
 
 
 def _initialise(module: nn.Module) -> None:
