@@ -15,6 +15,8 @@ SYSTEMS: dict[str, str] = {
     "longvideogan-lres": "training.longvideogan.spec:LRES",
     "longvideogan-sres": "training.longvideogan.spec:SRES",
     "tokenizer": "training.tokenizer.spec:SPEC",
+    "tats": "training.tats.spec:SPEC",
+    "tats-interpolation": "training.tats.spec:INTERPOLATION",
 }
 
 

@@ -45,8 +45,9 @@ def sliding_window(
         else:
             none = torch.empty(len(numbers), 0, dtype=torch.int64)
             logits = model.begin(torch.cat([*past], dim=1) if past else none)
-        past.append(draw_sequence(logits, model.advance, numbers, draw(frame)))
-        yield past[-1]
+        tokens = draw_sequence(logits, model.advance, numbers, draw(frame))
+        past.append(tokens)
+        yield tokens
 
 
 def filled(
@@ -112,22 +113,32 @@ def margins(tokenizer: Any) -> tuple[int, int, int]:
     return 0, 0, max(tokenizer.clip_frames // tokenizer.stride[0], 1) if tokenizer.stride[0] > 1 else 1
 
 
+def needed_latents(tokenizer: Any, starts: Sequence[int], num_frames: int | None, end: int | None = None) -> int | None:
+    """Return how many latent frames `decoded` takes, None if without end."""
+    if num_frames is None:
+        return end
+    _, after, block = margins(tokenizer)
+    needed = -(-(max(starts) + num_frames) // tokenizer.stride[0])
+    needed = -(-needed // block) * block + after
+    return needed if end is None else min(needed, end)
+
+
 def decoded(
-    tokenizer: Any, latents: Iterable[Tensor], starts: Sequence[int], num_frames: int | None, chunk: int = 4
-) -> Iterator[Tensor]:
+    tokenizer: Any, latents: Iterable[Tensor], starts: Sequence[int], num_frames: int | None, end: int | None = None,
+    chunk: int = 4,
+) -> Iterator[Tensor]:  # fmt: skip
     """Yield frames [start, start + num_frames) of each video from the latents of its video: (N, 3, T, H, W).
 
-    `latents` are those from frame 0 on, (N, 1, h, w) each; no more of them are taken than the frames depend on, and a
-    video may end with them. Frames do not depend on `num_frames`, nor on where they are started; memory is constant.
+    `latents` are those from frame 0 on, (N, 1, h, w) each; no more of them are taken than the frames depend on. With
+    `end` videos end after that many. Frames depend neither on `num_frames` nor on where they are started; memory is
+    constant.
     """
-    before, after, block = margins(tokenizer)
+    before, _, block = margins(tokenizer)
     stride = tokenizer.stride[0]
-    firsts = [max(start // stride - before, 0) // block * block for start in starts]
+    # A video that ends is decoded from its beginning, so that all end together.
+    firsts = [max(start // stride - before, 0) // block * block if end is None else 0 for start in starts]
     offsets = [start - first * stride for start, first in zip(starts, firsts, strict=True)]
-    stream = shifted(latents, firsts)
-    if num_frames is not None:
-        needed = -(-(max(offsets) + num_frames) // stride)
-        stream = itertools.islice(stream, -(-needed // block) * block + after)
+    stream = shifted(itertools.islice(latents, needed_latents(tokenizer, starts, num_frames, end)), firsts)
     held: Tensor | None = None
     skipped = done = 0  # frames of the stream before `held`, and frames that were yielded
     for frames in _decoded(tokenizer, stream, chunk if block == 1 else block, block):
