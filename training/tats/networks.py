@@ -7,7 +7,7 @@ names of the state are those of the release. Ids of the condition come first in 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -175,7 +175,7 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def parameter_groups(network: nn.Module, decay: float) -> list[dict[str, object]]:
+def parameter_groups(network: nn.Module, decay: float) -> list[dict[str, Any]]:
     """Return the parameters with and without weight decay, each group sorted by name: the weights of linear layers."""
     decayed = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Linear)}
     named = dict(sorted(network.named_parameters()))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torch_utils.precision import HALF_FORMATS
 from training.contract import Bundle, Size
@@ -184,7 +184,8 @@ class Writing:
     legacy: bool = sampler_option(False, "draw as the released samplers do, with the faults that the README lists")
 
     def __post_init__(self) -> None:
-        self.draw(False), self.draw(True)
+        for is_first in (False, True):
+            self.draw(is_first)
         for name, least in (("memory", 1), ("length", 1), ("group", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -461,25 +462,28 @@ class Between(Conditioned):
             done += video.shape[2]
 
     def _keys(self, request: Request, starts: Sequence[int], ends: list[int]) -> Iterator[Tensor]:
-        """Yield the prompt's key frames from frames `starts` on: int64 (N, n); append its length to `ends` at the end."""
-        tokenizer, last = self.tokenizer, None
+        """Yield the key frames of the prompt from `starts` on, int64 (N, n); append their number of frames to `ends`."""
+        length, last = self.tokenizer.clip_frames, None
+        count = max(self.segment, length)
         for number in itertools.count():
             at = number * self.segment
-            clip = request.prompt.frames([start + at for start in starts], tokenizer.clip_frames, self.size)
+            clip = request.prompt.frames([start + at for start in starts], count, self.size)
             clip = clip.to(self.network.pos_emb.device).expand(len(starts), -1, -1, -1, -1)
             found = clip.shape[2]
-            if found:
-                last = clip[:, :, -1:]
+            last = clip[:, :, -1:] if found else last
             if last is None:
                 raise ValueError(f"the context has no frames at {max(request.starts)} or later: use a smaller --start")
-            clip = torch.cat([clip, last.expand(-1, -1, tokenizer.clip_frames - found, -1, -1)], dim=2)
-            if found <= self.segment and found < tokenizer.clip_frames:
+            if found <= self.segment and found < count:
                 ends.append(at + found)
-            yield tokenizer.encode(clip)[:, 0].flatten(1)
+            yield self._encode(torch.cat([clip, last.expand(-1, -1, length, -1, -1)], dim=2)[:, :, :length])
+            if ends and found:
+                yield self._encode(last.expand(-1, -1, length, -1, -1))
             if ends:
-                if found:
-                    yield tokenizer.encode(last.expand(-1, -1, tokenizer.clip_frames, -1, -1))[:, 0].flatten(1)
                 return
+
+    def _encode(self, clip: Tensor) -> Tensor:
+        """Return the codes of the first latent frame of a clip: int64 (N, n)."""
+        return self.tokenizer.encode(clip)[:, 0].flatten(1)
 
 
 def open_sampler(bundles: Sequence[Bundle], options: Mapping[str, Any]) -> Sampler:

@@ -1,7 +1,7 @@
 """Training of TATS: cross-entropy of the codes of clips after a condition.
 
-Ge et al., ECCV 2022, section 3.2 and the release. `tats` writes codes, or key frames with `--every`; `tats-interpolation`
-writes the latent frames between two key frames.
+Ge et al., ECCV 2022, section 3.2 and the release. `tats` writes codes, or key frames with `--every`;
+`tats-interpolation` writes the latent frames between two key frames.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from tests import golden_files
 from tests.training.tats import golden_networks
 from training.generation import rollout
 from training.generation.token_sampling import Draw, draw_sequence
+from training.tats.networks import TATSTransformer
 from training.tats.sampling import Writer, draw_in_windows, fill, fill_legacy, to_codes
 
 
@@ -92,8 +93,8 @@ def check_hierarchical_released(golden, entry):
 
     def between_frames(before, after, segment_numbers):
         parts = [
-            fill_legacy(second, condition, *pair, between[number].T, draw)
-            for *pair, number in zip(before, after, segment_numbers, strict=True)
+            fill_legacy(second, condition, first_frame, last_frame, between[number].T, draw)
+            for first_frame, last_frame, number in zip(before, after, segment_numbers, strict=True)
         ]
         return torch.stack(parts).unflatten(2, (3, n))
 
@@ -150,12 +151,10 @@ def test_filled_joins_groups_of_any_size():
 def test_a_window_sees_its_frames_alone(memory):
     """Frames drawn with the cache equal those drawn from whole passes over the last `memory` frames."""
     torch.manual_seed(0)
-    from training.tats.networks import TATSTransformer
-
     n, batch = 3, 2
     network = TATSTransformer(11, 2, 1, 1 + 4 * n - 1, 2, 2, 16)
     torch.nn.init.normal_(network.pos_emb, std=0.5)
-    torch.nn.init.normal_(network.head.weight, std=0.5)
+    torch.nn.init.normal_(network.get_parameter("head.weight"), std=0.5)
     copy, draw = network.for_sampling(), Draw(8, 0.9)
     condition = torch.tensor([[1], [0]])
     numbers = torch.rand(batch, 7, n, dtype=torch.float64)
