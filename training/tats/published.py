@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from torch_utils.safe_archive import Archive, Stored
 from training.contract import Bundle
@@ -43,10 +44,11 @@ def open_published(path: str) -> Bundle | None:
             return None
         settings = published.settings_of(archive.content)
         tokenizer = published.find_tokenizer(archive.content)
-        networks: dict[str, Any] = {}
+        networks: dict[str, nn.Module] = {}
+        num_codes = STORED_CODES
         if tokenizer is not None and tokenizer.cls is VQGAN3D:
             networks["tokenizer"] = published.build(tokenizer, archive)
-        num_codes = networks["tokenizer"].vocabulary if networks else STORED_CODES
+            num_codes = tokenizer.size("codebook.embeddings")
         entries = {name.removeprefix(PREFIX): entry for name, entry in state.items() if name.startswith(PREFIX)}
         masks = [name for name in entries if name.endswith(".attn.mask")]
         mask = archive.tensor(entries[masks[0]]) if masks else None

@@ -319,8 +319,8 @@ class LongVideos(Conditioned):
         check_fit(network, self.tokenizer, "in-filling transformer")
         if self.facts.every != SEGMENT - 1:
             raise ValueError(
-                f"the first transformer writes every {self.facts.every} latent frames, but between key frames there are "
-                f"{SEGMENT - 2}: give one that was trained with --every={SEGMENT - 1}"
+                f"the first transformer writes every {self.facts.every} latent frames, but between key frames there "
+                f"are {SEGMENT - 2}: give one that was trained with --every={SEGMENT - 1}"
             )
         if facts.condition != self.facts.condition or network.conditions != self.network.conditions:
             pair = [
@@ -361,7 +361,7 @@ class LongVideos(Conditioned):
                 raise ValueError("size and key frames do not go together: leave out size, or the second model")
         self.outputs = {"video": size or trained}
 
-    def with_options(self, options: Any) -> Sampler:
+    def with_options(self, options: Any) -> LongVideos:
         """See `Sampler.with_options`."""
         other = LongVideos(self.network, self.tokenizer, self.facts, self.filler, options)
         other.copies, other.filler_copies = self.copies, self.filler_copies
@@ -462,7 +462,7 @@ class Between(Conditioned):
             done += video.shape[2]
 
     def _keys(self, request: Request, starts: Sequence[int], ends: list[int]) -> Iterator[Tensor]:
-        """Yield the key frames of the prompt from `starts` on, int64 (N, n); append their number of frames to `ends`."""
+        """Yield the key frames of the prompt from `starts` on, int64 (N, n); append its length to `ends`."""
         length, last = self.tokenizer.clip_frames, None
         count = max(self.segment, length)
         for number in itertools.count():

@@ -10,11 +10,11 @@ from tests.training.tats import tiny
 from training.contract import Bundle
 from training.generation.token_sampling import Draw, uniform_numbers
 from training.network_file import save_bundle
-from training.sampling import Prompt, Request, open_sampler
+from training.sampling import Prompt, Request, Start, open_sampler
 from training.tats.sampling import Between, Facts, LongVideos, Writing
 
 
-def video(sampler, seeds, start=0, num_frames=12, prompt=None):
+def video(sampler, seeds, start: Start = 0, num_frames=12, prompt=None):
     request = Request(seeds, start, num_frames, prompt or Prompt())
     found = torch.cat([chunk["video"] for chunk in sampler.frames(request)], dim=2)
     assert found.shape[2] == num_frames
@@ -58,7 +58,7 @@ def test_videos_without_end_go_on():
 
 
 def literal_codes(network, tokenizer, seed, num_latents, memory, draw):
-    """Codes of a video, each from a whole pass over the condition and the window: the published way, without a cache."""
+    """Codes of a video, each from a whole pass over the condition and the window, without a cache."""
     frames: list[list[int]] = []
     for f in range(num_latents):
         numbers = uniform_numbers("tats-codes", [seed], f, tiny.CODES)
@@ -177,10 +177,10 @@ def test_copies_follow_the_weights():
 # Files and bad input.
 
 
-def bundle_of(network, facts=Facts(), book=None):
+def bundle_of(network, facts=None, book=None):
     name = "tats-interpolation" if network.unmasked else "tats"
     book = book or tiny.tokenizer()
-    return Bundle({"transformer": network, "tokenizer": book}, name, vars(facts))
+    return Bundle({"transformer": network, "tokenizer": book}, name, vars(facts or Facts()))
 
 
 def save(path, *arguments):
