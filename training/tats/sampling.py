@@ -497,7 +497,7 @@ def open_sampler(bundles: Sequence[Bundle], options: Mapping[str, Any]) -> Sampl
         others = [item for item in networks if item is not network]
         if not others:
             raise ValueError(
-                f"{bundle.path} holds no tokenizer: it was trained on stored codes, so nothing can be shown"
+                f"{bundle.path} holds no tokenizer, as it was trained on stored codes: nothing can be shown"
             )
         facts = Facts(**{name: bundle.options[name] for name in ("condition", "every") if name in bundle.options})
         (fillers if network.unmasked else writers).append((network, others[0], facts, bundle))

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from tests import golden_files
+from training.contract import Bundle as Bundle
 from training.modules.vqgan3d import VQGAN3D
 from training.tats.networks import SEGMENT, TATSTransformer
 from training.tats.sampling import Facts, LongVideos, Writing
