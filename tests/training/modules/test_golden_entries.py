@@ -5,7 +5,7 @@ import pytest
 from tests import golden_files
 
 TESTED = {
-    "tats": ["vqgan_eval*", "disc*", "samepad*", "codebook*", "lpips*", "train_*"],
+    "tats": ["vqgan_eval*", "disc*", "samepad*", "codebook*", "lpips*", "train_*", "gpt_*", "filter*", "sampling*"],
     "river": ["own_vqvae*", "ldm_vq*", "quantiser*", "small_inputs*"],
     "teco": ["vqgan*", "codebook*", "small_inputs*", "checkpoint_files*"],
 }
