@@ -14,6 +14,9 @@ from typing import Any
 SYSTEMS: dict[str, str] = {
     "longvideogan-lres": "training.longvideogan.spec:LRES",
     "longvideogan-sres": "training.longvideogan.spec:SRES",
+    # Systems with a tokenizer in their published files come before the tokenizer, which would take it out of them.
+    "tats": "training.tats.spec:SPEC",
+    "tats-interpolation": "training.tats.spec:INTERPOLATION",
     "tokenizer": "training.tokenizer.spec:SPEC",
 }
 

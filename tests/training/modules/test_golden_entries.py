@@ -5,17 +5,7 @@ import pytest
 from tests import golden_files
 
 TESTED = {
-    "tats": [
-        "vqgan_eval*",
-        "disc*",
-        "samepad*",
-        "codebook*",
-        "lpips*",
-        "train_*",
-        "preprocess*",
-        "frame_folder*",
-        "metrics*",
-    ],
+    "tats": ["vqgan_eval*", "disc*", "samepad*", "codebook*", "lpips*", "train_*", "preprocess*", "frame_folder*", "metrics*", "gpt_*", "filter*", "sampling*"],
     "river": ["own_vqvae*", "ldm_vq*", "quantiser*", "small_inputs*", "colour_augmentation*", "h5*"],
     "teco": ["vqgan*", "codebook*", "small_inputs*", "checkpoint_files*", "metrics*"],
 }
