@@ -307,7 +307,8 @@ def _described(sides: Sides) -> dict[str, Any]:
 def _describe(side: Side) -> dict[str, Any]:
     if isinstance(side, Videos):
         return {"name": side.footage.name, "id": side.content, "kind": side.kind, "fps": side.footage.fps}
-    return {"kind": "network", **({"condition": _describe(side.prompts)} if side.prompts else {})}
+    facts = {"sampler": dict(side.sampler.facts)} if side.sampler.facts else {}
+    return {"kind": "network", **({"condition": _describe(side.prompts)} if side.prompts else {}), **facts}
 
 
 def _reported(warnings: Sequence[str | None]) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from typing import Any
 SYSTEMS: dict[str, str] = {
     "longvideogan-lres": "training.longvideogan.spec:LRES",
     "longvideogan-sres": "training.longvideogan.spec:SRES",
+    # Before tokenizers: a published file of RIVER holds one, too, and the first adapter that knows a file reads it.
+    "river": "training.river.spec:SPEC",
+    "river-refiner": "training.river.spec:REFINER",
     "tokenizer": "training.tokenizer.spec:SPEC",
 }
 
