@@ -51,9 +51,6 @@ class Sample:
         parts = (self.targets, self.conditions, self.noise, self.t)
         return Sample(*(misc.upload(part, device) for part in parts))
 
-    def __getitem__(self, piece: slice) -> Sample:
-        return Sample(self.targets[piece], self.conditions[piece], self.noise[piece], self.t[piece])
-
 
 def draw_sample(
     rngs: Sequence[np.random.RandomState], first: int, num_frames: int, num_conditions: int, shape: Sequence[int],
@@ -113,11 +110,3 @@ class ClipDropout:
         for row, generator in zip(mask, self.generators, strict=True):
             row.bernoulli_(1 - self.rate, generator=generator)
         return x * mask.mul_(1 / (1 - self.rate))
-
-
-def make_dropout(rate: float, rngs: Sequence[np.random.RandomState], device: torch.device) -> ClipDropout | None:
-    """Return the dropout of a round of clips, None without; takes one number of each clip's generator."""
-    seeds = [int(rng.randint(1 << 31)) for rng in rngs]
-    if rate == 0:
-        return None
-    return ClipDropout(rate, [torch.Generator(device).manual_seed(seed) for seed in seeds])

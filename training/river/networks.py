@@ -270,6 +270,12 @@ class LatentScale(nn.Module):
         self.register_buffer("std", torch.ones(channels))
         self.register_buffer("measured", torch.zeros((), dtype=torch.int64))
 
+    def set(self, mean: Tensor, std: Tensor) -> None:
+        """Take the mean and the standard deviation of each channel, (C,); where nothing varies, 1."""
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 1e-6, std, 1.0))
+        self.measured.fill_(1)
+
     def normalise(self, z: Tensor) -> Tensor:
         """Return latents (..., C, h, w) with mean 0 and standard deviation 1 over the training data."""
         return (z - self.mean[:, None, None]) / self.std[:, None, None]

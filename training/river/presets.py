@@ -23,7 +23,7 @@ Preset = dict[str, Any]
 def published(steps: int = 300_000, **model: Any) -> Preset:
     """Return a row of the release."""
     shared = {"normalise": False, "ema_beta": 0.0}
-    return {"batch": 16, "steps": steps, "x_flip": False, "model": {**shared, **model}}
+    return {"batch": 16, "steps": steps, "model": {**shared, **model}}
 
 
 TOY: Preset = {"batch": 16, "steps": 400, "tick_steps": 25, "checkpoint_steps": 100, "sample_steps": 200}
@@ -34,11 +34,9 @@ PRESETS: dict[str, Preset] = {
     "bair-256": published(out_norm="bn"),
     "kth": published(clip_frames=40, prompt_frames=10),
     "clevrer": published(prompt_frames=2, frame_stride=5, colours=True),
-    # Actions turn the view, so that clips cannot be mirrored without exchanging them.
     "labdoom-small": {
         "batch": 64,
         "steps": 200_000,
-        "x_flip": False,
         "model": {
             "clip_frames": 32,
             "prompt_frames": 16,
@@ -53,7 +51,6 @@ PRESETS: dict[str, Preset] = {
     "labdoom-tiny": {
         "batch": 16,
         "steps": 30_000,
-        "x_flip": False,
         "model": {
             "clip_frames": 24,
             "prompt_frames": 8,
@@ -72,7 +69,6 @@ PRESETS: dict[str, Preset] = {
     },
     "toy": {
         **TOY,
-        "x_flip": False,
         "model": {
             "clip_frames": 12,
             "prompt_frames": 4,
@@ -92,7 +88,7 @@ PRESETS: dict[str, Preset] = {
 
 REFINER_PRESETS: dict[str, Preset] = {
     "default": {"batch": 24, "steps": 20_000, "model": {"warmup_steps": 4000}},
-    "bair-64": {"batch": 24, "steps": 20_000, "x_flip": False, "model": {"warmup_steps": 4000}},
+    "bair-64": {"batch": 24, "steps": 20_000, "model": {"warmup_steps": 4000}},
     "toy": {
         **TOY,
         "batch": 4,

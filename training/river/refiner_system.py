@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metrics.detectors import i3d
-from training import optim
 from training.config import TrainOptions
-from training.contract import Batch, BatchSpec, Bundle, FrameClip, Info, Inputs, Run, System, option
-from training.network_file import load_tokenizer
+from training.contract import Batch, BatchSpec, FrameClip, Info, Inputs, Run, option
+from training.modules.prior import Prior, PriorOptions
 from training.river.refiner import RCAN, psnr, ssim
 from training.river.sampling import RefinedReconstruction
 from training.river.schedules import RefinerSchedule
@@ -22,10 +21,11 @@ from training.sampling import Sampler
 
 FULL_BATCH = 256  # clips for which the learning rate holds; it is proportional to the batch
 FEATURE_SIDE = 224
+FEATURE_FRAMES = 9  # frames that I3D needs
 
 
 @dataclasses.dataclass
-class RefinerOptions:
+class RefinerOptions(PriorOptions):
     """Options of a run. The defaults are those of the release."""
 
     tokenizer: str = option("", "File of the tokenizer whose reconstructions are refined")
@@ -37,47 +37,45 @@ class RefinerOptions:
     tanh: bool = option(False, "Bound the frames by a tanh")
     l1: bool = option(False, "Absolute differences of pixels instead of squared ones")
     perceptual_weight: float = option(0.1, "Weight of squared differences of I3D's logits; 0: without I3D", low=0)
-    lr: float = option(3e-4, "Peak of the learning rate for a batch of 256", low=0)
-    warmup_steps: int = option(0, "Steps over which it rises from 0", low=0)
+    lr: float = option(3e-4, "Peak of the learning rate for a batch of 256; it is proportional to the batch", low=0)
+    schedule: str = option("cosine", "Course of the learning rate", kind=("cosine",))
     weight_decay: float = option(5e-4, "Weight decay of AdamW", low=0)
 
 
-class RefinerTraining(System):
+class RefinerTraining(Prior):
     """Train the refinement of decoded frames.
 
     python train.py river-refiner --dataset=data/labdoom --preset=toy --tokenizer=tokenizer.pkl
     """
 
     Options = RefinerOptions
-    flips = True
+    role, system = "refiner", "river-refiner"
 
     def __init__(self, options: RefinerOptions, run: Run):
         super().__init__(options, run)
-        self.tokenizer, self.tokenizer_hash = load_tokenizer(options.tokenizer, run.device)
-        self.frozen: dict[str, Any] = {"tokenizer": self.tokenizer}
-        self.detector = None
-        if options.perceptual_weight > 0:
-            self.detector = i3d.load(run.device).requires_grad_(False)
-        sizes = options.groups, options.blocks, options.width, options.reduction, options.tanh
-        self.network = optim.seeded(run.seed, lambda: RCAN(*sizes)).to(run.device)
-        self.modules = {"refiner": self.network}
-        lr = options.lr * run.batch / FULL_BATCH
-        self.optimizers = {"refiner": optim.make_adam(self.network, lr, weight_decay=options.weight_decay)}
-        self.schedule = RefinerSchedule(lr, options.warmup_steps, run.steps)
+        self.detector = i3d.load(run.device) if options.perceptual_weight > 0 else None
+        self.schedule = RefinerSchedule(options.lr * run.batch / FULL_BATCH, options.warmup_steps, run.steps)
+
+    def build(self) -> nn.Module:
+        """See `Prior.build`."""
+        o = self.options
+        return RCAN(o.groups, o.blocks, o.width, o.reduction, o.tanh)
 
     @classmethod
     def check(cls, options: RefinerOptions, train_options: TrainOptions) -> None:
         """See `System.check`."""
-        optim.check_options(options, above_zero=("lr",))
-        if not options.tokenizer:
-            raise ValueError("--tokenizer is missing: give the file of the tokenizer whose reconstructions are refined")
-        if options.perceptual_weight > 0 and options.clip_frames < 10:
+        super().check(options, train_options)
+        if options.perceptual_weight > 0 and options.clip_frames <= FEATURE_FRAMES:
             raise ValueError(
-                f"--clip-frames is {options.clip_frames}, but I3D needs 9 frames after the first: use 10 or more, or "
-                "--perceptual-weight=0"
+                f"--clip-frames is {options.clip_frames}, but I3D needs {FEATURE_FRAMES} frames after the first: use "
+                f"{FEATURE_FRAMES + 1} or more, or --perceptual-weight=0"
             )
         with torch.device("meta"):
             RCAN(options.groups, options.blocks, options.width, options.reduction)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """See `Prior.parameter_groups`: all parameters decay, as published."""
+        return [{"params": list(self.network.parameters())}]
 
     def inputs(self) -> Inputs:
         """See `System.inputs`."""
@@ -103,51 +101,29 @@ class RefinerTraining(System):
         frames = F.interpolate(frames, (FEATURE_SIDE, FEATURE_SIDE), mode="bilinear", align_corners=False)
         return self.detector(frames.unflatten(0, (-1, self.options.clip_frames - 1)).transpose(1, 2))
 
-    def step(self, batches: Iterator[Batch], step: int) -> dict[str, Tensor]:
-        """See `System.step`."""
-        clips, report = next(batches)["clip"].to(next(self.network.parameters())), optim.Report()
-
-        def loss(piece: slice) -> Tensor:
-            refined, true = self.refine(clips[piece])
-            errors = (refined - true).abs() if self.options.l1 else (refined - true).square()
-            report.add("loss", pixel_loss=errors.mean((1, 2, 3)))
-            total = errors.mean()
-            if self.detector is not None:
-                with torch.no_grad():
-                    wanted = self.logits(true)
-                distance = (self.logits(refined) - wanted).square()
-                report.add("loss", perceptual_loss=distance.mean(1))
-                total = total + self.options.perceptual_weight * distance.mean()
-            return total
-
-        self.network.train()
-        optimizer = self.optimizers["refiner"]
-        rate = self.schedule.apply(optimizer, step)
-        num_nonfinite, norm = optim.update(self.network, optimizer, self.run.rounds(), loss)
-        report.add("progress", rate=torch.tensor(rate), grad_norm=norm, nonfinite_gradients=num_nonfinite.float())
-        return report.values()
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Prior.losses`."""
+        refined, true = self.refine(batch["clip"])
+        errors = (refined - true).abs() if self.options.l1 else (refined - true).square()
+        pixels = errors.mean((1, 2, 3)).unflatten(0, (len(batch["clip"]), -1)).mean(1)
+        if self.detector is None:
+            return {"loss": pixels}
+        with torch.no_grad():
+            wanted = self.logits(true)
+        distances = (self.logits(refined) - wanted).square().mean(1)
+        total = pixels + self.options.perceptual_weight * distances
+        return {"loss": total, "pixel_loss": pixels, "perceptual_loss": distances}
 
     @torch.no_grad()
     def validate(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """See `System.validate`: also PSNR and SSIM of frames in [-1, 1], the true frames before them given."""
-        refined, true = self.refine(next(batches)["clip"].to(next(self.network.parameters())))
-        errors = (refined - true).abs() if self.options.l1 else (refined - true).square()
-        return {"loss/pixel_loss": errors.mean((1, 2, 3)), "psnr": psnr(refined, true), "ssim": ssim(refined, true)}
+        refined, true = self.refine(next(batches)["clip"])
+        return {"loss/pixel_loss": (refined - true).square(), "psnr": psnr(refined, true), "ssim": ssim(refined, true)}
 
-    def init_from(self, weights: Bundle | Mapping[str, Mapping[str, Tensor]]) -> None:
-        """See `System.init_from`."""
-        if isinstance(weights, Bundle):
-            weights = {"refiner": weights.networks["refiner"].state_dict()}
-        optim.load_weights(self.modules, weights)
-
-    def sampler(self) -> Sampler:
-        """See `System.sampler`."""
-        self.network.eval()
-        return RefinedReconstruction(self.network, self.tokenizer)
-
-    def export(self) -> Bundle:
-        """See `System.export`."""
-        return Bundle({"refiner": self.network, "tokenizer": self.tokenizer}, "river-refiner", {}, self.tokenizer_hash)
+    def make_sampler(self, network: nn.Module) -> Sampler:
+        """See `Prior.make_sampler`."""
+        assert isinstance(network, RCAN)
+        return RefinedReconstruction(network, self.tokenizer)
 
     def info(self) -> Info:
         """See `System.info`."""

@@ -5,11 +5,11 @@ import pytest
 from tests import golden_files
 
 TESTED = {
-    "tats": ["vqgan_eval*", "disc*", "samepad*", "codebook*", "lpips*", "train_*"],
+    "tats": ["vqgan_eval*", "disc*", "samepad*", "codebook*", "lpips*", "train_*", "preprocess*", "frame_folder*"],
     "river": [
         *("own_vqvae*", "ldm_vq*", "quantiser*", "small_inputs*", "vector_field*", "time_embedding*", "full_size*"),
         *("path*", "train_*", "generate_*", "integrators*", "grid_points*", "torch_rng_order*", "refiner*", "lr*"),
-        *("colour_augmentation*", "to_uint8*", "checkpoint_loader*"),
+        *("colour_augmentation*", "to_uint8*", "checkpoint_loader*", "h5*"),
     ],
     "teco": ["vqgan*", "codebook*", "small_inputs*", "checkpoint_files*"],
 }

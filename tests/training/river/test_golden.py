@@ -9,7 +9,7 @@ import torch
 from tests import golden_files
 from tests.training.modules.test_vqgan2d import river_network, small_inputs
 from training.generation import flow
-from training.river import augment, draws, networks, prediction, refiner, schedules
+from training.river import draws, networks, prediction, refiner, schedules
 from training.river.networks import LatentScale, VectorField
 from training.river.published import to_uint8
 
@@ -329,14 +329,3 @@ def check_refiner_schedule(entry):
 @golden_files.entries("river", "to_uint8*")
 def test_published_bytes(entry, golden):
     assert to_uint8(torch.tensor(entry["input"])).tolist() == entry["output"]
-
-
-@golden_files.entries("river", "colour_augmentation*")
-def test_colours(entry, golden):
-    text = entry["input"]
-    rng = golden_files.generator(text, golden["about"]["seed"])
-    low, high, shape, kind = search(r"randint\((\d+),(\d+),(\(.*?\))\) (\w+)", text).groups()
-    clip = rng.randint(int(low), int(high), golden_files.number(shape)).astype(kind)
-    b, c, s, h = (float(search(rf"\b{name}=(-?[\d.]+)", text)[1]) for name in "bcsh")
-    found = augment.change_colours(torch.from_numpy(clip), augment.Change(1 + b, 1 + c, 1 + s, h))
-    golden_files.check(found, entry["out"], tolerance=0)
