@@ -379,11 +379,8 @@ def _describe(side: Side) -> dict[str, Any]:
         return {"name": side.footage.name, "id": side.content, "kind": side.kind, "fps": side.footage.fps}
     sampler = side.sampler
     described: dict[str, Any] = {"kind": "network"}
-    for name in ("function_evaluations", "options"):  # the former of samplers that solve differential equations
-        value = getattr(sampler, name, None)
-        value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyright: ignore[reportArgumentType]
-        if value not in (None, {}):
-            described[name] = value
+    options = dataclasses.asdict(sampler.options)
+    described |= {name: value for name, value in (("sampler", dict(sampler.facts)), ("options", options)) if value}
     return {**described, **({"condition": _describe(side.prompts)} if side.prompts else {})}
 
 

@@ -15,6 +15,8 @@ SYSTEMS: dict[str, str] = {
     "longvideogan-lres": "training.longvideogan.spec:LRES",
     "longvideogan-sres": "training.longvideogan.spec:SRES",
     # Systems with a tokenizer in their published files come before the tokenizer, which would take it out of them.
+    "river": "training.river.spec:SPEC",
+    "river-refiner": "training.river.spec:REFINER",
     "tats": "training.tats.spec:SPEC",
     "tats-interpolation": "training.tats.spec:INTERPOLATION",
     "tokenizer": "training.tokenizer.spec:SPEC",
