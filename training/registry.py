@@ -14,6 +14,7 @@ from typing import Any
 SYSTEMS: dict[str, str] = {
     "longvideogan-lres": "training.longvideogan.spec:LRES",
     "longvideogan-sres": "training.longvideogan.spec:SRES",
+    "teco": "training.teco.spec:SPEC",
     "tokenizer": "training.tokenizer.spec:SPEC",
 }
 

@@ -1,11 +1,12 @@
 """Layers of TECO: residual convolutions and pre-norm transformers.
 
-Yan et al., "Temporally Consistent Transformers for Video Generation", ICML 2023, appendix; details that the paper leaves
-out are those of its release. Convolutions take (N, C, H, W), transformers (N, L, width).
+Yan et al., "Temporally Consistent Transformers for Video Generation", ICML 2023, appendix; details that the paper
+leaves out are those of its release. Convolutions take (N, C, H, W), transformers (N, L, width).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from torch_utils.precision import HALF_FORMATS, MixedPrecision
+from training.modules.linear import Linear
 from training.modules.norms import group_norm
 from training.modules.quantizers import TRUNCATED_STD
 
@@ -38,7 +41,7 @@ def conv(inputs: int, outputs: int, size: int, bias: bool = True) -> nn.Conv2d:
 
 def dense(inputs: int, outputs: int, std: float | None = None) -> nn.Linear:
     """Return a linear layer, whose weights are normal if their standard deviation is given."""
-    layer = nn.Linear(inputs, outputs)
+    layer = Linear(inputs, outputs)
     truncated(layer, inputs)
     if std is not None:
         nn.init.normal_(layer.weight, std=std)
@@ -53,11 +56,6 @@ def small_normal(*shape: int) -> nn.Parameter:
 def layer_norm(width: int) -> nn.LayerNorm:
     """Return the layer norm of every part."""
     return nn.LayerNorm(width, eps=EPSILON)
-
-
-def norm_channels(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """Apply a layer norm to the channels of (N, C, H, W); the result is a view with channels last in memory."""
-    return norm(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class ResBlock(nn.Module):
@@ -78,6 +76,14 @@ class ResBlock(nn.Module):
 def res_blocks(inputs: int, width: int, count: int) -> list[nn.Module]:
     """Return residual blocks in sequence, the first of which changes the width."""
     return [ResBlock(inputs if i == 0 else width, width) for i in range(count)]
+
+
+def in_precision(part: MixedPrecision, x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which a part computes: its half precision, else what the caller has chosen.
+
+    Norms and the residual stream of transformers stay in float32.
+    """
+    return contextlib.nullcontext() if part.half is None else torch.autocast(x.device.type, HALF_FORMATS[part.half])
 
 
 def run_block(block: nn.Module, recompute: bool, *inputs: Any) -> Any:
@@ -145,8 +151,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Return what `queries` (N, M, width) find among the tokens x (N, L, width): (N, M, width).
 
-        `mask` is True where a query (row) may see a key. `angles` (L, D / 2) rotate queries and keys. A `cache` holds the
-        keys and values of earlier tokens, and takes these.
+        `mask` is True where a query (row) may see a key. `angles` (L, D / 2) rotate queries and keys. A `cache` holds
+        the keys and values of earlier tokens, and takes these.
         """
         q, k, v = self.split(self.query(queries)), self.split(self.key(x)), self.split(self.value(x))
         if angles is not None:
@@ -203,7 +209,13 @@ class Transformer(nn.Module):
         caches: Sequence[KeyValueCache] | None = None, wanted: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Transform tokens (N, L, inputs) with position codes (L, width) into (N, L, width); see the layers."""
-        x = self.input(x) + position
+        return self.features(self.input(x) + position, mask, angles, caches, wanted)
+
+    def features(
+        self, x: Tensor, mask: Tensor | None = None, angles: Tensor | None = None,
+        caches: Sequence[KeyValueCache] | None = None, wanted: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Transform tokens (N, L, width) that have their position codes; see `forward`."""
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             cache = None if caches is None else caches[i]

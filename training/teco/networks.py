@@ -14,7 +14,7 @@ Frames come as codes x_t of a tokenizer on a grid, z_t has a smaller one. The fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -22,14 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torch_utils.precision import MixedPrecision
 from training.modules.quantizers import CosineQuantizer, Quantized
 from training.teco.layers import (
     KeyValueCache,
     Transformer,
     conv,
     dense,
+    in_precision,
     layer_norm,
-    norm_channels,
     res_blocks,
     run_block,
     sinusoid,
@@ -37,13 +38,20 @@ from training.teco.layers import (
     truncated,
 )
 
+# Codes (N, cells), of which `num_codes` is an unknown one, and numbers of cells (N, M) -> logits (N, M, num_codes).
+CodePredictor = Callable[[Tensor, Tensor], Tensor]
+
 NULL_ACTION = -1  # "unknown": the last row of the table
 SCHEDULES = "cosine, uniform, pow<exponent>, log, exp"
+TRANSFORMER = ("embed_dim", "mlp_dim", "num_heads", "num_layers")
+Sizes = Mapping[str, int]  # of a transformer, by these names
 POSITIONS = ("sinusoid", "rotary")
 
 
-class PosteriorEncoder(nn.Module):
+class PosteriorEncoder(MixedPrecision):
     """Pairs of embedded frames (N, 2 D, H, W) -> latents (N, E, H / 2^(levels - 1), W / 2^(levels - 1))."""
+
+    formats = ("bf16",)
 
     def __init__(self, inputs: int, outputs: int, depths: Sequence[int], blocks: int):
         super().__init__()
@@ -56,20 +64,23 @@ class PosteriorEncoder(nn.Module):
 
     def forward(self, pairs: Tensor) -> Tensor:
         """See the class."""
-        x = self.conv_in(pairs)
-        for i, level in enumerate(self.levels):
-            x = F.avg_pool2d(x, 2) if i > 0 else x
-            for block in _blocks(level):
-                x = run_block(block, self.recompute, x)
-        return self.out(x.movedim(1, -1)).movedim(-1, 1)
+        with in_precision(self, pairs):
+            x = self.conv_in(pairs)
+            for i, level in enumerate(self.levels):
+                x = F.avg_pool2d(x, 2) if i > 0 else x
+                for block in _blocks(level):
+                    x = run_block(block, self.recompute, x)
+            return self.out(x.movedim(1, -1)).movedim(-1, 1)
 
 
-class Decoder(nn.Module):
+class Decoder(MixedPrecision):
     """h and z (N, 2 E, h, w) -> logits (N, V, H, W) of the tokenizer's codes.
 
     `depths` are those of the encoder: widths go from last to first. The first convolution has the first one's, as
     published.
     """
+
+    formats = ("bf16",)
 
     def __init__(self, inputs: int, outputs: int, depths: Sequence[int], blocks: int):
         super().__init__()
@@ -84,12 +95,13 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        x = self.conv_in(x)
-        for i, level in enumerate(self.levels):
-            x = F.interpolate(x, scale_factor=2.0, mode="nearest") if i > 0 else x
-            for block in _blocks(level):
-                x = run_block(block, self.recompute, x)
-        return self.out(norm_channels(self.norm, x).movedim(1, -1)).movedim(-1, 1)
+        with in_precision(self, x):
+            x = self.conv_in(x)
+            for i, level in enumerate(self.levels):
+                x = F.interpolate(x, scale_factor=2.0, mode="nearest") if i > 0 else x
+                for block in _blocks(level):
+                    x = run_block(block, self.recompute, x)
+            return self.out(self.norm(x.movedim(1, -1))).movedim(-1, 1)
 
 
 def _blocks(level: nn.Module) -> nn.ModuleList:
@@ -97,7 +109,7 @@ def _blocks(level: nn.Module) -> nn.ModuleList:
     return level
 
 
-class Temporal(nn.Module):
+class Temporal(MixedPrecision):
     """Latents and actions over time -> h, by a transformer that is causal over frames.
 
     Slot t - 1 of the transformer holds the latent of frame t - 1 and the action into frame t; its output belongs to
@@ -108,13 +120,21 @@ class Temporal(nn.Module):
     any length.
     """
 
+    formats = ("bf16",)
+
     def __init__(
-        self, grid: tuple[int, int], seq_len: int, channels: int, action_channels: int, patch: int, width: int, mlp: int,
-        heads: int, layers: int, positions: str,
+        self, grid: tuple[int, int], seq_len: int, channels: int, action_channels: int, patch: int, sizes: Sizes,
+        positions: str,
     ):  # fmt: skip
         super().__init__()
+        width, mlp, heads, layers = (sizes[name] for name in TRANSFORMER)
         self.tokens = grid[0] // patch, grid[1] // patch
-        self.num_tokens, self.seq_len, self.width, self.positions = self.tokens[0] * self.tokens[1], seq_len, width, positions
+        self.num_tokens, self.seq_len, self.width, self.positions = (
+            self.tokens[0] * self.tokens[1],
+            seq_len,
+            width,
+            positions,
+        )
         self.head_width = width // heads
         self.sos = small_normal(*self.tokens, width)
         self.project = nn.Conv2d(channels + action_channels, width, patch, stride=patch, bias=False)
@@ -147,7 +167,8 @@ class Temporal(nn.Module):
         mask = self.mask(first, num_frames, caches is not None, x.device)
         tokens = torch.arange(x.shape[1], device=x.device)[-self.num_tokens :]
         wanted = tokens.expand(len(x), -1) if last_only else None
-        return self.transformer(x, position, mask, angles, caches, wanted)
+        with in_precision(self, x):
+            return self.transformer(x, position, mask, angles, caches, wanted)
 
     def to_latents(self, x: Tensor) -> Tensor:
         """Return features of tokens as h: (N, T n, width) -> (N, T, E, h, w)."""
@@ -189,17 +210,19 @@ class Temporal(nn.Module):
         return [KeyValueCache(self.seq_len * self.num_tokens) for _ in self.transformer.layers]
 
 
-class MaskGit(nn.Module):
+class MaskGit(MixedPrecision):
     """The prior of one frame's codes: those that are known, and h -> logits of all (Chang et al., CVPR 2022).
 
     An unknown code is numbered `num_codes`.
     """
 
+    formats = ("bf16",)
+
     def __init__(
-        self, grid: tuple[int, int], num_codes: int, channels: int, vocab_dim: int, width: int, mlp: int, heads: int,
-        layers: int,
+        self, grid: tuple[int, int], num_codes: int, channels: int, vocab_dim: int, sizes: Sizes
     ):  # fmt: skip
         super().__init__()
+        width, mlp, heads, layers = (sizes[name] for name in TRANSFORMER)
         self.num_codes = num_codes
         self.token_embed = small_normal(num_codes + 1, vocab_dim)
         self.rows, self.columns = small_normal(grid[0], -(-width // 2)), small_normal(grid[1], width // 2)
@@ -212,23 +235,28 @@ class MaskGit(nn.Module):
         size = len(self.rows), len(self.columns), -1
         return torch.cat([self.rows.unsqueeze(1).expand(size), self.columns.expand(size)], dim=2).flatten(0, 1)
 
+    def begin(self, h: Tensor) -> CodePredictor:
+        """Return the function that predicts the codes of the frame of h."""
+        return lambda codes, wanted: self(codes, h, wanted)
+
     def forward(self, codes: Tensor, h: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """Return logits (N, L, K) for codes (N, L) and h (N, E, h, w), L = h w; of the cells `wanted` (N, M), if given."""
+        """Return logits (N, L, K) for codes (N, L) and h (N, E, h, w), L = h w.
+
+        With `wanted` (N, M) only those of these cells: (N, M, K).
+        """
         tokens = F.embedding(codes, self.token_embed)
         x = torch.cat([tokens, h.flatten(2).transpose(1, 2)], dim=2)
-        x = self.net(x, self.position(), wanted=wanted)
-        x = self.norm(F.gelu(self.head(x), approximate="tanh"))
-        return F.linear(x, self.token_embed[: self.num_codes], self.bias)
-
-
-TRANSFORMER = ("embed_dim", "mlp_dim", "num_heads", "num_layers")
+        with in_precision(self, x):
+            x = self.net(x, self.position(), wanted=wanted)
+            x = self.norm(F.gelu(self.head(x), approximate="tanh"))
+            return F.linear(x, self.token_embed[: self.num_codes], self.bias)
 
 
 class TECO(nn.Module):
     """All networks. Frames are codes x (N, T, H, W) and their embeddings by the tokenizer (N, T, D, H, W).
 
-    `encoder`, `decoder`: depths and blocks. `temporal`: embed_dim, mlp_dim, num_heads, num_layers, `prior`: the same and
-    vocab_dim, as in the release's configurations.
+    `encoder`, `decoder`: depths and blocks. `temporal`: embed_dim, mlp_dim, num_heads, num_layers, `prior`: the same
+    and vocab_dim, as in the release's configurations.
     """
 
     def __init__(
@@ -260,10 +288,8 @@ class TECO(nn.Module):
         nn.init.normal_(self.action_embeds.weight, std=action_embed_dim**-0.5)
         self.encoder = PosteriorEncoder(2 * code_channels, embedding_dim, **encoder)
         self.codebook = CosineQuantizer(num_codes, embedding_dim, proj_dim)
-        sizes = [temporal[name] for name in TRANSFORMER]
-        self.temporal = Temporal(self.cells, seq_len, embedding_dim, action_embed_dim, z_ds, *sizes, positions)
-        sizes = [prior[name] for name in TRANSFORMER]
-        self.prior = MaskGit(self.cells, num_codes, embedding_dim, prior["vocab_dim"], *sizes)
+        self.temporal = Temporal(self.cells, seq_len, embedding_dim, action_embed_dim, z_ds, temporal, positions)
+        self.prior = MaskGit(self.cells, num_codes, embedding_dim, prior["vocab_dim"], prior)
         self.decoder = Decoder(2 * embedding_dim, vocabulary, **decoder)
 
     def check_grid(self, encoder: Mapping[str, Any], decoder: Mapping[str, Any], z_ds: int) -> tuple[int, int]:
@@ -274,12 +300,12 @@ class TECO(nn.Module):
             raise ValueError(f"the encoder has {len(encoder['depths'])} depths, the decoder {len(decoder['depths'])}")
         if any(size % (step * z_ds) for size in self.grid):
             raise ValueError(
-                f"the tokenizer's grid of {shown} does not divide by {step} (depths) x {z_ds} (z_ds): use another z_ds, "
-                "other depths, or frames of another size"
+                f"the tokenizer's grid of {shown} does not divide by {step} (depths) x {z_ds} (z_ds): use another "
+                "z_ds, other depths, or frames of another size"
             )
         return self.grid[0] // step, self.grid[1] // step
 
-    # ---- Parts --------------------------------------------------------------------------------------------------------
+    # ---- Parts ------------------------------------------------------------------------------------------------------
 
     def pairs(self, x: Tensor, before: Tensor | None = None) -> Tensor:
         """Return each embedded frame after its predecessor, on channels: (N, T, D, H, W) -> (N, T, 2 D, H, W).
@@ -294,8 +320,9 @@ class TECO(nn.Module):
         return self.encoder(self.pairs(x, before).flatten(0, 1)).unflatten(0, x.shape[:2])
 
     def quantize(self, u: Tensor) -> Quantized:
-        """Quantize latents (N, T, E, h, w); codes are (N, T, h, w) and the output (N, T, E, h, w)."""
-        found = self.codebook(u.flatten(0, 1))
+        """Quantize latents (N, T, E, h, w) in float32; codes are (N, T, h, w) and the output (N, T, E, h, w)."""
+        with torch.autocast(u.device.type, enabled=False):
+            found = self.codebook(u.float().flatten(0, 1))
         shape = u.shape[:2]
         return found._replace(output=found.output.unflatten(0, shape), codes=found.codes.unflatten(0, shape))
 

@@ -1,20 +1,30 @@
 """Open models of the published release of TECO: folders written by its flax code, with `args` and `checkpoints`.
 
-    python generate.py --model=FOLDER --context=CLIP
+    python generate.py --outdir=outputs --seed=0 --model=FOLDER --context=CLIP
 
-The arguments name the folder of the VQGAN; one that lies elsewhere is given by putting it beside as `vqgan`.
+The VQGAN is a folder of the same kind, which the arguments name; a copy of it at FOLDER/vqgan comes first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.teco.layers import ResBlock, Transformer
-from training.teco.networks import TECO
+from torch_utils import flax_file, safe_archive
+from training.contract import Bundle
+from training.modules.prior import TOKENIZER
+from training.modules.published import flatten, newest_checkpoint, plain, read_flax
+from training.modules.vqgan2d import VQGAN2D
+from training.network_file import content_hash
+from training.network_format import build_network
+from training.teco.layers import ResBlock, Transformer, TransformerLayer
+from training.teco.networks import TECO, TRANSFORMER
+from training.teco.sampling import ROLE
 
 
 class Leaf(NamedTuple):
@@ -80,6 +90,7 @@ def _transformer(ours: str, path: str, network: Transformer) -> dict[str, Leaf]:
     found |= _norm(f"{ours}.norm", f"{path}/LayerNorm_0")
     for number, layer in enumerate(network.layers):
         mine, there = f"{ours}.layers.{number}", f"{path}/TransformerLayer_{number}"
+        assert isinstance(layer, TransformerLayer)
         heads, width = layer.attention.heads, layer.attention.query.in_features
         for name in ("query", "key", "value"):
             found |= _heads(f"{mine}.attention.{name}", f"{there}/MultiHeadAttention_0/{name}", heads, width)
@@ -133,3 +144,72 @@ def leaves(network: TECO) -> dict[str, Leaf]:
     found |= _layer("prior.head", "z_git/mlm/Dense_0") | _norm("prior.norm", "z_git/mlm/LayerNorm_0")
     found |= _conv("decoder.conv_in", "decoder/Conv_0") | _res_blocks(network.decoder, "decoder", "decoder")
     return found | _norm("decoder.norm", "decoder/LayerNorm_0") | _layer("decoder.out", "decoder/Dense_0")
+
+
+# ----------------------------------------------------------------------------
+# Folders of the release.
+
+
+def open_published(path: str) -> Bundle | None:
+    """Return the model in a folder of the release with its tokenizer, None if the path is no such folder.
+
+    Raises `ValueError` naming the file that is damaged or lacks a part, or the VQGAN that is missing.
+    """
+    folder = Path(path)
+    if not folder.is_dir() or not (folder / "args").is_file():
+        return None
+    arguments = plain(safe_archive.load_pickle(folder / "args"))
+    checkpoint = newest_checkpoint(folder)
+    if not isinstance(arguments, dict) or arguments.get("model") != "teco" or checkpoint is None:
+        return None
+    tokenizer = _read_tokenizer(folder, arguments.get("vqvae_ckpt"))
+    tree = flax_file.load(checkpoint)
+    try:
+        options = options_of(arguments, tokenizer)
+        with torch.device("meta"):
+            places = leaves(TECO(**options))
+        found = flatten(tree["params"])
+        tensors = {
+            name: leaf.from_flax(torch.from_numpy(np.array(found[leaf.path]))).contiguous()
+            for name, leaf in places.items()
+        }
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        reason = error.args[0] if error.args else type(error).__name__
+        raise ValueError(
+            f"{checkpoint} is a model of TECO with a missing part: {reason!r} cannot be read; download it again"
+        ) from error
+    network = build_network(TECO, options, tensors, str(checkpoint))
+    return Bundle({ROLE: network, TOKENIZER: tokenizer}, "teco", tokenizer=content_hash(tokenizer))
+
+
+def options_of(arguments: Mapping[str, Any], tokenizer: VQGAN2D) -> dict[str, Any]:
+    """Return the arguments of the network for those of the release; raises `KeyError` for one that is missing."""
+    names = "seq_len encoder decoder embedding_dim z_ds n_cond use_actions action_dim action_embed_dim".split()
+    options = {name: arguments[name] for name in names}
+    edge, prior = tokenizer.stride[1], arguments["z_git"]
+    return options | {
+        "grid": [tokenizer.height // edge, tokenizer.width // edge],
+        "vocabulary": tokenizer.vocabulary,
+        "code_channels": tokenizer.quantizer.channels,
+        "num_codes": arguments["codebook"]["n_codes"],
+        "proj_dim": arguments["codebook"]["proj_dim"],
+        "temporal": {name: arguments["z_tfm_kwargs"][name] for name in TRANSFORMER},
+        "prior": {"vocab_dim": prior["vocab_dim"], **{name: prior["tfm_kwargs"][name] for name in TRANSFORMER}},
+        "context": arguments["open_loop_ctx"],
+    }
+
+
+def _read_tokenizer(folder: Path, named: Any) -> VQGAN2D:
+    """Return the VQGAN of a model: in the folder `vqgan` inside or beside it, else where its arguments say."""
+    places = [folder / "vqgan", folder.parent / "vqgan"]
+    if isinstance(named, str) and named:
+        places += [folder / named, folder.parent / named, folder.parent / Path(named).name]
+    for place in places:
+        checkpoint = newest_checkpoint(place)
+        network = read_flax(place, checkpoint) if checkpoint is not None and (place / "args").is_file() else None
+        if isinstance(network, VQGAN2D):
+            return network
+    raise ValueError(
+        f"{folder} is a model of TECO without its VQGAN: copy the folder of the VQGAN, with args and checkpoints, to "
+        f"{places[0]}"
+    )

@@ -1,7 +1,7 @@
 """Rollouts of TECO: one frame after another, with the keys and values of past ones kept.
 
-Up to the trained length the caches hold all slots, and a frame costs one slot, the prior's passes and the decoder. After
-it there are two ways (Yan et al., ICML 2023, and the release):
+Up to the trained length the caches hold all slots, and a frame costs one slot, the prior's passes and the decoder.
+After it there are two ways (Yan et al., ICML 2023, and the release):
 
 - with sinusoid positions the window slides: its first frame begins a new video, frames that were generated enter by the
   posterior as real ones do, and all slots are computed again, as their positions have changed. What does not depend on

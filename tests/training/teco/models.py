@@ -12,9 +12,9 @@ from tests import golden_files
 from training.modules.published import flax_names, from_flax
 from training.modules.vqgan2d import VQGAN2D
 from training.teco.losses import Draws, num_masked
-from training.teco.networks import TRANSFORMER, TECO
+from training.teco.networks import TECO, TRANSFORMER
 from training.teco.published import leaves
-from training.teco.sampling import sample_codes
+from training.teco.sampling import Drawing
 
 SINGLE = 5e-5  # absolute tolerance of single values
 
@@ -44,7 +44,9 @@ def make_teco(golden: dict[str, Any], **changes: Any) -> TECO:
     assert places.keys() == state.keys()
     shapes = {leaf.path: tuple(leaf.to_flax(state[name]).shape) for name, leaf in places.items()}
     arrays = golden_files.normal_fill(shapes, golden["about"]["base"], golden_files.teco_scale)
-    network.load_state_dict({name: leaf.from_flax(torch.from_numpy(arrays[leaf.path])) for name, leaf in places.items()})
+    network.load_state_dict(
+        {name: leaf.from_flax(torch.from_numpy(arrays[leaf.path])) for name, leaf in places.items()}
+    )
     return network.eval()
 
 
@@ -120,26 +122,42 @@ def training_draws(network: TECO, indices: Tensor, schedule: str, text: str, dro
     )
 
 
-class GoldenSampler:
-    """The release's sampler of tokens with the permutations and the Gumbel noise of two generators."""
+class GoldenNoise:
+    """The release's random numbers: permutations that all videos share, and Gumbel noise for every cell of a call."""
 
-    def __init__(self, network: TECO, orders: np.random.RandomState, noise: np.random.RandomState):
-        config = golden_file()["config"]["teco"]
-        self.network, self.orders, self.noise = network, orders, noise
-        self.counts = config["T_draft"], config["T_revise"], config["M"]
+    def __init__(self, cells: int, num_codes: int, orders: np.random.RandomState, gumbel: np.random.RandomState):
+        self.cells, self.num_codes, self.orders, self.gumbel = cells, num_codes, orders, gumbel
         self.num_orders = self.num_calls = 0
+        self.num_videos = golden_file()["about"]["batch"]
 
-    def __call__(self, h: Tensor) -> Tensor:
-        draft, revise, rounds = self.counts
-        cells = self.network.cells[0] * self.network.cells[1]
-        orders = np.array([self.orders.permutation(cells) for _ in range(1 + rounds)])
-        self.num_orders += len(orders)
-        shared = torch.from_numpy(orders).unsqueeze(1).expand(-1, len(h), -1)
-        return sample_codes(self.network.prior, h, shared, [draft, *[revise] * rounds], self.draw)
+    def step(self, label: str) -> None:
+        pass
 
-    def draw(self, logits: Tensor, wanted: Tensor, round: int) -> Tensor:
+    def race(self, positions: Tensor, num_codes: int, codes: Tensor | None = None) -> Tensor:
+        """argmax(logits + g) is the winner of p / exp(-g)."""
         self.num_calls += 1
-        shape = len(logits), self.network.cells[0] * self.network.cells[1], logits.shape[2]
-        noise = torch.from_numpy(self.noise.gumbel(size=shape).astype(np.float32))
-        index = wanted.unsqueeze(2).expand(-1, -1, shape[2])
-        return (logits + noise.gather(1, index)).argmax(2)
+        assert codes is None and num_codes == self.num_codes
+        noise = self.gumbel.gumbel(size=(len(positions), self.cells, num_codes)).astype(np.float32)
+        drawn = torch.from_numpy(noise).gather(1, positions.unsqueeze(2).expand(-1, -1, num_codes))
+        return (-drawn).exp()
+
+    def permutations(self, count: int) -> Tensor:
+        self.num_orders += 1
+        assert count == self.cells
+        return torch.from_numpy(self.orders.permutation(count)).expand(self.num_videos, -1)
+
+    def exponential(self, positions: Tensor) -> Tensor:
+        raise AssertionError("no position is chosen by its confidence")
+
+    normal = exponential
+
+
+def make_noise(network: TECO, orders: np.random.RandomState, gumbel: np.random.RandomState) -> GoldenNoise:
+    """Return the random numbers of an entry for a network."""
+    return GoldenNoise(network.cells[0] * network.cells[1], network.prior.num_codes, orders, gumbel)
+
+
+def drawing() -> Drawing:
+    """Return the options of the golden file's sampler."""
+    config = golden_file()["config"]["teco"]
+    return Drawing(draft=config["T_draft"], revise=config["T_revise"], rounds=config["M"])

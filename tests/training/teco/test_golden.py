@@ -1,5 +1,6 @@
 """TECO's networks and losses against numbers of the release's own code, for made-up weights."""
 
+import functools
 import re
 
 import numpy as np
@@ -9,19 +10,24 @@ import torch
 from tests import golden_files
 from tests.training.teco.models import (
     SINGLE,
-    GoldenSampler,
+    drawing,
     embed,
     generators,
+    make_noise,
     make_teco,
     make_vqgan,
     random,
     shared_inputs,
     training_draws,
 )
+from training.sampling import quantize
+from training.teco.inference import prepare
 from training.teco.layers import sinusoid
 from training.teco.losses import losses, masked_share, num_masked
 from training.teco.published import leaves
 from training.teco.rollout import Rollout
+from training.teco.sampling import sample_codes
+from training.teco.system import Schedule
 
 
 def close(found, expected, where=""):
@@ -238,10 +244,11 @@ def test_several_frames_that_are_not_quantized(entry, golden):
 @torch.no_grad()
 def test_sampler_of_tokens(entry, golden):
     network, cond, z, _, actions = given(golden)
-    sampler = GoldenSampler(network, *generators(entry["input"]))
-    codes = sampler(network.predict(cond, z, actions)[:, 0])
-    assert codes.flatten().tolist() == entry["codes"]["values"]
-    assert (sampler.num_orders, sampler.num_calls) == (entry["permutations"], entry["forward_calls"])
+    h = network.predict(cond, z, actions)[:, 0]
+    for model in (network, prepare(network)):
+        noise = make_noise(network, *generators(entry["input"]))
+        assert sample_codes(model, h, noise, drawing()).flatten().tolist() == entry["codes"]["values"]
+        assert (noise.num_orders, noise.num_calls) == (entry["permutations"], entry["forward_calls"])
 
 
 @golden_files.entries("teco", "timestep*")
@@ -251,28 +258,52 @@ def test_one_frame(entry, golden):
     match = re.search(r"t=(\d+)", entry["input"])
     assert match is not None
     frame = int(match[1])
-    sampler = GoldenSampler(network, *generators(entry["input"]))
+    noise = make_noise(network, *generators(entry["input"]))
     h = network.predict(cond, z, actions)[:, frame - network.n_cond]
-    z = network.lookup(sampler(h).unflatten(1, network.cells).unsqueeze(1))[:, 0]
+    codes = sample_codes(network, h, noise, drawing()).unflatten(1, network.cells)
+    z = network.lookup(codes.unsqueeze(1))[:, 0]
     close(last(z), entry["z"], "z")
     assert network.decode(h, z).argmax(1).flatten().tolist() == entry["frame_codes"]["values"]
 
 
 @golden_files.entries("teco", "rollout*")
+@pytest.mark.parametrize("prepared", [False, True])
 @torch.no_grad()
-def test_rollout(entry, golden):
+def test_rollout(entry, golden, prepared):
     network, vqgan = make_teco(golden), make_vqgan(golden)
     codes, actions = random(entry["input"], "randint", 0), random(entry["input"], "randint", 1)
     match = re.search(r"context (\d+).*?eval_seq_len (\d+)", entry["input"])
     assert match is not None
     context, length = int(match[1]), int(match[2])
-    sampler = GoldenSampler(network, *generators(entry["input"])[2:])
+    noise = make_noise(network, *generators(entry["input"])[2:])
+    network = prepare(network) if prepared else network
     rollout = Rollout(network, vqgan, codes[:, :context], actions[:, :context])
-    made = [rollout.step(actions[:, frame], sampler) for frame in range(context, length)]
+    sample = functools.partial(sample_codes, network, noise=noise, options=drawing())
+    made = [rollout.step(actions[:, frame], sample) for frame in range(context, length)]
     whole = torch.cat([codes[:, :context], torch.stack(made, dim=1)], dim=1)
     assert whole.flatten(2).sum(2).tolist() == entry["per_frame_code_sums"]
     assert whole[:, context:, 0].tolist() == entry["generated_first_row"]
     assert whole[0, -1].flatten().tolist() == entry["last_frame"]["values"]
-    assert (sampler.num_orders, sampler.num_calls) == (entry["permutations"], entry["forward_calls"])
+    assert (noise.num_orders, noise.num_calls) == (entry["permutations"], entry["forward_calls"])
     pixels = vqgan.decode(whole).clamp(*entry["pixels_clipped_to"]).permute(0, 2, 3, 4, 1)
     golden_files.check(pixels, entry["pixels"], single=5e-4)
+
+
+@golden_files.entries("teco", "lr*")
+def test_learning_rate(entry, golden):
+    for kind, values in entry.items():
+        schedule = Schedule(1e-4, kind, 5000, 1_000_000 - 5000)
+        for step, rate in values.items():
+            assert schedule.at(int(step)) == pytest.approx(rate, rel=1e-3, abs=2e-11), (kind, step)
+
+
+@golden_files.entries("teco", "uint8_roundtrip*")
+def test_values_of_pixels(entry, golden):
+    """The release truncates pixels, which changes some; here they are rounded, and all come back as they were."""
+    values = torch.arange(256, dtype=torch.uint8)
+    x = 2 * (values / 255.0) - 1
+    truncated = ((x * 0.5 + 0.5) * 255).to(torch.uint8).int() - values.int()
+    assert torch.nonzero(truncated).flatten().tolist() == entry["changed"]
+    assert sorted(set(truncated.tolist())) == sorted(entry["change"])
+    frames = x.expand(1, 3, 1, 1, -1)
+    assert torch.equal(quantize(frames)[0, 0, 0, :, 0], values)
