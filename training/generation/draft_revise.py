@@ -376,18 +376,16 @@ class Published(_Steps):
             query = Query(grid.codes, grid.contexts, grid.targets, num_targets)
             ids, probabilities = self.answer(query, settings.draw)
             grid = grid.write(grid.targets, ids)
+            by_confidence = settings.strategy == "confidence"
+            scores = probabilities if by_confidence else self.noise.normal(grid.targets)
             count = 1 if settings.strategy == "bootstrap" else num_targets - left
             if count == 0:
                 continue
-            scores = self._scores(grid.targets, probabilities, settings, step)
+            if by_confidence or self.legacy:
+                exponential = self.noise.exponential(grid.targets)
+                scores = choice_scores(scores, exponential, settings.choice(step) if by_confidence else 0.0)
             grid = grid.fix(descending(scores), count, sort=not self.legacy)
         return grid
-
-    def _scores(self, targets: Tensor, probabilities: Tensor, settings: DraftSettings, step: int) -> Tensor:
-        if settings.strategy == "confidence":
-            return choice_scores(probabilities, self.noise.exponential(targets), settings.choice(step))
-        normal = self.noise.normal(targets)
-        return choice_scores(normal, self.noise.exponential(targets), 0.0) if self.legacy else normal
 
 
 def partition(grid: Grid, parts: int, noise: Noise) -> tuple[list[int], Tensor]:
