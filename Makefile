@@ -16,7 +16,7 @@ $(BIN)/python:
 # torch-fidelity is for one test, which compares networks. Elsewhere it would be in the way: it asks for torchvision,
 # and torchmetrics cannot be imported beside it without that.
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev,fast,plots,published,safetensors,shots,youtube]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev,fast,gym,hdf5,plots,published,safetensors,shots,youtube]'
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/oracles torch-fidelity==0.4.0
 	@touch $@
 

@@ -1,7 +1,8 @@
-"""Encode the frames of a dataset with a tokenizer, for systems that are trained on tokens.
+"""Encode the frames of a dataset with a tokenizer, for systems that are trained on tokens or on latents.
 
 Example:
     python -m dataset_tools.encode_dataset data/mine --tokenizer=runs/tokenizer/00000/tokenizer.pkl
+    python -m dataset_tools.encode_dataset data/mine --tokenizer=runs/tokenizer/00000/tokenizer.pkl --latents
 """
 
 import collections
@@ -28,7 +29,7 @@ from dnnlib.download import file_sha256
 from dnnlib.text import quote
 from torch_utils.precision import tf32
 from training.contract import Tokenizer
-from training.data import codes
+from training.data import codes, grids, latents
 from training.data.dataset import ClipDataset, Size, to_float
 from training.data.streams import read_stream, stored_streams
 from training.network_file import load_tokenizer
@@ -38,21 +39,21 @@ _CHUNKS_AHEAD = 3  # decoded chunks of frames, besides the one being encoded
 
 @dataclass
 class _Job:
-    """A dataset, its tokenizer, and the destination of the tokens."""
+    """A dataset, its tokenizer, and the destination of the tokens or latents."""
 
     dataset: ClipDataset
     tokenizer: Any  # a Tokenizer, and a network
     device: torch.device
     out: Path
-    manifest: codes.CodesManifest  # of all partitions; the file lists the ones that exist
+    manifest: codes.CodesManifest | latents.LatentsManifest  # of all partitions; the file lists the ones that exist
     batch: int
     workers: int
     tally: collections.Counter[str] = field(default_factory=collections.Counter)
 
     @property
     def folder(self) -> Path:
-        """Return the folder of the tokens."""
-        return codes.codes_folder(self.out, self.manifest.tokenizer)
+        """Return the folder of the arrays."""
+        return self.manifest.kind.folder(self.out, self.manifest.tokenizer)
 
     @property
     def size(self) -> Size:
@@ -85,15 +86,46 @@ def _probe(tokenizer: Tokenizer, device: torch.device) -> tuple[int, int]:
     return int(found.shape[2]), int(found.shape[3])
 
 
+def _probe_latents(tokenizer: Any, device: torch.device) -> tuple[int, int, int]:
+    """Return channels, height and width of a tokenizer's latents; raise `ValueError` if it has none that fit."""
+    if not hasattr(tokenizer, "latents"):
+        raise ValueError("the tokenizer has no latents before quantization; leave out --latents")
+    video = torch.zeros(1, 3, tokenizer.clip_frames, tokenizer.height, tokenizer.width, device=device)
+    steps = tokenizer.clip_frames // tokenizer.stride[0]
+    found = tokenizer.latents(video)
+    if found.dim() != 5 or found.shape[0] != 1 or found.shape[2] != steps:
+        raise ValueError(
+            f"the tokenizer makes latents {list(found.shape)} of {tokenizer.clip_frames} frames, but [1, C, {steps}, "
+            "h, w] was expected; correct its clip_frames or its stride"
+        )
+    return int(found.shape[1]), int(found.shape[3]), int(found.shape[4])
+
+
 def _encode(job: _Job, frames: np.ndarray) -> np.ndarray:
-    """Encode successive clips uint8 (n, T, H, W, 3), and return their concatenated tokens: uint16 (steps, h, w)."""
-    found = job.tokenizer.encode(to_float(torch.from_numpy(frames), job.device)).cpu().numpy()
+    """Encode successive clips uint8 (n, T, H, W, 3), and return their concatenated arrays: (steps, *step_shape)."""
+    video = to_float(torch.from_numpy(frames), job.device)
+    if isinstance(job.manifest, latents.LatentsManifest):
+        return _encode_latents(job, video)
+    found = job.tokenizer.encode(video).cpu().numpy()
     if found.min(initial=0) < 0 or found.max(initial=0) >= job.manifest.vocabulary:
         raise ValueError(
             f"the tokenizer makes tokens from {found.min()} to {found.max()}, but its vocabulary is "
             f"{job.manifest.vocabulary}; correct the tokenizer"
         )
     return found.reshape(-1, *job.manifest.grid).astype(codes.DTYPE)
+
+
+def _encode_latents(job: _Job, video: torch.Tensor) -> np.ndarray:
+    """Return the latents of clips (n, 3, T, H, W) as float16 (steps, C, h, w)."""
+    found = job.tokenizer.latents(video).movedim(1, 2).reshape(-1, *job.manifest.step_shape)
+    largest = found.abs().max().item() if found.numel() else 0.0
+    limit = float(np.finfo(latents.DTYPE).max)
+    if not largest <= limit:
+        raise ValueError(
+            f"the tokenizer makes latents up to {largest:g}, but stored ones are finite float16 up to "
+            f"{limit:g}; take another tokenizer"
+        )
+    return found.to(torch.float16).cpu().numpy().astype(latents.DTYPE, copy=False)
 
 
 # ----------------------------------------------------------------------------
@@ -148,18 +180,13 @@ def _decoded(job: _Job, clips: Sequence[int]) -> Iterator[tuple[int, np.ndarray]
 
 def _is_made(job: _Job, index: int, clips: Sequence[int]) -> bool:
     """Return whether a partition exists, complete, and for these frames."""
-    if not (job.folder / codes.MANIFEST).exists():
+    if not (job.folder / grids.MANIFEST).exists():
         return False
-    known = codes.read_codes_manifest(job.folder)
+    known = job.manifest.read(job.folder)
     entry, path = known.partitions.get(f"{index:04d}"), job.folder / archive.shard_name(index)
-    if entry is None or _facts(known) != _facts(job.manifest) or entry.get("source") != _source(job, clips):
+    if entry is None or known.facts() != job.manifest.facts() or entry.get("source") != _source(job, clips):
         return False
     return path.exists() == bool(clips) and (not clips or file_sha256(path) == entry.get("sha256"))
-
-
-def _facts(manifest: codes.CodesManifest) -> dict[str, Any]:
-    """Return the facts common to all partitions."""
-    return {name: value for name, value in asdict(manifest).items() if name != "partitions"}
 
 
 def _source(job: _Job, clips: Sequence[int]) -> str:
@@ -168,48 +195,55 @@ def _source(job: _Job, clips: Sequence[int]) -> str:
 
 
 def _make_shard(job: _Job, index: int, clips: Sequence[int], bar: Any) -> None:
-    """Write the tokens of a partition, then its entry in the manifest."""
+    """Write the arrays of a partition, then its entry in the manifest."""
     path = job.folder / archive.shard_name(index)
     job.folder.mkdir(parents=True, exist_ok=True)
-    entry = {"clips": len(clips), "frames": sum(job.dataset.clips[clip].num_frames for clip in clips), "steps": 0}
+    num_frames = sum(job.dataset.clips[clip].num_frames for clip in clips)
+    entry: dict[str, Any] = {"clips": len(clips), "frames": num_frames, "steps": 0}
+    moments = None
+    if isinstance(job.manifest, latents.LatentsManifest):
+        moments = latents.Moments.none(job.manifest.channels)
     if clips:
         with util.atomic_path(path) as temporary:
             with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as shard:
-                entry["steps"] = _fill(job, shard, clips, bar)
+                for array in _fill(job, shard, clips, bar):
+                    entry["steps"] += len(array)
+                    moments = moments and moments + latents.Moments.of(array)
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
         entry |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     else:
         path.unlink(missing_ok=True)
+    if moments:
+        entry["moments"] = moments.to_json()
     _describe(job, index, {**entry, "source": _source(job, clips)})
 
 
-def _fill(job: _Job, shard: zipfile.ZipFile, clips: Sequence[int], bar: Any) -> int:
-    """Encode clips into a zip; return the number of steps."""
+def _fill(job: _Job, shard: zipfile.ZipFile, clips: Sequence[int], bar: Any) -> Iterator[np.ndarray]:
+    """Encode clips into a zip, and yield the array of each."""
     pieces: dict[int, list[np.ndarray]] = {clip: [] for clip in clips}
     waiting = collections.deque(clips)
-    num_steps = 0
+    shape, dtype = job.manifest.step_shape, job.manifest.kind.dtype
 
-    def store_until(clip: int | None) -> None:
+    def store_until(clip: int | None) -> Iterator[np.ndarray]:
         while waiting and waiting[0] != clip:
             done = waiting.popleft()
-            tokens = np.concatenate([np.empty((0, *job.manifest.grid), codes.DTYPE), *pieces.pop(done)])
+            array = np.concatenate([np.empty((0, *shape), dtype), *pieces.pop(done)])
             buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, tokens, version=(1, 0), allow_pickle=False)
+            np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
             archive.store_member(shard, _member(job, done), buffer.getvalue())
+            yield array
 
     for clip, frames in _decoded(job, clips):
-        store_until(clip)
+        yield from store_until(clip)
         pieces[clip].append(_encode(job, frames))
-        num_steps += len(pieces[clip][-1])
         job.tally["encoded frames"] += frames.shape[0] * frames.shape[1]
         bar.update(frames.shape[0] * frames.shape[1], job.dataset.clips[clip].path)
-    store_until(None)
+    yield from store_until(None)
     listed = {job.dataset.clips[clip].path: [_member(job, clip), job.dataset.clips[clip].num_frames] for clip in clips}
-    archive.store_member(shard, codes.CLIPS, json.dumps(listed, indent=1).encode())
+    archive.store_member(shard, grids.CLIPS, json.dumps(listed, indent=1).encode())
     for name, values in _stream_values(job, clips).items():
         archive.store_member(shard, f"{name}.json", json.dumps(values).encode())
-    return num_steps
 
 
 def _member(job: _Job, clip: int) -> str:
@@ -231,29 +265,30 @@ def _stream_values(job: _Job, clips: Sequence[int]) -> dict[str, dict[str, Any]]
 
 def _describe(job: _Job, index: int | None, entry: dict[str, Any] | None) -> None:
     """Add a partition to the manifest; without one, remove partitions that were made with different facts."""
-    path = job.folder / codes.MANIFEST
-    with locks.locked(job.folder / f"{codes.MANIFEST}.lock"):
-        known = codes.read_codes_manifest(job.folder).partitions if path.exists() else {}
-        if path.exists() and _facts(codes.read_codes_manifest(job.folder)) != _facts(job.manifest):
-            known = {}
+    path = job.folder / grids.MANIFEST
+    with locks.locked(job.folder / f"{grids.MANIFEST}.lock"):
+        before = job.manifest.read(job.folder) if path.exists() else job.manifest
+        known = before.partitions if before.facts() == job.manifest.facts() else {}
         if index is not None and entry is not None:
             known = {**known, f"{index:04d}": entry}
         content = {**asdict(job.manifest), "partitions": known}
+        if isinstance(job.manifest, latents.LatentsManifest):
+            content |= latents.statistics([known[name] for name in sorted(known)], job.manifest.channels)
         with util.atomic_path(path) as temporary:
             temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def _refuse_mixture(job: _Job, indices: Sequence[int]) -> None:
     """Raise `ValueError` if partitions made with different facts would be kept; remove those to be made again."""
-    if not (job.folder / codes.MANIFEST).exists():
+    if not (job.folder / grids.MANIFEST).exists():
         return
-    known = codes.read_codes_manifest(job.folder)
+    known, noun = job.manifest.read(job.folder), job.manifest.kind.noun
     if known.tokenizer != job.manifest.tokenizer:
         raise ValueError(
-            f"{job.folder} holds tokens of another tokenizer (SHA-256 {known.tokenizer[:16]}...) than this one "
+            f"{job.folder} holds {noun} of another tokenizer (SHA-256 {known.tokenizer[:16]}...) than this one "
             f"({job.manifest.tokenizer[:16]}...); move it away"
         )
-    before, now = _facts(known), _facts(job.manifest)
+    before, now = known.facts(), job.manifest.facts()
     changed = [f"{name} is {before[name]}, not {now[name]}" for name in now if before[name] != now[name]]
     if not changed:
         return
@@ -276,9 +311,8 @@ def _refuse_mixture(job: _Job, indices: Sequence[int]) -> None:
 @click.argument("root", type=click.Path(exists=True, file_okay=False, path_type=Path))
 # fmt: off
 @click.option("--tokenizer", "tokenizer_path", help="File of the tokenizer", required=True, metavar="FILE")
-@click.option(
-    "--out", help="Dataset to write the tokens to  [default: ROOT]", type=click.Path(file_okay=False, path_type=Path)
-)
+@click.option("--latents", "is_latents", help="Store latents before quantization instead of tokens", is_flag=True)
+@click.option("--out", help="Dataset to write to  [default: ROOT]", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--batch",
     help="Clips of the tokenizer's length per batch",
@@ -296,7 +330,7 @@ def _refuse_mixture(job: _Job, indices: Sequence[int]) -> None:
 )
 # fmt: on
 def main(root: Path, **options: Any) -> None:
-    """Encode all frames of the dataset ROOT and store the tokens beside them.
+    """Encode all frames of the dataset ROOT and store the tokens, or the latents, beside them.
 
     Frames are read at the tokenizer's size. Existing partitions are kept, so that an interrupted run continues when the
     command is repeated.
@@ -317,6 +351,7 @@ def encode_dataset(
     device: str | None = None,
     partition: int | None = None,
     num_partitions: int | None = None,
+    is_latents: bool = False,
 ) -> None:
     """Run the command; raise `ValueError` if it cannot be done."""
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -325,17 +360,21 @@ def encode_dataset(
     dataset = ClipDataset(root, [size])
     num_partitions = num_partitions or len(dataset.store(size).shards)
     with tf32(False):  # so that equal frames give equal tokens
-        manifest = codes.CodesManifest(
-            tokenizer=sha256,
-            grid=_probe(tokenizer, where),
-            vocabulary=tokenizer.vocabulary,
-            stride=(tokenizer.stride[0], tokenizer.stride[1]),
-            size=size,
-            clip_frames=tokenizer.clip_frames,
-            fps=dataset.fps,
-            num_partitions=num_partitions,
-            partitions={},
-        )
+        facts: dict[str, Any] = {
+            "tokenizer": sha256,
+            "stride": (tokenizer.stride[0], tokenizer.stride[1]),
+            "size": size,
+            "clip_frames": tokenizer.clip_frames,
+            "fps": dataset.fps,
+            "num_partitions": num_partitions,
+            "partitions": {},
+        }
+        if is_latents:
+            channels, *grid = _probe_latents(tokenizer, where)
+            manifest = latents.LatentsManifest(grid=(grid[0], grid[1]), channels=channels, mean=(), std=(), **facts)
+        else:
+            grid = _probe(tokenizer, where)
+            manifest = codes.CodesManifest(grid=grid, vocabulary=tokenizer.vocabulary, **facts)
         workers = workers or len(os.sched_getaffinity(0))
         job = _Job(dataset, tokenizer, where, out or root, manifest, batch, workers)
         _make(job, range(num_partitions) if partition is None else [partition])
@@ -358,7 +397,7 @@ def _make(job: _Job, indices: Sequence[int]) -> None:
         for index, clips in missing.items():
             _make_shard(job, index, clips, bar)
     job.tally["milliseconds"] = int(1000 * (time.monotonic() - begin))
-    made = codes.read_codes_manifest(job.folder).partitions
+    made = job.manifest.read(job.folder).partitions
     for index in indices:
         entry = made[f"{index:04d}"]
         job.tally.update({name: entry.get(name, 0) for name in ("clips", "steps", "bytes")})
@@ -377,12 +416,12 @@ def _say(job: _Job, partition: int | None) -> None:
         rate = tally["encoded frames"] / max(tally["milliseconds"] / 1000, 1e-3)
         click.echo(f"{tally['encoded frames']} frames encoded, {rate:.0f} frames per second.")
     megabytes, before = tally["bytes"] / 1e6, tally["frame bytes"] / 1e6
-    grid = "x".join(map(str, job.manifest.grid))
+    grid, noun = "x".join(map(str, job.manifest.step_shape)), job.manifest.kind.noun
     part = "" if partition is None else f"partition {partition} of "
     finish = "" if partition is None else ", when all are made"
     click.echo(
-        f"{tally['clips']} clips, {tally['steps']} steps of {grid} tokens are in {part}{job.folder}, {megabytes:.3g} "
-        f"MB of tokens for {before:.3g} MB of frames. Next{finish}: python -m dataset_tools.inspect_dataset "
+        f"{tally['clips']} clips, {tally['steps']} steps of {grid} {noun} are in {part}{job.folder}, {megabytes:.3g} "
+        f"MB of {noun} for {before:.3g} MB of frames. Next{finish}: python -m dataset_tools.inspect_dataset "
         f"{quote(job.out)}"
     )
 

@@ -1,4 +1,4 @@
-"""Inspect the token shards of a dataset, as `inspect_dataset` does its frames."""
+"""Inspect the token and latent shards of a dataset, as `inspect_dataset` does its frames."""
 
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -12,35 +12,45 @@ from dataset_tools.inspect_shard import Problem, partition_of
 from dnnlib.download import file_sha256
 from dnnlib.text import one_line
 from dnnlib.zips import FAULTS, reason_of
-from training.data.codes import MANIFEST, CodeStore, encode_command, read_codes_manifest
+from training.data.codes import CODES, CodeStore
+from training.data.grids import MANIFEST, GridStore
+from training.data.latents import LATENTS, LatentStore
+
+STORES: tuple[type[GridStore], ...] = (CodeStore, LatentStore)
 
 
 @dataclass
 class CodesReport:
-    """The contents of a folder of tokens, as plain values, and its problems."""
+    """The contents of a folder of tokens or latents, as plain values, and its problems."""
 
     facts: dict[str, Any]
     problems: list[Problem] = field(default_factory=list)
 
 
 def codes_folders(root: Path) -> list[Path]:
-    """Return the folders of tokens of a dataset."""
-    return sorted(path for path in root.glob("codes-*") if path.is_dir())
+    """Return the folders of tokens and of latents of a dataset."""
+    found = [path for kind in (CODES, LATENTS) for path in root.glob(f"{kind.name}-*")]
+    return sorted(path for path in found if path.is_dir())
 
 
 def inspect_codes(folder: Path, frames: Mapping[str, int] | None, quick: bool) -> CodesReport:
-    """Open the tokens of a folder as training does, and read all of them unless `quick`.
+    """Open the tokens or latents of a folder as training does, and read all of them unless `quick`.
 
     `frames` maps the clips of the dataset to their numbers of frames, None if it has no frames.
     """
     report = CodesReport({"folder": folder.name})
+    opener = next(store for store in STORES if folder.name.startswith(f"{store.Manifest.kind.name}-"))
     try:
-        manifest = read_codes_manifest(folder)
+        manifest = opener.Manifest.read(folder)
         report.facts |= {"tokenizer": manifest.tokenizer, "grid": list(manifest.grid), "stride": list(manifest.stride)}
-        report.facts["vocabulary"] = manifest.vocabulary
-        store = CodeStore(folder.parent, manifest.tokenizer)
+        store = opener(folder.parent, manifest.tokenizer)
+        if isinstance(store, CodeStore):
+            report.facts["vocabulary"] = store.vocabulary
+        if isinstance(store, LatentStore):
+            report.facts |= {"channels": store.channels, "mean": list(store.mean), "std": list(store.std)}
         if store.directory != folder:
-            raise ValueError(f"{folder / MANIFEST} is of a tokenizer whose tokens belong into {store.directory.name}")
+            noun = store.kind.noun
+            raise ValueError(f"{folder / MANIFEST} is of a tokenizer whose {noun} belong into {store.directory.name}")
     except ValueError as error:
         report.problems.append(Problem("damaged tokens", folder.name, str(error)))
         return report
@@ -59,8 +69,8 @@ def inspect_codes(folder: Path, frames: Mapping[str, int] | None, quick: bool) -
     return report
 
 
-def _damages(store: CodeStore) -> Iterator[Problem]:
-    """Yield damages in the contents of shards: checksums, and tokens that are not in the vocabulary."""
+def _damages(store: GridStore) -> Iterator[Problem]:
+    """Yield damages in the contents of shards: checksums, and values that cannot be."""
     for path in store.shards:
         place = f"{path.parent.name}/{path.name}"
         listed = store.manifest.partitions.get(f"{partition_of(path) or 0:04d}", {})
@@ -82,20 +92,24 @@ def _damages(store: CodeStore) -> Iterator[Problem]:
 
 
 def print_codes(facts: Mapping[str, Any]) -> None:
-    """Print the contents of a folder of tokens on one line."""
+    """Print the contents of a folder of tokens or latents on one line."""
     if "clips" not in facts:
         click.echo(f"  {facts['folder']}  cannot be read")
         return
     grid, (frames, pixels) = "x".join(map(str, facts["grid"])), facts["stride"]
+    if "vocabulary" in facts:
+        what, one = f"{grid} tokens below {facts['vocabulary']}", "a token"
+    else:
+        what, one = f"{facts['channels']}x{grid} latents", "a cell"
     click.echo(
         f"  {facts['folder']}  tokenizer {facts['tokenizer']}\n    {facts['shards']} shards  {facts['clips']} clips  "
-        f"{facts['steps']} steps of {grid} tokens below {facts['vocabulary']}, a step is {frames} frames, a token "
-        f"{pixels} pixels  {facts['bytes'] / 1e6:.1f} MB"
+        f"{facts['steps']} steps of {what}, a step is {frames} frames, {one} {pixels} pixels  "
+        f"{facts['bytes'] / 1e6:.1f} MB"
     )
 
 
 def inspect_codes_alone(root: Path, quick: bool) -> None:
-    """Inspect a dataset that has tokens but no frames; raise `ValueError` if training would reject them."""
+    """Inspect a dataset that has tokens or latents but no frames; raise `ValueError` if training would reject them."""
     click.echo(f"{root}: tokens without frames\n")
     errors = []
     for folder in codes_folders(root):
@@ -107,5 +121,5 @@ def inspect_codes_alone(root: Path, quick: bool) -> None:
     if errors:
         raise ValueError(
             f"{len(errors)} errors: training would reject this; delete the damaged files and make them again: "
-            f"{encode_command(root)}"
+            f"{CODES.command(root)}"
         )

@@ -69,7 +69,7 @@ KINDS = {
     "no long clip": Kind(True, "no clip is long enough", "add longer footage, then: {longer}"),
     "refused": Kind(True, "training refuses the dataset", "see the message"),
     "damaged stream": Kind(True, "streams that systems which read them reject", _AGAIN),
-    "damaged tokens": Kind(True, "tokens that are damaged", "delete what is damaged, then: " + _ENCODE),
+    "damaged tokens": Kind(True, "tokens or latents that are damaged", "delete what is damaged, then: " + _ENCODE),
     "compressed entry": Kind(False, "zips that are compressed, which gains nothing and slows reading down", _AGAIN),
     "double entry": Kind(False, "zips that hold entries twice, as when a published tool ran twice", _AGAIN),
     "unlisted entry": Kind(False, "entries that frame_paths.json does not name; they are never read", _AGAIN),
@@ -109,7 +109,9 @@ KINDS = {
         "zips not named like partition_0000.zip; training reads them, other tools do not",
         "rename them, then: " + _MERGE,
     ),
-    "other tokens": Kind(False, "tokens of other clips than there are; systems trained on tokens reject them", _ENCODE),
+    "other tokens": Kind(
+        False, "tokens or latents of other clips than there are; systems trained on them reject them", _ENCODE
+    ),
     "leftover": Kind(
         False, "files left behind by a maker that was killed, or in use by one that runs", "if none runs, delete them"
     ),

@@ -59,6 +59,20 @@ class CodeClip:
 
 
 @dataclass(frozen=True)
+class LatentClip:
+    """`count` latents before quantization, first, first + stride, ... of a window, counted in steps of the token grid.
+
+    One step covers as many frames as the tokenizer's temporal stride. The system receives float32 (N, C, count, h, w),
+    as the tokenizer's `latents` returns them but for the rounding to float16 in which they are stored.
+    """
+
+    name: str
+    first: int
+    count: int
+    stride: int = 1
+
+
+@dataclass(frozen=True)
 class Stream:
     """`count` values of a stream, such as "actions" or "poses", for frames first, first + stride, ... of a window.
 
@@ -72,7 +86,7 @@ class Stream:
     stride: int = 1
 
 
-Part = FrameClip | CodeClip | Stream
+Part = FrameClip | CodeClip | LatentClip | Stream
 
 
 @dataclass(frozen=True)
@@ -85,11 +99,28 @@ class BatchSpec:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The dataset parts that a system needs: frames of these sizes, codes of a tokenizer (SHA-256), and streams."""
+    """The dataset parts that a system needs: frames of these sizes, codes and latents of tokenizers, and streams.
+
+    `codes` and `latents` are the SHA-256 of a tokenizer.
+    """
 
     sizes: tuple[Size, ...] = ()
     codes: str | None = None
     streams: tuple[str, ...] = ()
+    latents: str | None = None
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the dataset of a run says of the parts that its system reads."""
+
+    fps: float
+    # By stream: for whole numbers their count, for vectors their width; and which are vectors.
+    num_values: Mapping[str, int] = field(default_factory=dict)
+    vectors: frozenset[str] = frozenset()
+    # Mean and standard deviation of each channel of the latents over the dataset.
+    latents_mean: tuple[float, ...] = ()
+    latents_std: tuple[float, ...] = ()
 
 
 # ----------------------------------------------------------------------------
@@ -231,6 +262,12 @@ class System:
     def inputs(self) -> Inputs:
         """Return the dataset parts that the system needs."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it reads")
+
+    def use_facts(self, facts: DataFacts) -> None:
+        """Take what the dataset says of its parts, before any weights or states are loaded.
+
+        Optional. Called once by training. Raises `ValueError` if the system cannot use such data.
+        """
 
     def batch_spec(self, step: int) -> Sequence[BatchSpec]:
         """Return the batches that `step` consumes, in order; a function of the step and the options only."""

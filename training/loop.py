@@ -97,6 +97,7 @@ def _train(
         take_lock(lock, beginning, options)
     with distributed.together():
         dataset = open_dataset(model, options)
+        model.use_facts(dataset.facts())
         footage = footage_of(model, dataset) if distributed.is_main() else {}
         stream = BatchStream(
             dataset,
@@ -221,7 +222,8 @@ def open_dataset(model: System, options: TrainOptions) -> ClipDataset:
     inputs, sampler = model.inputs(), model.sampler()
     wanted = [*inputs.sizes, *sampler.outputs.values(), *([sampler.needs.size] if sampler.needs.size else [])]
     there = [size for size in wanted if size in inputs.sizes or (Path(options.dataset) / size_name(size)).is_dir()]
-    dataset = ClipDataset(options.dataset, list(dict.fromkeys(there)), options.cache, inputs.codes, inputs.streams)
+    sizes, parts = list(dict.fromkeys(there)), (inputs.codes, inputs.streams, None, inputs.latents)
+    dataset = ClipDataset(options.dataset, sizes, options.cache, *parts)
     for spec in model.batch_spec(0):
         dataset.eligible(spec.num_frames)
     return dataset
@@ -232,7 +234,7 @@ def open_held_out(model: System, dataset: ClipDataset, options: TrainOptions) ->
     if options.val_dataset is None:
         return None
     inputs, ranks = model.inputs(), (distributed.get_rank(), distributed.get_world_size())
-    parts = list(inputs.sizes), "none", inputs.codes, inputs.streams, dataset.vocabularies()
+    parts = list(inputs.sizes), "none", inputs.codes, inputs.streams, dataset.vocabularies(), inputs.latents
     held_out = ClipDataset(options.val_dataset, *parts)
     for spec in model.batch_spec(0):
         held_out.eligible(spec.num_frames)
@@ -313,8 +315,8 @@ def describe(
         num_params, num_buffers = (sum(t.numel() for t in ts) for ts in (module.parameters(), module.buffers()))
         logger.text(f"{name:8s} {type(module).__name__:24s} {num_params:>12,} parameters {num_buffers:>10,} in buffers")
     inputs = model.inputs()
-    parts = [size_name(size) for size in inputs.sizes] + ["codes"] * bool(inputs.codes) + list(inputs.streams)
-    read = ", ".join(parts)
+    grids = ["codes"] * bool(inputs.codes) + ["latents"] * bool(inputs.latents)
+    read = ", ".join([size_name(size) for size in inputs.sizes] + grids + list(inputs.streams))
     logger.text(f"dataset  {options.dataset}: {len(dataset.clips)} clips at {read}, {dataset.fps:g} frames a second")
     for name, digest in options.frozen.items():
         logger.text(f"frozen   {name} {digest[:12]}")

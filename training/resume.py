@@ -113,7 +113,7 @@ def begin_with(model: System, path_or_url: str) -> None:
 
 
 def footage_of(model: System, dataset: ClipDataset) -> dict[str, str]:
-    """Return a line for each clip that a system reads, by frame size or "codes"; no frame is read.
+    """Return a line for each clip that a system reads, by frame size, "codes" or "latents"; no frame is read.
 
     It is a digest of the clip's name and of the checksums of its files, and does not depend on the dataset's place.
     """
@@ -122,12 +122,13 @@ def footage_of(model: System, dataset: ClipDataset) -> dict[str, str]:
         store = dataset.store(size)
         parts = ((clip.path, store.members_of(number)[:, 1:].tobytes()) for number, clip in enumerate(store.clips))
         footage[size_name(size)] = _digests(parts)
-    if dataset.codes is not None:
+    for store in (dataset.codes, dataset.latents):
         members = []
-        for shard in dataset.codes.shards:
+        for shard in [] if store is None else store.shards:
             with zipfile.ZipFile(shard) as archive:
                 members += [(info.filename, b"%d %d" % (info.file_size, info.CRC)) for info in archive.infolist()]
-        footage["codes"] = _digests(members)
+        if store is not None:
+            footage[store.kind.name] = _digests(members)
     return footage
 
 

@@ -243,7 +243,7 @@ def test_inspection_lists_tokens_and_finds_what_is_wrong(encoded):
     whole[place] ^= 1
     path.write_bytes(whole)
     output = inspect(encoded, code=1)
-    assert "tokens that are damaged: " in output and "1/0.npy: its checksum is wrong" in output
+    assert "tokens or latents that are damaged: " in output and "1/0.npy: its checksum is wrong" in output
     assert f"mend: delete what is damaged, then: python -m dataset_tools.encode_dataset {encoded}" in output
     assert "damaged" not in inspect(encoded, "--quick")
     path.unlink()

@@ -2,13 +2,14 @@
 
 Layout: `<root>/<HHHHxWWWW>/<shard>.zip`, each zip holding `<clip>/<frame>.jpg` and `frame_paths.json`, an object that
 maps each clip to its frame names in order. `<root>/dataset.json` may give the frame rate. Tokens of the frames are read
-by `training.data.codes`, values of each frame by `training.data.streams`.
+by `training.data.codes`, their latents by `training.data.latents`, values of each frame by `training.data.streams`.
 """
 
 import collections
 import concurrent.futures
 import functools
 import itertools
+import math
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,10 +20,12 @@ import torch
 
 from dnnlib.text import one_line
 from torch_utils import distributed
-from training.contract import BatchSpec, CodeClip, FrameClip, Part, Stream
-from training.data.codes import CodeStore, encode_command
+from training.contract import BatchSpec, CodeClip, DataFacts, FrameClip, LatentClip, Part, Stream
+from training.data.codes import CodeStore
 from training.data.description import DESCRIPTION, read_description
 from training.data.frame_cache import CACHE_KINDS, make_caches
+from training.data.grids import GridStore
+from training.data.latents import LatentStore
 from training.data.shards import FrameStore, Size, size_name
 from training.data.streams import LABEL, StreamStore
 from training.random import random_state
@@ -40,10 +43,10 @@ class ClipDataset:
     """The clips of one dataset root at one or several sizes, which must have the same frames of the same clips.
 
     With `cache` "ram" or "memmap" decoded frames are kept, in memory or in a file below the cache folder, the smallest
-    sizes first and as many as fit. `codes` is the SHA-256 of the tokenizer whose tokens are read, in which case `sizes`
-    may be empty; `streams` are names such as "actions". `vocabularies` gives the names of a stream's integer values,
-    and overrides those of the dataset. Raises ValueError if the dataset is incomplete, does not match its dataset.json,
-    or does not fit into the cache, or if sizes, codes and streams are not of the same clips.
+    sizes first and as many as fit. `codes` and `latents` are the SHA-256 of the tokenizer whose tokens or latents are
+    read, in which case `sizes` may be empty; `streams` are names such as "actions". `vocabularies` gives the names of a
+    stream's integer values, and overrides those of the dataset. Raises ValueError if the dataset is incomplete, does
+    not match its dataset.json, or does not fit into the cache, or if its parts are not of the same clips.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class ClipDataset:
         codes: str | None = None,
         streams: Sequence[str] = (),
         vocabularies: Mapping[str, Sequence[str]] | None = None,
+        latents: str | None = None,
     ) -> None:
         if cache not in CACHE_KINDS:
             raise ValueError(f"there is no cache {cache!r}; take one of {', '.join(CACHE_KINDS)}")
@@ -64,7 +68,9 @@ class ClipDataset:
         listed = None if description is None else description.get("hashes")
         self._stores = {(height, width): FrameStore(self.path, (height, width), listed) for height, width in sizes}
         self.codes = None if codes is None else CodeStore(self.path, codes)
-        stores = [*self._stores.values(), *([] if self.codes is None else [self.codes])]
+        self.latents = None if latents is None else LatentStore(self.path, latents)
+        grids: list[GridStore] = [store for store in (self.codes, self.latents) if store is not None]
+        stores = [*self._stores.values(), *grids]
         if not stores:
             raise ValueError(f"neither frames nor tokens of {self.path} are read; ask for a frame size or for codes")
         first, *others = stores
@@ -73,10 +79,12 @@ class ClipDataset:
         self.clips = first.clips
         self.lengths = np.array([clip.num_frames for clip in self.clips], np.int64)  # (clips,) in frames
         self.alignment = 1  # windows begin at multiples of this number of frames
-        if self.codes is not None:
-            self._number_in_codes = np.array([self.codes.index[clip.path] for clip in self.clips])
-            self.alignment = self.codes.stride[0]
-            self.lengths = np.minimum(self.lengths, self.codes.steps[self._number_in_codes] * self.alignment)
+        self._number_in_grid = {}
+        for grid in grids:
+            numbers = np.array([grid.index[clip.path] for clip in self.clips])
+            self._number_in_grid[grid.kind.name] = numbers
+            self.alignment = math.lcm(self.alignment, grid.stride[0])
+            self.lengths = np.minimum(self.lengths, grid.steps[numbers] * grid.stride[0])
         self._number_in_store = {}
         for size, store in self._stores.items():
             self._number_in_store[size] = np.array([store.index[clip.path] for clip in self.clips])
@@ -84,8 +92,8 @@ class ClipDataset:
         self.streams = {
             name: StreamStore(self.path, name, self.clips, folders, (vocabularies or {}).get(name)) for name in streams
         }
-        self.fps = _frame_rate(self.path, description, self.codes)
-        _warn_if_unfinished(self.path, (description if sizes else None) or {}, self.codes)
+        self.fps = _frame_rate(self.path, description, grids)
+        _warn_if_unfinished(self.path, (description if sizes else None) or {}, grids)
         if cache != "none":
             wanted = {size: (len(store.members), store.content_key()) for size, store in self._stores.items()}
             for size, frames in make_caches(cache, wanted).items():
@@ -110,7 +118,12 @@ class ClipDataset:
     def read_codes(self, clip_index: int, start: int, count: int, stride: int = 1) -> np.ndarray:
         """Return `count` steps start, start + stride, ... of a clip's tokens: uint16 (count, h, w)."""
         assert self.codes is not None, "no codes were opened"
-        return self.codes.read(int(self._number_in_codes[clip_index]), start, count, stride)
+        return self.codes.read(int(self._number_in_grid["codes"][clip_index]), start, count, stride)
+
+    def read_latents(self, clip_index: int, start: int, count: int, stride: int = 1) -> np.ndarray:
+        """Return `count` steps start, start + stride, ... of a clip's latents: float16 (count, C, h, w)."""
+        assert self.latents is not None, "no latents were opened"
+        return self.latents.read(int(self._number_in_grid["latents"][clip_index]), start, count, stride)
 
     def read_stream(self, clip_index: int, name: str, start: int, count: int, stride: int = 1) -> np.ndarray:
         """Return a stream's values for frames start, start + stride, ...: int64 (count,) or float32 (count, values)."""
@@ -120,6 +133,16 @@ class ClipDataset:
     def vocabularies(self) -> dict[str, list[str]]:
         """Return the names that whole numbers stand for, by stream, of the streams that have such."""
         return {name: list(store.vocabulary) for name, store in self.streams.items() if store.vocabulary}
+
+    def facts(self) -> DataFacts:
+        """Return what a system may have to know of the parts that it reads."""
+        return DataFacts(
+            fps=self.fps,
+            num_values={name: store.num_values for name, store in self.streams.items()},
+            vectors=frozenset(name for name, store in self.streams.items() if store.is_vector),
+            latents_mean=() if self.latents is None else self.latents.mean,
+            latents_std=() if self.latents is None else self.latents.std,
+        )
 
     def eligible(self, num_frames: int) -> list[int]:
         """Return the indices of the clips of at least `num_frames` frames; raise ValueError if there is none."""
@@ -132,7 +155,7 @@ class ClipDataset:
         return indices
 
 
-def _check_same_clips(root: Path, first: FrameStore | CodeStore, other: FrameStore | CodeStore) -> None:
+def _check_same_clips(root: Path, first: FrameStore | GridStore, other: FrameStore | GridStore) -> None:
     """Raise ValueError naming the first difference, unless both have the same frames of the same clips."""
     names = first.directory.name, other.directory.name
     are_frames = isinstance(first, FrameStore) and isinstance(other, FrameStore)
@@ -160,23 +183,25 @@ def _check_same_clips(root: Path, first: FrameStore | CodeStore, other: FrameSto
             f"the sizes of {root} do not show the same clips: {difference}; make all sizes in one run: --sizes "
             f"{first.size[0]}x{first.size[1]},{other.size[0]}x{other.size[1]}"
         )
+    kinds = [store.kind for store in (other, first) if isinstance(store, GridStore)]
+    beside = "frames" if isinstance(first, FrameStore) else first.kind.noun
     raise ValueError(
-        f"the tokens of {root} are not of the same clips as its frames: {difference}; make the tokens that lack: "
-        f"{encode_command(root)}"
+        f"the {kinds[0].noun} of {root} are not of the same clips as its {beside}: {difference}; make the "
+        f"{kinds[0].noun} that lack: " + kinds[0].command(root)
     )
 
 
-def _digests(store: FrameStore | CodeStore, are_compared: bool) -> Iterable[bytes]:
+def _digests(store: FrameStore | GridStore, are_compared: bool) -> Iterable[bytes]:
     """Return for each clip a digest of its frame names, empty if these are not compared."""
     if are_compared and isinstance(store, FrameStore):
         return (digest.tobytes() for digest in store.digests)
     return [b""] * len(store.clips)
 
 
-def _frame_rate(root: Path, description: Mapping[str, Any] | None, codes: CodeStore | None) -> float:
+def _frame_rate(root: Path, description: Mapping[str, Any] | None, grids: Sequence[GridStore]) -> float:
     if description is None:
-        if codes is not None:
-            return codes.manifest.fps
+        if grids:
+            return grids[0].manifest.fps
         _say_once(f"{root} has no dataset.json: assuming {ASSUMED_FPS:g} frames per second")
         return ASSUMED_FPS
     if description.get("fps") is None:
@@ -184,12 +209,13 @@ def _frame_rate(root: Path, description: Mapping[str, Any] | None, codes: CodeSt
     return float(description["fps"])
 
 
-def _warn_if_unfinished(root: Path, description: Mapping[str, Any], codes: CodeStore | None) -> None:
-    if codes is not None and (missing := codes.missing_partitions()):
-        _say_once(
-            f"{codes.directory} is unfinished: {missing} of its {codes.manifest.num_partitions} partitions have not "
-            "been made; continuing with the others"
-        )
+def _warn_if_unfinished(root: Path, description: Mapping[str, Any], grids: Sequence[GridStore]) -> None:
+    for store in grids:
+        if missing := store.missing_partitions():
+            _say_once(
+                f"{store.directory} is unfinished: {missing} of its {store.manifest.num_partitions} partitions have "
+                "not been made; continuing with the others"
+            )
     missing = description.get("num_partitions", 0) - len(description.get("partitions", {}))
     if missing > 0:
         _say_once(
@@ -317,9 +343,9 @@ class BatchStream:
     def batch(self, n: int, spec: BatchSpec) -> dict[str, torch.Tensor]:
         """Return this rank's slice of the n-th global batch by part name, N / world_size clips.
 
-        Frames are uint8 (N, T, H, W, 3), codes int32 (N, T, h, w), streams int64 (N, T) or float32 (N, T, V). With
-        `x_flip` there is also "x_flip", bool (N,): the clips to mirror, which `to_device` does on the device, where it
-        is cheapest.
+        Frames are uint8 (N, T, H, W, 3), codes int32 (N, T, h, w), latents float16 (N, T, C, h, w), streams int64 (N,
+        T) or float32 (N, T, V). With `x_flip` there is also "x_flip", bool (N,): the clips to mirror, which `to_device`
+        does on the device, where it is cheapest.
         """
         batch, jobs = self._plan(n, spec)
         for job in jobs:
@@ -350,7 +376,7 @@ class BatchStream:
     def _plan(self, n: int, spec: BatchSpec) -> tuple[dict[str, torch.Tensor], list[functools.partial[None]]]:
         """Return an empty batch and the jobs that fill it, one for each clip and part."""
         self._check_asked(spec)
-        _check_parts(spec, self.dataset.alignment)
+        _check_parts(spec, *self._strides())
         num_local = self.batch_size // self.world_size
         items = self.items(n, spec.num_frames)[self.rank * num_local : (self.rank + 1) * num_local]
         batch, jobs = {}, []
@@ -371,14 +397,22 @@ class BatchStream:
         if isinstance(part, CodeClip):
             assert self.dataset.codes is not None, "no codes were opened"
             return (part.count, *self.dataset.codes.grid), torch.int32
+        if isinstance(part, LatentClip):
+            assert self.dataset.latents is not None, "no latents were opened"
+            return (part.count, *self.dataset.latents.manifest.step_shape), torch.float16
         assert part.name in self.dataset.streams, f"{part.name} was not opened"
         stream = self.dataset.streams[part.name]
         return ((part.count, stream.num_values), torch.float32) if stream.is_vector else ((part.count,), torch.int64)
 
+    def _strides(self) -> tuple[int, int]:
+        """Return the number of frames per step of codes and of latents, 1 without."""
+        codes, latents = self.dataset.codes, self.dataset.latents
+        return 1 if codes is None else codes.stride[0], 1 if latents is None else latents.stride[0]
+
     def _check_asked(self, spec: BatchSpec) -> None:
         """Raise ValueError if the dataset has no such windows, or if mirroring would invalidate a part."""
-        has_codes = any(isinstance(part, CodeClip) for part in spec.parts)
-        if has_codes and spec.num_frames % self.dataset.alignment:
+        has_grid = any(isinstance(part, CodeClip | LatentClip) for part in spec.parts)
+        if has_grid and spec.num_frames % self.dataset.alignment:
             raise ValueError(
                 f"windows of {spec.num_frames} frames do not end where a step of the tokens does; take a multiple of "
                 f"the tokenizer's {self.dataset.alignment} frames"
@@ -400,7 +434,13 @@ def _fill(out: np.ndarray, dataset: ClipDataset, clip: int, part: Part, start: i
     if isinstance(part, FrameClip):
         dataset.read_into(out, clip, _steps(part, start))
     elif isinstance(part, CodeClip):
-        out[...] = dataset.read_codes(clip, start // dataset.alignment + part.first, part.count, part.stride)
+        assert dataset.codes is not None
+        first = start // dataset.codes.stride[0] + part.first
+        out[...] = dataset.read_codes(clip, first, part.count, part.stride)
+    elif isinstance(part, LatentClip):
+        assert dataset.latents is not None
+        first = start // dataset.latents.stride[0] + part.first
+        out[...] = dataset.read_latents(clip, first, part.count, part.stride)
     else:
         out[...] = dataset.read_stream(clip, part.name, start + part.first, part.count, part.stride)
 
@@ -412,12 +452,13 @@ def _steps(part: Part, start: int) -> range:
 
 
 @functools.lru_cache(maxsize=64)
-def _check_parts(spec: BatchSpec, alignment: int) -> None:
+def _check_parts(spec: BatchSpec, codes_stride: int, latents_stride: int) -> None:
     """Assert that the parts of a batch have unique names and lie in its windows."""
     names = [part.name for part in spec.parts]
     assert len({*names, "x_flip"}) == len(names) + 1, f"parts share a name, or take that of the flips: {names}"
     for part in spec.parts:
-        num_steps = spec.num_frames // (alignment if isinstance(part, CodeClip) else 1)
+        frames = {CodeClip: codes_stride, LatentClip: latents_stride}.get(type(part), 1)
+        num_steps = spec.num_frames // frames
         inside = part.first >= 0 and part.count > 0 and part.stride > 0 and _steps(part, 0)[-1] < num_steps
         assert inside, f"{part} reaches out of a window of {spec.num_frames} frames"
 
@@ -439,8 +480,8 @@ def _finished(batch: dict[str, torch.Tensor], jobs: list[concurrent.futures.Futu
 def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """Return the parts of a batch on `device`, with the selected clips mirrored.
 
-    Frames, uint8 (N, T, H, W, 3), become float32 (N, 3, T, H, W) in [-1, 1], and int32 codes (N, T, h, w) become int64.
-    Everything else is moved unchanged.
+    Frames, uint8 (N, T, H, W, 3), become float32 (N, 3, T, H, W) in [-1, 1], int32 codes (N, T, h, w) become int64, and
+    float16 latents (N, T, C, h, w) become float32 (N, C, T, h, w). Everything else is moved unchanged.
     """
     x_flip = batch.get("x_flip")
     return {name: _send(part, device, x_flip) for name, part in batch.items() if name != "x_flip"}
@@ -450,6 +491,8 @@ def _send(part: torch.Tensor, device: torch.device, x_flip: torch.Tensor | None)
     if part.dtype == torch.uint8 and part.dim() == 5:
         return to_float(part, device, x_flip)
     part = part.to(device, non_blocking=True)
+    if part.dtype == torch.float16 and part.dim() == 5:
+        return part.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     return part.to(torch.int64) if part.dtype == torch.int32 else part
 
 

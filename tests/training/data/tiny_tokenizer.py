@@ -33,9 +33,12 @@ class TinyTokenizer(nn.Module):
         self.codebook = nn.Embedding(vocabulary, 6)
         self.decoder = nn.ConvTranspose3d(6, 3, kernel, kernel)
 
+    def latents(self, video):
+        return self.encoder(video)  # (N, 6, T, h, w)
+
     def encode(self, video):
         time.sleep(float(os.environ.get("PAUSE_SEC", "0")))
-        features = self.encoder(video).movedim(1, -1)  # (N, T, h, w, 6)
+        features = self.latents(video).movedim(1, -1)  # (N, T, h, w, 6)
         return (features[..., None, :] - self.codebook.weight).square().sum(-1).argmin(-1)
 
     def decode(self, codes):
