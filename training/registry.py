@@ -14,6 +14,7 @@ from typing import Any
 SYSTEMS: dict[str, str] = {
     "longvideogan-lres": "training.longvideogan.spec:LRES",
     "longvideogan-sres": "training.longvideogan.spec:SRES",
+    "mebt": "training.mebt.spec:SPEC",  # before tokenizers, which also open its published files
     "tokenizer": "training.tokenizer.spec:SPEC",
 }
 
