@@ -19,6 +19,7 @@ SYSTEMS: dict[str, str] = {
     "river-refiner": "training.river.spec:REFINER",
     "tats": "training.tats.spec:SPEC",
     "tats-interpolation": "training.tats.spec:INTERPOLATION",
+    "mebt": "training.mebt.spec:SPEC",
     "teco": "training.teco.spec:SPEC",
     "tokenizer": "training.tokenizer.spec:SPEC",
 }
