@@ -36,7 +36,8 @@ from metrics.protocols import EvalProtocol, protocols
 from torch_utils import distributed
 from torch_utils.precision import tf32
 from training.contract import System
-from training.data.dataset import ClipDataset, has_size
+from training.data.dataset import ClipDataset
+from training.data.parts import has_size
 from training.sampling import Sampler
 
 __all__ = ["calc_metrics", "check_names", "fvd_between", "list_valid_metrics", "prompted", "training_metrics"]

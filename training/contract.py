@@ -7,7 +7,7 @@ and `training.sampling`; docs/adding_a_system.md explains the contract with a wo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -86,7 +86,18 @@ class Stream:
     stride: int = 1
 
 
-Part = FrameClip | CodeClip | LatentClip | Stream
+@dataclass(frozen=True)
+class TextClip:
+    """The ids of a description of the clip, `length` of them, made by `Inputs.text_ids`.
+
+    Of several descriptions one is drawn for each clip of a batch. The system receives int64 (N, length).
+    """
+
+    name: str
+    length: int
+
+
+Part = FrameClip | CodeClip | LatentClip | Stream | TextClip
 
 
 @dataclass(frozen=True)
@@ -101,13 +112,15 @@ class BatchSpec:
 class Inputs:
     """The dataset parts that a system needs: frames of these sizes, codes and latents of tokenizers, and streams.
 
-    `codes` and `latents` are the SHA-256 of a tokenizer.
+    `codes` and `latents` are the SHA-256 of a tokenizer. `text_ids` returns the ids of a description of a clip, ints
+    (length,), for a system that reads such.
     """
 
     sizes: tuple[Size, ...] = ()
     codes: str | None = None
     streams: tuple[str, ...] = ()
     latents: str | None = None
+    text_ids: Callable[[str], Sequence[int]] | None = None
 
 
 @dataclass(frozen=True)
