@@ -194,9 +194,9 @@ class DraftSettings:
     | random | as many as the schedule says, at random |
     | bootstrap | one position, at random |
 
-    p is the probability of the drawn code, and c is `choice_temperature` times the choice schedule at t. With `edit`
-    the schedule counts the positions that are masked at the start, else all positions of the grid, so that steps are
-    left out until it has reached the number that is masked. Raises `ValueError` for values out of range.
+    p is the probability of the drawn code, and c is `choice_temperature` times the choice schedule at t. The schedule
+    counts `count` positions, by default all of the grid; steps are left out until it has reached the number that is
+    masked. Raises `ValueError` for values out of range.
     """
 
     steps: int = 8
@@ -205,7 +205,7 @@ class DraftSettings:
     choice_temperature: float = 1.0
     choice_schedule: str = "linear"
     draw: Draw = Draw()
-    edit: bool = False
+    count: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -221,17 +221,13 @@ class DraftSettings:
             if value not in known:
                 raise ValueError(f"{name} is {value!r}: use one of {', '.join(known)}")
 
-    def counted(self, grid: Grid) -> int:
-        """Return the number of positions that the schedule counts."""
-        return grid.targets.shape[1] if self.edit else grid.codes.shape[1]
-
     def choice(self, step: int) -> float:
         """Return the exponent of the random part of the choice of positions in a step from 1 on."""
         return self.choice_temperature * CHOICE_SCHEDULES[self.choice_schedule](step / self.steps)
 
-    def num_masked(self, step: int, counted: int) -> int:
+    def num_masked(self, step: int, grid: Grid) -> int:
         """Return how many positions the schedule leaves masked after a step from 1 on."""
-        return num_masked(self.schedule, step / self.steps, counted)
+        return num_masked(self.schedule, step / self.steps, self.count or grid.codes.shape[1])
 
 
 def choice_scores(probabilities: Tensor, exponential: Tensor, exponent: float) -> Tensor:
@@ -313,9 +309,9 @@ class Fast(_Steps):
 
     def draft(self, grid: Grid, settings: DraftSettings, label: str = "draft") -> Grid:
         """Fix masked positions of a grid in steps; after a bootstrap of few steps some stay masked."""
-        counted, bootstrap = settings.counted(grid), settings.strategy == "bootstrap"
+        bootstrap = settings.strategy == "bootstrap"
         for step in range(1, settings.steps + 1):
-            left, num_targets = settings.num_masked(step, counted), grid.targets.shape[1]
+            left, num_targets = settings.num_masked(step, grid), grid.targets.shape[1]
             count = 1 if bootstrap else num_targets - left
             if num_targets == 0 or left > num_targets or count == 0:
                 continue
@@ -367,9 +363,8 @@ class Published(_Steps):
 
     def draft(self, grid: Grid, settings: DraftSettings, label: str = "draft") -> Grid:
         """See `Fast.draft`; the codes of positions that stay masked are those that were drawn last."""
-        counted = settings.counted(grid)
         for step in range(1, settings.steps + 1):
-            left, num_targets = settings.num_masked(step, counted), grid.targets.shape[1]
+            left, num_targets = settings.num_masked(step, grid), grid.targets.shape[1]
             if left > num_targets or num_targets == 0:
                 continue
             self.noise.step(f"{label}:{step}")

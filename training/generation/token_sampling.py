@@ -30,7 +30,7 @@ from training.random import random_state
 
 
 def filter_top_k(logits: Tensor, top_k: int) -> Tensor:
-    """Return logits (..., V) with -inf below the `top_k`-th largest of each row, which ties do not lose; 0: all stay."""
+    """Return logits (..., V) with -inf below the `top_k`-th largest of each row; those equal to it stay."""
     if not 0 < top_k < logits.shape[-1]:
         return logits
     least = logits.topk(top_k, dim=-1, sorted=False).values.amin(-1, keepdim=True)

@@ -33,12 +33,13 @@ class Division:
         """Return the share of the window's positions that are not visible."""
         return 1 - self.contexts.shape[1] / self.num_positions
 
-    def mean(self, losses: Tensor, average: float = 1.0) -> Tensor:
-        """Return the sum of the losses of targets, (N, M), over N n s^average: n positions, a share s not visible.
+    def each(self, losses: Tensor, average: float = 1.0) -> Tensor:
+        """Return the loss of each clip, (N,): the sum of those of its targets, (N, M), over n s^average.
 
-        With 1 it is a mean where all that is not visible is a target; with 0 steps count by what they predict.
+        n are the window's positions, of which a share s is not visible. With 1 it is a mean where all of these are
+        targets; with 0 steps count by what they predict.
         """
-        return losses.sum() / (len(losses) * self.num_positions * self.masked_share**average)
+        return losses.sum(1) / (self.num_positions * self.masked_share**average)
 
 
 def divide(

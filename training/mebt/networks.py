@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from torch_utils.precision import MixedPrecision
 from training.generation.draft_revise import Query
+from training.mebt.modes import MODES, PUBLISHED_MODES
 from training.modules.attention import attend
 from training.modules.linear import Linear
 
-MODES = ("latent_enc", "latent_self", "latent_dec", "lt2l", "maskgit")
-PUBLISHED_MODES = [*["latent_enc", "latent_self"] * 6, "latent_enc", *["latent_dec", "lt2l"] * 5, "latent_dec"]
 RESIDUALS = ("plain", "normalised")
 INIT_STD = 0.02
 ROWS = 1024  # targets whose block is computed at once in inference: bounds the memory of the wide layer
@@ -136,12 +136,14 @@ class Transformer(nn.Module):
         self.head = Linear(width, num_codes, bias=False)
 
 
-class MeBT(nn.Module):
+class MeBT(MixedPrecision):
     """Codes at visible positions -> logits of the codes at masked positions.
 
     `shape` is that of the grid in latent frames, rows and columns; positions are numbered in this order. `modes` has
     one entry a layer; layers without are `maskgit`. Raises `ValueError` for arguments that make no network.
     """
+
+    formats = ("bf16",)
 
     def __init__(
         self, num_codes: int = 16384, shape: Sequence[int] = (4, 16, 16), width: int = 1024, heads: int = 16,

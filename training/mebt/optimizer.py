@@ -1,10 +1,9 @@
-"""The optimiser of MeBT: AdamW whose weight decay spares embeddings, norms and biases."""
+"""The parameter groups of MeBT: weight decay spares embeddings, norms and biases."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from training.mebt.networks import MeBT
@@ -24,10 +23,3 @@ def parameter_groups(network: MeBT, weight_decay: float) -> list[dict[str, Any]]
         {"params": [own[name] for name in others], "weight_decay": 0.0},
         {"params": [network.pos_emb], "weight_decay": 0.0},
     ]
-
-
-def make_optimizer(network: MeBT, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """Return AdamW over the groups, fused where torch supports it."""
-    groups = parameter_groups(network, weight_decay)
-    fused = network.pos_emb.device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=lr, betas=BETAS, eps=1e-8, weight_decay=weight_decay, fused=fused)

@@ -67,10 +67,9 @@ def both(network, seeds=(1, 2)):
 def test_fast_drafts_are_published_drafts(network, settings, given):
     fast, published, asked, asked_all = both(network)
     start = Grid.given(torch.arange(COUNT).expand(2, -1) % 19, given)
-    for edit in (False, True):
-        found, expected = (
-            way.draft(start, dataclasses.replace(settings, edit=edit), "name") for way in (fast, published)
-        )
+    for count in (None, COUNT - given):
+        changed = dataclasses.replace(settings, count=count)
+        found, expected = (way.draft(start, changed, "name") for way in (fast, published))
         assert torch.equal(found.targets, expected.targets)
         assert torch.equal(found.contexts.sort(1).values, expected.contexts.sort(1).values)
         fixed = found.contexts

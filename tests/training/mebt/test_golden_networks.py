@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from tests import golden_files
+from training import optim
 from training.generation.draft_revise import num_masked
 from training.mebt.masks import divide, window_prior
-from training.mebt.networks import PUBLISHED_MODES, Block, MeBT
-from training.mebt.optimizer import make_optimizer
+from training.mebt.modes import PUBLISHED_MODES
+from training.mebt.networks import Block, MeBT
+from training.mebt.optimizer import BETAS, parameter_groups
 
 
 def make(net, golden, **others):
@@ -176,14 +178,14 @@ def test_training(entry, golden):
     rows = torch.from_numpy(
         np.array([golden_files.generator(entry["indices"], r=r).permutation(codes.shape[1]) for r in range(shape[0])])
     )
-    optimizer = make_optimizer(network, entry["lr"], entry["wd"])
+    optimizer = optim.make_adam(parameter_groups(network, entry["wd"]), entry["lr"], BETAS, entry["wd"])
     groups = [[len(group["params"]), group["weight_decay"]] for group in optimizer.param_groups]
     assert groups == entry["groups"]
     division = divide(rows, tuple(stack["shape"]), entry["t"], entry["T"], entry["start"], entry["budget"], legacy=True)
 
     def compute():
         losses, hits = network.losses(codes, division.contexts, division.targets, entry["label_smoothing"])
-        return division.mean(losses, entry["avg_loss"]), 100 * hits.mean((0, 1))
+        return division.each(losses, entry["avg_loss"]).mean(), 100 * hits.mean((0, 1))
 
     for number, step in enumerate(entry["steps"]):
         loss, (first, five) = compute()

@@ -10,7 +10,7 @@ from tests.training.mebt.test_golden_networks import arithmetic_codes, make
 from training.generation.draft_revise import DraftSettings, Draw, Grid, Published, race
 from training.generation.noise import SequentialNoise
 from training.mebt.extrapolation import extrapolate
-from training.mebt.networks import PUBLISHED_MODES
+from training.mebt.modes import PUBLISHED_MODES
 
 STRATEGIES = {"maskgit": "confidence", "random": "random", "bootstrap": "bootstrap"}
 
@@ -66,7 +66,7 @@ def draw_of(case, prefix=""):
     return Draw(temperature, top_k, top_p or 1.0)
 
 
-def settings_of(case, schedule):
+def settings_of(case, schedule, num_targets):
     return DraftSettings(
         case["steps"],
         STRATEGIES[case.get("strategy", "maskgit")],
@@ -74,7 +74,7 @@ def settings_of(case, schedule):
         case.get("ctemp", 1.0),
         case.get("ctemp_schedule", "linear"),
         draw_of(case),
-        bool(case.get("edit", False)),
+        num_targets if case.get("edit") else None,
     )
 
 
@@ -128,7 +128,7 @@ class Samplers:
             elif case["first_draws"][0][0] == "P":
                 grid = published.draft_parts(grid, case["steps"], draw_of(case))
             else:
-                grid = published.draft(grid, settings_of(case, self.schedule))
+                grid = published.draft(grid, settings_of(case, self.schedule, grid.targets.shape[1]))
         self.before = grid
         return grid.codes if codes is None else codes, grid.contexts, calls, noise.taken
 
@@ -152,7 +152,7 @@ class Samplers:
         t, h, w = self.net["shape"]
         start = arithmetic_codes(case["start"], self.net["V"], (self.batch, t, h, w))
         total, window, context = (case[name] // 4 for name in ("total_length", "step_size", "context_size"))
-        settings = settings_of({**case, "edit": True}, self.schedule)
+        settings = settings_of({**case, "edit": True}, self.schedule, (window - context) * h * w)
         return extrapolate(published, start, total, window, context, settings, legacy=True)
 
 
