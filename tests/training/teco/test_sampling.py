@@ -8,13 +8,13 @@ import torch
 from tests.training.teco import tiny
 from torch_utils.precision import cpu_has_bf16, set_precision
 from training.contract import Bundle
-from training.sampling import Prompt, Request
+from training.sampling import Prompt, Request, Start
 from training.teco.sampling import Drawing, check_actions, open_sampler
 
 FAST = Drawing(draft=2, revise=2, rounds=1)
 
 
-def video(sampler, seeds=(0,), start=0, num_frames=10, prompt=None):
+def video(sampler, seeds=(0,), start: Start = 0, num_frames=10, prompt=None):
     """All frames (N, 3, T, H, W) of a request."""
     prompt = prompt or tiny.RandomPrompt(tuple(seeds))
     return torch.cat([part["video"] for part in sampler.frames(Request(list(seeds), start, num_frames, prompt))], 2)
