@@ -75,7 +75,7 @@ def resize_river(frames: np.ndarray, size: Size) -> np.ndarray:
 
 def resize_stretch(frames: np.ndarray, size: Size) -> np.ndarray:
     """Resize by Pillow's bicubic filter, ignoring the aspect ratio: uint8 (T, H, W, 3) -> (T, *size, 3)."""
-    images = (Image.fromarray(frame).resize(size[::-1], Image.Resampling.BICUBIC) for frame in frames)
+    images = (Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BICUBIC) for frame in frames)
     return np.stack([np.asarray(image) for image in images])
 
 
@@ -91,7 +91,7 @@ def _by_pillow(frames: np.ndarray, size: Size, resampling: Image.Resampling) -> 
     for frame in frames:
         image = Image.fromarray(frame).crop((left, top, left + crop[1], top + crop[0]))
         if (image.height, image.width) != size or resampling is Image.Resampling.LANCZOS:
-            image = image.resize(size[::-1], resampling)
+            image = image.resize((size[1], size[0]), resampling)
         found.append(np.asarray(image))
     return np.stack(found)
 
