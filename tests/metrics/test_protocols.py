@@ -16,7 +16,7 @@ from metrics.protocols import protocols
 from tests.recall.networks import Blocks, Predictor
 from training import registry
 from training.contract import Bundle
-from training.network_file import content_hash, save_bundle, save_network
+from training.network_file import content_hash, save_bundle
 from training.random import random_state
 
 SIZE, NUM_FRAMES = (32, 64), 50
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     describe_dataset(root / "data", [writer.report({30: 4})], 1, (), actions=list(ACTIONS))
     torch.manual_seed(0)
     tokenizer, network = Blocks(*SIZE), Predictor((4, 8))
-    save_network(tokenizer, root / "tokenizer.pkl")
+    save_bundle(Bundle({"tokenizer": tokenizer}, "recall", {}, "", 30.0), root / "tokenizer.pkl")
     networks = {"predictor": network, "tokenizer": tokenizer}
     bundle = Bundle(networks, "recall", {}, content_hash(tokenizer), 30.0, {"actions": list(ACTIONS)})
     save_bundle(bundle, root / "model.pkl")
@@ -93,8 +93,9 @@ def test_options_take_precedence_and_context_may_be_longer_than_needed(folder: P
 
 
 def test_its_tokenizer_is_measured(folder: Path, own_cache: Path):
-    code, output, (psnr, rfmd) = run(folder, "-m", "psnr3_8f", "-m", "fmd3_8f", model="tokenizer.pkl")
+    code, output, lines = run(folder, "-m", "psnr3_8f", "-m", "fmd3_8f", model="tokenizer.pkl")
     assert code == 0, output
+    psnr, rfmd = lines
     assert rfmd["results"]["rfmd3_8f"] > 0 and 0 < psnr["results"]["psnr3_8f"] < 100 and "baselines" not in psnr
 
 
