@@ -36,8 +36,7 @@ from metrics.protocols import EvalProtocol, protocols
 from torch_utils import distributed
 from torch_utils.precision import tf32
 from training.contract import System
-from training.data.dataset import ClipDataset
-from training.data.shards import size_name
+from training.data.dataset import ClipDataset, has_size
 from training.sampling import Sampler
 
 __all__ = ["calc_metrics", "check_names", "fvd_between", "list_valid_metrics", "prompted", "training_metrics"]
@@ -188,7 +187,7 @@ def prompted(side: Videos | Sampler, other: Videos | Sampler, model: str) -> Sid
         fits = not needs.frames or side.size == size == other.size
         if fits and set(needs.streams) <= set(getattr(other.footage, "streams", {})):
             return Generated(side, other, reals)
-        if isinstance(other.footage, ClipDataset) and (other.footage.path / size_name(size)).is_dir():
+        if isinstance(other.footage, ClipDataset) and has_size(other.footage.path, size):
             sizes = list(dict.fromkeys([other.size if fits else side.size, size]))  # refused if of different clips
             vocabularies = {name: side.vocabularies[name] for name in needs.streams if name in side.vocabularies}
             dataset = ClipDataset(other.footage.path, sizes, streams=needs.streams, vocabularies=vocabularies)
@@ -380,11 +379,8 @@ def _describe(side: Side) -> dict[str, Any]:
         return {"name": side.footage.name, "id": side.content, "kind": side.kind, "fps": side.footage.fps}
     sampler = side.sampler
     described: dict[str, Any] = {"kind": "network"}
-    for name in ("function_evaluations", "options"):  # the former of samplers that solve differential equations
-        value = getattr(sampler, name, None)
-        value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyright: ignore[reportArgumentType]
-        if value not in (None, {}):
-            described[name] = value
+    options = dataclasses.asdict(sampler.options)
+    described |= {name: value for name, value in (("sampler", dict(sampler.facts)), ("options", options)) if value}
     return {**described, **({"condition": _describe(side.prompts)} if side.prompts else {})}
 
 
