@@ -67,10 +67,11 @@ class Playable:
 
 
 class Made(NamedTuple):
-    """The pictures of a step, as (number, PNG file), and how long the model took for them."""
+    """The pictures of a step, as (number, PNG file), how long it waited, and how long the model took, in seconds."""
 
     pictures: list[tuple[int, bytes]]
-    seconds: float
+    waited_sec: float
+    model_sec: float
 
 
 class _Place:
@@ -237,20 +238,21 @@ class Play:
             if not came or place.num_steps != step:
                 raise ValueError(f"step {step} was asked for: the next one is {place.num_steps}")
             before = place.last
-            place.last = self.session.worker.submit(self._step(walk, action, before), owner_of(walk), turn)
+            place.last = self.session.worker.submit(self._step(walk, action, before, time.perf_counter()), owner_of(walk), turn)
             place.num_steps += 1
             place.changed.notify_all()
             return place.last
 
-    def _step(self, walk: Walk, action: Action, before: Task[Any] | None) -> Steps[Made]:
+    def _step(self, walk: Walk, action: Action, before: Task[Any] | None, asked_sec: float) -> Steps[Made]:
         """Make the next frames of a walk, after the steps before."""
         while before is not None and not before.has_ended:
             yield
         yield from self._catch_up(walk)
-        begin = time.perf_counter()
+        begin_sec = time.perf_counter()
         numbers = walk.advance(action)
-        seconds = time.perf_counter() - begin
-        return Made([(number, walk.pictures.read(number)) for number in numbers], seconds)
+        end_sec = time.perf_counter()
+        pictures = [(number, walk.pictures.read(number)) for number in numbers]
+        return Made(pictures, begin_sec - asked_sec, end_sec - begin_sec)
 
     def _catch_up(self, walk: Walk) -> Steps[None]:
         """Bring the rollout of a walk to where the walk is."""

@@ -80,13 +80,14 @@ class PlayRoutes:
         return as_json(self.play.status(self.play.walk(number)))
 
     def step(self, query: Query, number: int) -> Answer:
-        """Answer with the frames of one more step; the model's time stands in the headers."""
+        """Answer with the frames of one more step; how long it took stands in the headers."""
         walk = self.play.walk(number)
         action = walk.space.parse(query.text("action"))
         turn, step = query.whole("turn"), query.whole("step")
         query.finish()
         made = self.wait(self.play.submit_step(walk, action, turn, step))
-        headers = {"Server-Timing": f"model;dur={1000 * made.seconds:.2f}"}
+        timing = f"queue;dur={1000 * made.waited_sec:.2f}, model;dur={1000 * made.model_sec:.2f}"
+        headers = {"Server-Timing": timing}
         return Answer(pack(made.pictures), "application/octet-stream", headers=headers)
 
     def frames(self, query: Query, number: int) -> Answer:

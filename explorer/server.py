@@ -241,8 +241,8 @@ class Handler(BaseHTTPRequestHandler):
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
         if not is_own_name(host):
             raise Refused(403, f"the host {shown(host)} is not this machine: open the page by its address or localhost")
-        site = self.headers.get("Sec-Fetch-Site", "none")  # a link to the page itself may stand anywhere
-        is_foreign = site not in ("none", "same-origin") and self.path != "/"
+        site = self.headers.get("Sec-Fetch-Site", "none")  # a link to a page itself may stand anywhere
+        is_foreign = site not in ("none", "same-origin") and self.path not in ("/", "/play")
         if is_foreign or (origin is not None and urlsplit(origin).netloc != host):
             raise Refused(403, "another page asks for this: only the page of this server may")
 

@@ -17,11 +17,23 @@ export function savePicture(canvas, name) {
 
 // Have the server make a clip of the videos that `values` say, which begins at `frame` if nothing else is typed.
 export async function saveClip(values, frame) {
-  const box = $("clip-progress");
   const range = { start: $("clip-start").value.trim() || frame, count: $("clip-count").value };
   $("save-clip").disabled = true;
+  await fetchClip(() => askJson("clips", { ...values, ...range, format: $("clip-format").value, tab }, { method: "POST" }));
+  $("save-clip").disabled = false;
+}
+
+// Have the server make a clip of a walk, and save its actions beside it.
+export async function saveWalk(number, fps) {
+  const name = await fetchClip(() => askJson(`walks/${number}/save`, { fps }, { method: "POST" }));
+  if (name) setTimeout(() => save(`api/walks/${number}/actions`, name.replace(/\.mp4$/, ".actions.json")), 500);
+}
+
+// Wait for the clip that `start` has the server make, and save it; return its name, null if there is none.
+async function fetchClip(start) {
+  const box = $("clip-progress");
   try {
-    const { clip } = await askJson("clips", { ...values, ...range, format: $("clip-format").value, tab }, { method: "POST" });
+    const { clip } = await start();
     hush();
     box.hidden = false;
     box.lastElementChild.onclick = () => ask(`clips/${clip}/cancel`, {}, { method: "POST" });
@@ -32,15 +44,15 @@ export async function saveClip(values, frame) {
       if (finished) {
         save(`api/clips/${clip}/file`, name);
         say(`Saved ${name}`, true);
-        break;
+        return name;
       }
       await new Promise((resolve) => setTimeout(resolve, 300));
     }
   } catch (error) {
     if (error.status !== 410) say(error.message);
+    return null;
   } finally {
     box.hidden = true;
-    $("save-clip").disabled = false;
   }
 }
 

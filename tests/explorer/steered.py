@@ -24,7 +24,7 @@ from training.registry import Spec
 from training.sampling import Needs, Sampler, pieces, resolve_options, sampler_option
 
 SIZE, PAST, TURN = (32, 48), 3, 4
-NAMES = ("none", "forward", "turn_left", "turn_right")
+NAMES: tuple[str, ...] = ("none", "forward", "turn_left", "turn_right")
 
 
 class Ring(nn.Module):

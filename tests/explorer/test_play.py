@@ -407,7 +407,7 @@ def test_a_walk_is_bounded(serve, monkeypatch):
     with serve("ring") as session:
         walk = Walking(session)
         walk.step("none", "none", "none")
-        assert "has 3 frames and can have no more" in error(walk.ask_step("none", 3))
+        assert "has 3 frames, more are not kept" in error(walk.ask_step("none", 3))
         assert "64" in error(ask(session, f"/api/walks/{walk.number}/frames?start=0&count=99"))
 
 
