@@ -238,7 +238,9 @@ class Play:
             if not came or place.num_steps != step:
                 raise ValueError(f"step {step} was asked for: the next one is {place.num_steps}")
             before = place.last
-            place.last = self.session.worker.submit(self._step(walk, action, before, time.perf_counter()), owner_of(walk), turn)
+            place.last = self.session.worker.submit(
+                self._step(walk, action, before, time.perf_counter()), owner_of(walk), turn
+            )
             place.num_steps += 1
             place.changed.notify_all()
             return place.last

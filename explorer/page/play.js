@@ -5,7 +5,7 @@
 
 import { buildControls, chooseOptions, showControls } from "./controls.js";
 import { $, ask, askJson, hush, say, tab } from "./requests.js";
-import { savePicture, saveWalk } from "./saving.js";
+import { saveActions, savePicture, saveWalk } from "./saving.js";
 import { Steering, actionOf } from "./steering.js";
 import { Walking } from "./walking.js";
 
@@ -44,7 +44,7 @@ function pump() {
   const now = performance.now();
   if (now < nextAt - 1) return void (pump.timer = setTimeout(pump, nextAt - now));
   if (walking.underWay >= walking.depth(interval(), about.max_ahead) || queue.length > 1) return; // an answer calls again
-  const action = replaying.length ? replaying.shift() : actionOf(held, bindings, isVector(), walking.actions.length);
+  const action = replaying.length ? replaying.shift() : actionOf(held, bindings, isVector(), walking.base + walking.steps);
   if (!replaying.length) showReplay();
   if (action === null) return;
   const due = now - nextAt < interval() ? nextAt : now;
@@ -104,15 +104,15 @@ async function look(frame) {
   }
 }
 
-// Go on after a frame, another way.
-async function goOnFrom(frame) {
+// Have the walk go on from another place, to which `cut` brings it; return what that returns.
+async function part(cut) {
   isCutting = true;
-  let isDone = false;
+  let found = null;
   try {
-    isDone = await walking.cut(frame + 1);
+    found = await cut();
     queue.length = 0;
     scrubbing = null;
-    if (isDone) draw(walking.frames - 1, walking.frames || walking.past ? await walking.picture(walking.frames - 1) : null);
+    if (found && (walking.frames || walking.past)) draw(walking.frames - 1, await walking.picture(walking.frames - 1));
   } catch (error) {
     fail(error);
   } finally {
@@ -120,8 +120,10 @@ async function goOnFrom(frame) {
   }
   showWays();
   pump();
-  return isDone;
+  return found;
 }
+
+const goOnFrom = (frame) => part(() => walking.cut(frame + 1));
 
 function undo() {
   stopReplay();
@@ -131,16 +133,16 @@ function undo() {
 
 function showWays() {
   $("ways").hidden = !walking.ways.length;
-  const title = ({ at, to }) => `from ${at} to ${to}`;
-  $("ways").replaceChildren(new Option(`Ways left: ${walking.ways.length}`, ""), ...walking.ways.map((way, index) => new Option(title(way), index)));
+  const title = ({ at, to }) => `frames ${at} to ${to - 1}`;
+  $("ways").replaceChildren(new Option("Other ways", ""), ...walking.ways.map((way, index) => new Option(title(way), index)));
 }
 
 // Take a way again that was left.
 async function takeWay(index) {
-  const way = walking.ways[index];
-  if (!way || isCutting) return;
-  walking.ways.splice(index, 1);
-  if (await goOnFrom(way.at - 1)) replay(way.actions);
+  stopReplay();
+  if (isCutting || !walking.ways[index]) return;
+  const actions = await part(() => walking.returnTo(index));
+  if (actions) replay(actions);
 }
 
 function replay(actions) {
@@ -355,6 +357,7 @@ function tick(now) {
   if (scrubbing === null) $("scrub").value = shown;
   $("undo").disabled = isCutting || walking.frames === 0;
   $("save").disabled = walking.frames === 0 || isSaving;
+  $("save-actions").disabled = walking.frames === 0;
   $("where").textContent = walking.frames ? `${((shown + 1) / Number(state.fps)).toFixed(1)} s of ${(walking.frames / Number(state.fps)).toFixed(1)} s` : "";
 }
 
@@ -403,7 +406,7 @@ function listen() {
   $("upload").onchange = () => (chooseFile($("upload").files[0]), ($("upload").value = ""));
   $("replay").onchange = () => (replayFile($("replay").files[0]), ($("replay").value = ""));
   for (const label of document.querySelectorAll("label.button")) label.onkeydown = (event) => event.key === "Enter" && label.querySelector("input").click();
-  const onClick = { undo, again: () => begin(), any: surprise, save: keep, "save-picture": keepPicture, full: toggleFull, "stop-replay": stopReplay, "help-button": SHORTCUTS["?"] };
+  const onClick = { undo, again: () => begin(), any: surprise, save: keep, "save-actions": () => saveActions(walking.number), "save-picture": keepPicture, full: toggleFull, "stop-replay": stopReplay, "help-button": SHORTCUTS["?"] };
   for (const [id, act] of Object.entries(onClick)) $(id).onclick = act;
   $("ways").onchange = () => takeWay(Number($("ways").value));
   $("message").lastElementChild.onclick = hush;

@@ -23,13 +23,12 @@ export async function saveClip(values, frame) {
   $("save-clip").disabled = false;
 }
 
-// Have the server make a clip of a walk, and save its actions beside it.
-export async function saveWalk(number, fps) {
-  const name = await fetchClip(() => askJson(`walks/${number}/save`, { fps }, { method: "POST" }));
-  if (name) setTimeout(() => save(`api/walks/${number}/actions`, name.replace(/\.mp4$/, ".actions.json")), 500);
-}
+// Have the server make a clip of a walk. Its actions are saved by a click of their own, for browsers hold back a second
+// file that comes with one click.
+export const saveWalk = (number, fps) => fetchClip(() => askJson(`walks/${number}/save`, { fps }, { method: "POST" }));
+export const saveActions = (number) => save(`api/walks/${number}/actions`, "walk.actions.json");
 
-// Wait for the clip that `start` has the server make, and save it; return its name, null if there is none.
+// Wait for the clip that `start` has the server make, and save it.
 async function fetchClip(start) {
   const box = $("clip-progress");
   try {
@@ -44,13 +43,12 @@ async function fetchClip(start) {
       if (finished) {
         save(`api/clips/${clip}/file`, name);
         say(`Saved ${name}`, true);
-        return name;
+        break;
       }
       await new Promise((resolve) => setTimeout(resolve, 300));
     }
   } catch (error) {
     if (error.status !== 410) say(error.message);
-    return null;
   } finally {
     box.hidden = true;
   }

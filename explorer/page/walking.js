@@ -13,7 +13,7 @@ export class Walking {
   past = 0;
   actions = []; // of all steps
   ends = []; // number of frames after each step
-  ways = []; // what was cut off: {at, actions}
+  ways = []; // walks that were cut: where, how long they were, and all their actions
   pictures = new Map(); // frame -> ImageBitmap
   underWay = 0;
   turn = 0;
@@ -146,13 +146,21 @@ export class Walking {
     if (mine !== this.generation) return false;
     const left = this.ends.filter((end) => end <= status.frames).length;
     if (keepsWay && this.actions.length > left) {
-      this.ways.push({ at: status.frames, to: this.frames, actions: this.actions.slice(left) });
+      this.ways.push({ at: status.frames, to: this.frames, actions: [...this.actions] });
       if (this.ways.length > MAX_WAYS) this.ways.shift();
     }
     this.actions.length = this.ends.length = left;
     this.forget(status.frames);
     this.take(status);
     return true;
+  }
+
+  // Go back to where a way that was left parts from the walk; return the actions from there on.
+  async returnTo(index) {
+    const [{ actions }] = this.ways.splice(index, 1);
+    const parting = actions.findIndex((action, step) => action !== this.actions[step]);
+    const common = parting < 0 ? actions.length : parting;
+    return (await this.cut(common ? this.ends[common - 1] : 0)) ? actions.slice(common) : [];
   }
 
   answered(at) {
