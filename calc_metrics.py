@@ -23,7 +23,7 @@ import numpy as np
 
 from dnnlib.util import format_time
 from metrics import families
-from metrics.protocols import PROTOCOLS
+from metrics.protocols import protocols
 from training import registry
 from training.command_line import SIZE, Given, combine, model_options, on_ranks, take_model
 
@@ -66,23 +66,25 @@ def _parse_pairs(context: click.Context, option: click.Parameter, pairs: Sequenc
     click.option("--real", "real_path", help="Instead of --dataset: what is measured against",
                  metavar="VIDEOS|NETWORKS"),
     click.option("--fake", "fake_path", help="Instead of a model: what is measured", metavar="VIDEOS|NETWORKS"),
-    click.option("--metric", "-m", "metrics", multiple=True, default=DEFAULT_METRICS, show_default=True,
+    click.option("--metric", "-m", "metrics", multiple=True,
                  callback=_check_names, metavar="NAME",
                  help=f"Repeatable: {', '.join(families.list_valid_metrics())}, or with other numbers; of long videos: "
-                 f"{', '.join(families.LONG_MEASURES)}"),
-    click.option("--protocol", help="How clips are chosen and Gaussians fitted", default="lvg", show_default=True,
-                 type=click.Choice(list(PROTOCOLS))),
+                 f"{', '.join(families.LONG_MEASURES)}  [default: those of the protocol, else "
+                 f"{', '.join(DEFAULT_METRICS)}]"),
+    click.option("--protocol", help="How clips are chosen, predicted and compared", default="lvg", show_default=True,
+                 type=click.Choice(list(protocols()))),
     click.option("--context-frames", "context", type=click.IntRange(min=0),
                  help="Real frames before each prediction  [default: those that the model needs]"),
     click.option("--horizon", type=COUNT, help="Frames of each prediction  [default: those that a metric needs]"),
+    click.option("--samples", type=COUNT, help="Predictions of each context  [default: 1, or as the protocol says]"),
     click.option("--size", help="Height and width, where a dataset has several", type=SIZE),
     click.option("--fps", help="Read video files at this rate, and refuse others", type=click.FloatRange(min=1)),
     click.option("--num-videos", help="Videos a side, for measures of long videos", default=256, show_default=True,
                  type=SEVERAL),
     click.option("--num-frames", help="Frames of each, for measures of long videos", default=300, show_default=True,
                  type=SEVERAL),
-    click.option("--num-runs", help="Measure this often, with other clips each time", default=1, show_default=True,
-                 type=COUNT),
+    click.option("--num-runs", help="Measure this often, with other clips each time  [default: 1, or as the protocol "
+                 "says]", type=COUNT),
     click.option("--batch", help="Clips at a time  [default: 64 frames]", type=COUNT),
     click.option("--detector-path", "detector_paths", multiple=True, callback=_parse_pairs, metavar="NAME=FILE|URL",
                  help="Weights of a detector, in place of those in the cache; repeatable"),
@@ -101,7 +103,7 @@ def main(
     metrics: Sequence[str],
     size: tuple[int, int] | None,
     fps: float | None,
-    num_runs: int,
+    num_runs: int | None,
     output_path: Path | None,
     device: str | None,
     seed: int,
@@ -116,8 +118,10 @@ def main(
 
     given = take_model(values)
     real_text = _check_given(given, dataset_path, real_path, fake_path)
-    changes = {"context": values.pop("context"), "horizon": values.pop("horizon")}
-    values["protocol"] = dataclasses.replace(PROTOCOLS[values["protocol"]], **changes)
+    changes = {name: values.pop(name) for name in ("context", "horizon", "samples")}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    rules = values["protocol"] = dataclasses.replace(protocols()[values["protocol"]], **changes)
+    metrics = metrics or rules.metrics or DEFAULT_METRICS
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with on_ranks():
         where = distributed.init(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -128,7 +132,7 @@ def main(
             _say_left_out(sides)
         runs = [
             metric_main.calc_metrics(metrics, real, fake, seed=seed + run, device=where, **values)
-            for run in range(num_runs)
+            for run in range(num_runs or rules.runs)
         ]
         if distributed.is_main():
             for results in zip(*runs, strict=True):
@@ -210,17 +214,22 @@ def _say_left_out(sides: "tuple[Side, Side]") -> None:
 
 def _combine(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return one result of several runs: each value under <key>_run01, <key>_run02 ..., and their mean and population
-    standard deviation; errors and floors of each run likewise."""
+    standard deviation; errors and floors of each run likewise, of floors and baselines the mean."""
     if len(runs) == 1:
         return runs[0]
-    combined: dict[str, dict[str, float]] = {}
+    combined: dict[str, dict[str, Any]] = {}
     for part in ("results", "errors", "floors"):
         combined[part] = {}
         for key in runs[0].get(part, {}):
             values = [run[part][key] for run in runs]
             combined[part] |= {f"{key}_run{number:02d}": value for number, value in enumerate(values, start=1)}
+            if part != "errors":
+                combined[part][f"{key}_mean"] = float(np.mean(values))
             if part == "results":
-                combined[part] |= {f"{key}_mean": float(np.mean(values)), f"{key}_std": float(np.std(values))}
+                combined[part][f"{key}_std"] = float(np.std(values))
+    for what, found in runs[0].get("baselines", {}).items():
+        means = {f"{key}_mean": float(np.mean([run["baselines"][what][key] for run in runs])) for key in found}
+        combined.setdefault("baselines", {})[what] = means
     total_time = sum(run["total_time"] for run in runs)
     times = {"total_time": total_time, "total_time_str": format_time(total_time)}
     return {**runs[0], **combined, **times, "num_runs": len(runs)}

@@ -259,6 +259,14 @@ class System:
     def check(cls, options: Any, train_options: TrainOptions) -> None:
         """Raise `ValueError` for inconsistent options, before anything is built."""
 
+    @classmethod
+    def read_preset(cls, row: Mapping[str, Any], given: dict[str, Any]) -> Mapping[str, Any]:
+        """Return a preset's row, changed by what options name, such as a configuration file of the published code.
+
+        `given` are the fields of `Options` on the command line, which come first; one that is used up may be removed.
+        """
+        return row
+
     def inputs(self) -> Inputs:
         """Return the dataset parts that the system needs."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it reads")

@@ -29,7 +29,7 @@ from training import checkpoint
 from training.config import TrainOptions, make_system, settle, system_class, to_dict
 from training.contract import Batch, BatchSpec, System
 from training.curves import update_curves
-from training.data.dataset import BatchStream, ClipDataset, size_name, to_device
+from training.data.dataset import BatchStream, ClipDataset, has_size, size_name, to_device
 from training.evaluation import MetricFunction, best_steps, evaluate, mark_best, validate
 from training.logger import RunLogger, SilentLogger, continue_command, environment_text, listener_names
 from training.network_file import content_hash, save_bundle
@@ -221,7 +221,7 @@ def open_dataset(model: System, options: TrainOptions) -> ClipDataset:
     """Return the dataset with all parts that the system needs, and the frames of its previews if there are any."""
     inputs, sampler = model.inputs(), model.sampler()
     wanted = [*inputs.sizes, *sampler.outputs.values(), *([sampler.needs.size] if sampler.needs.size else [])]
-    there = [size for size in wanted if size in inputs.sizes or (Path(options.dataset) / size_name(size)).is_dir()]
+    there = [size for size in wanted if size in inputs.sizes or has_size(options.dataset, size)]
     sizes, parts = list(dict.fromkeys(there)), (inputs.codes, inputs.streams, None, inputs.latents)
     dataset = ClipDataset(options.dataset, sizes, options.cache, *parts)
     for spec in model.batch_spec(0):

@@ -120,7 +120,7 @@ def footage_of(model: System, dataset: ClipDataset) -> dict[str, str]:
     footage = {}
     for size in model.inputs().sizes:
         store = dataset.store(size)
-        parts = ((clip.path, store.members_of(number)[:, 1:].tobytes()) for number, clip in enumerate(store.clips))
+        parts = ((clip.path, store.fingerprint(number)) for number, clip in enumerate(store.clips))
         footage[size_name(size)] = _digests(parts)
     for store in (dataset.codes, dataset.latents):
         members = []

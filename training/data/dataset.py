@@ -3,6 +3,7 @@
 Layout: `<root>/<HHHHxWWWW>/<shard>.zip`, each zip holding `<clip>/<frame>.jpg` and `frame_paths.json`, an object that
 maps each clip to its frame names in order. `<root>/dataset.json` may give the frame rate. Tokens of the frames are read
 by `training.data.codes`, their latents by `training.data.latents`, values of each frame by `training.data.streams`.
+Footage in other layouts, which others have published, is read as it is by `training.data.layouts`.
 """
 
 import collections
@@ -11,7 +12,8 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Generator, Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,14 @@ from training.data.description import DESCRIPTION, read_description
 from training.data.frame_cache import CACHE_KINDS, make_caches
 from training.data.grids import GridStore
 from training.data.latents import LatentStore
+from training.data.layouts.base import LayoutStore
+from training.data.layouts.find import find_layout
 from training.data.shards import FrameStore, Size, size_name
 from training.data.streams import LABEL, StreamStore
 from training.random import random_state
 
 ASSUMED_FPS = 30.0  # the frame rate of the published datasets, which do not store it
+SIZE_FOLDER = re.compile(r"(\d{4,})x(\d{4,})")
 WEIGHTINGS = ("clip", "frame")
 _BATCHES_AHEAD = 2
 
@@ -41,6 +46,8 @@ _BATCHES_AHEAD = 2
 
 class ClipDataset:
     """The clips of one dataset root at one or several sizes, which must have the same frames of the same clips.
+
+    The root may also be footage in a layout that `training.data.layouts` reads, which then has all sizes.
 
     With `cache` "ram" or "memmap" decoded frames are kept, in memory or in a file below the cache folder, the smallest
     sizes first and as many as fit. `codes` and `latents` are the SHA-256 of the tokenizer whose tokens or latents are
@@ -66,7 +73,10 @@ class ClipDataset:
         self.sizes = list(sizes)
         description = read_description(self.path)
         listed = None if description is None else description.get("hashes")
-        self._stores = {(height, width): FrameStore(self.path, (height, width), listed) for height, width in sizes}
+        self.layout = find_layout(self.path) if sizes and not has_own_layout(self.path) else None
+        self._stores: dict[Size, FrameStore | LayoutStore] = {}
+        for height, width in sizes:
+            self._stores[height, width] = self._open_store((height, width), listed)
         self.codes = None if codes is None else CodeStore(self.path, codes)
         self.latents = None if latents is None else LatentStore(self.path, latents)
         grids: list[GridStore] = [store for store in (self.codes, self.latents) if store is not None]
@@ -89,17 +99,37 @@ class ClipDataset:
         for size, store in self._stores.items():
             self._number_in_store[size] = np.array([store.index[clip.path] for clip in self.clips])
         folders = [store.directory for store in stores]
-        self.streams = {
-            name: StreamStore(self.path, name, self.clips, folders, (vocabularies or {}).get(name)) for name in streams
-        }
-        self.fps = _frame_rate(self.path, description, grids)
+        self.streams = {name: self._open_stream(name, folders, (vocabularies or {}).get(name)) for name in streams}
+        self.fps = _frame_rate(self.path, description, grids, None if self.layout is None else self.layout.fps)
         _warn_if_unfinished(self.path, (description if sizes else None) or {}, grids)
         if cache != "none":
-            wanted = {size: (len(store.members), store.content_key()) for size, store in self._stores.items()}
+            wanted = {size: (store.num_frames, store.content_key()) for size, store in self._stores.items()}
             for size, frames in make_caches(cache, wanted).items():
                 self._stores[size].cache = frames
 
-    def store(self, size: Size) -> FrameStore:
+    def _open_store(self, size: Size, listed: Collection[str] | None) -> FrameStore | LayoutStore:
+        """Return the frames of one size."""
+        if self.layout is None:
+            return FrameStore(self.path, size, listed)
+        _say_once(f"{self.path} is read as {self.layout.title}: {len(self.layout.clips)} clips")
+        for line in self.layout.remarks.lines():
+            _say_once(f"{self.path}: {line}")
+        return LayoutStore(self.layout, size)
+
+    def _open_stream(self, name: str, folders: Sequence[Path], vocabulary: Sequence[str] | None) -> StreamStore:
+        """Return the values of a stream, of the layout if that has such, else of the zips in `folders`."""
+        if self.layout is None:
+            return StreamStore(self.path, name, self.clips, folders, vocabulary)
+        there = self.layout.stream_names()
+        if name != LABEL and name not in there:
+            raise ValueError(
+                f"{self.path} has no {name} beside its frames; it has {', '.join(there) or 'none'}: add a file such as "
+                f"clip.{name}.json beside each video"
+            )
+        shards = None if name == LABEL else self.layout.stream_shards(name)
+        return StreamStore(self.layout.root, name, self.clips, folders, vocabulary, shards)
+
+    def store(self, size: Size) -> FrameStore | LayoutStore:
         """Return all frames of one size; only the clips of the first size are numbered as in the dataset."""
         return self._stores[size]
 
@@ -155,7 +185,21 @@ class ClipDataset:
         return indices
 
 
-def _check_same_clips(root: Path, first: FrameStore | GridStore, other: FrameStore | GridStore) -> None:
+Store = FrameStore | LayoutStore | GridStore
+
+
+def has_own_layout(root: Path) -> bool:
+    """Return whether a folder holds frames as datasets of this project do, in a folder for each size."""
+    return root.is_dir() and any(SIZE_FOLDER.fullmatch(path.name) and path.is_dir() for path in root.iterdir())
+
+
+def has_size(root: str | os.PathLike[str], size: Size) -> bool:
+    """Return whether frames of a size can be read: from a folder of that size, or from another layout at any size."""
+    root = Path(root)
+    return (root / size_name(size)).is_dir() if has_own_layout(root) else find_layout(root) is not None
+
+
+def _check_same_clips(root: Path, first: Store, other: Store) -> None:
     """Raise ValueError naming the first difference, unless both have the same frames of the same clips."""
     names = first.directory.name, other.directory.name
     are_frames = isinstance(first, FrameStore) and isinstance(other, FrameStore)
@@ -184,24 +228,26 @@ def _check_same_clips(root: Path, first: FrameStore | GridStore, other: FrameSto
             f"{first.size[0]}x{first.size[1]},{other.size[0]}x{other.size[1]}"
         )
     kinds = [store.kind for store in (other, first) if isinstance(store, GridStore)]
-    beside = "frames" if isinstance(first, FrameStore) else first.kind.noun
+    beside = first.kind.noun if isinstance(first, GridStore) else "frames"
     raise ValueError(
         f"the {kinds[0].noun} of {root} are not of the same clips as its {beside}: {difference}; make the "
         f"{kinds[0].noun} that lack: " + kinds[0].command(root)
     )
 
 
-def _digests(store: FrameStore | GridStore, are_compared: bool) -> Iterable[bytes]:
+def _digests(store: Store, are_compared: bool) -> Iterable[bytes]:
     """Return for each clip a digest of its frame names, empty if these are not compared."""
     if are_compared and isinstance(store, FrameStore):
         return (digest.tobytes() for digest in store.digests)
     return [b""] * len(store.clips)
 
 
-def _frame_rate(root: Path, description: Mapping[str, Any] | None, grids: Sequence[GridStore]) -> float:
+def _frame_rate(
+    root: Path, description: Mapping[str, Any] | None, grids: Sequence[GridStore], layout_fps: float | None
+) -> float:
     if description is None:
-        if grids:
-            return grids[0].manifest.fps
+        if grids or layout_fps is not None:
+            return grids[0].manifest.fps if layout_fps is None else layout_fps
         _say_once(f"{root} has no dataset.json: assuming {ASSUMED_FPS:g} frames per second")
         return ASSUMED_FPS
     if description.get("fps") is None:

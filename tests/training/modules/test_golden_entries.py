@@ -5,9 +5,42 @@ import pytest
 from tests import golden_files
 
 TESTED = {
-    "tats": ["vqgan_eval*", "disc*", "samepad*", "codebook*", "lpips*", "train_*"],
-    "river": ["own_vqvae*", "ldm_vq*", "quantiser*", "small_inputs*"],
-    "teco": ["vqgan*", "codebook*", "small_inputs*", "checkpoint_files*"],
+    "tats": [
+        "vqgan_eval*",
+        "disc*",
+        "samepad*",
+        "codebook*",
+        "lpips*",
+        "train_*",
+        "preprocess*",
+        "frame_folder*",
+        "metrics*",
+        "gpt_*",
+        "filter*",
+        "sampling*",
+    ],
+    "river": [
+        "own_vqvae*",
+        "ldm_vq*",
+        "quantiser*",
+        "small_inputs*",
+        "colour_augmentation*",
+        "h5*",
+        "vector_field*",
+        "time_embedding*",
+        "full_size*",
+        "path*",
+        "train_*",
+        "generate_*",
+        "integrators*",
+        "grid_points*",
+        "torch_rng_order*",
+        "refiner*",
+        "lr*",
+        "to_uint8*",
+        "checkpoint_loader*",
+    ],
+    "teco": ["vqgan*", "codebook*", "small_inputs*", "checkpoint_files*", "metrics*"],
 }
 
 
