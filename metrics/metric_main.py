@@ -381,7 +381,7 @@ def _describe(side: Side) -> dict[str, Any]:
     sampler = side.sampler
     described: dict[str, Any] = {"kind": "network"}
     options = dataclasses.asdict(sampler.options)
-    described |= {name: value for name, value in (("sampler", dict(sampler.facts)), ("options", options)) if value}
+    described |= {name: value for name, value in (("sampler", dict(sampler.costs)), ("options", options)) if value}
     return {**described, **({"condition": _describe(side.prompts)} if side.prompts else {})}
 
 

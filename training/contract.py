@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from torch_utils import distributed
 from training.charts import ChartSpec
+from training.flags import Flag as Flag
+from training.flags import option as option
 from training.random import random_state
 
 if TYPE_CHECKING:
@@ -137,35 +139,7 @@ class DataFacts:
 
 
 # ----------------------------------------------------------------------------
-# Options.
-
-
-@dataclass(frozen=True)
-class Flag:
-    """A command-line option of a training script, and the fields of `Options` that it sets.
-
-    Several names in `sets` make an option with several values; "generator.num_filters" sets an entry of a dictionary.
-    `kind` is a Python type, a tuple of choices, or "size" for HxW; None derives it from the field's annotation.
-    """
-
-    help: str
-    name: str | None = None  # with leading dashes; None: the field's name
-    kind: Any = None
-    sets: tuple[str, ...] = ()
-    low: float | None = None  # minimum, inclusive
-    above: float | None = None  # minimum, exclusive
-    metavar: str | None = None
-
-
-def option(default: Any, help: str, *more: Flag, factory: bool = False, **arguments: Any) -> Any:
-    """Declare a field of an `Options` dataclass as a command-line option with help text `help`.
-
-    `arguments` are those of `Flag`. `more` are further options that set entries of this field. With `factory`,
-    `default` is a factory function. With an empty `help` the field itself gets no option.
-    """
-    flags = (*([Flag(help, **arguments)] if help else []), *more)
-    metadata = {"flags": flags}
-    return field(default_factory=default, metadata=metadata) if factory else field(default=default, metadata=metadata)
+# Settings of a run.
 
 
 @dataclass(frozen=True)
