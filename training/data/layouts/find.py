@@ -74,9 +74,9 @@ def _place(path: Path) -> tuple[str, Path, str | None, int] | None:
         return ("list", path, None, _stamp(path)) if path.suffix == ".txt" else None
     if not path.is_dir():
         return None
-    if (path / _TRAIN).is_dir() and any((path / other).is_dir() for other in _OTHERS):
-        inside = _place(path / _TRAIN)
-        return inside
+    train = path / _TRAIN
+    if train.is_dir() and (hdf5_files(train) or any((path / other).is_dir() for other in _OTHERS)):
+        return _place(train)
     if (path / f"{_TRAIN}.txt").is_file() and any((path / f"{other}.txt").is_file() for other in _OTHERS):
         return "list", path / f"{_TRAIN}.txt", None, _stamp(path / f"{_TRAIN}.txt")
     return ("hdf5" if hdf5_files(path) else "folder"), path, None, _stamp(path)
