@@ -16,6 +16,7 @@ TESTED = {
         "frame_folder*",
         "metrics*",
         "gpt_*",
+        "bpe*",
         "filter*",
         "sampling*",
     ],
