@@ -44,6 +44,7 @@ COMMANDS = {
             "metrics",
             "networks",
             "ops",
+            "river",
             "startup",
             "tokenizer",
             "train_step",
