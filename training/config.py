@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from training import registry
-from training.network_file import locate
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +90,8 @@ class TrainOptions:
     def __post_init__(self):
         self.dataset = os.path.abspath(self.dataset)
         if self.init_from is not None and "://" not in self.init_from:
+            from training.network_file import locate  # imports torch, which makes --help slow
+
             self.init_from = os.path.abspath(locate(self.init_from))
         if self.val_dataset is not None:
             self.val_dataset = os.path.abspath(self.val_dataset)

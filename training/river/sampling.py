@@ -116,8 +116,8 @@ class RiverSampler(Sampler):
         return Integration(o.solver, o.grid(), o.context_resample, horizon, guidance, o.legacy, sigma)
 
     @property
-    def facts(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """See `Sampler.facts`."""
+    def costs(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """See `Sampler.costs`."""
         return {"evaluations_per_frame": self.settings.evaluations}
 
     @torch.no_grad()

@@ -65,7 +65,7 @@ def test_predictors(kind, prefix, tmp_path):
     sampler = open_sampler([path], {"legacy": "true", "solver": "rk4", "steps": "100"})
     assert isinstance(sampler, RiverSampler)
     assert sampler.size == (side, side) and sampler.needs.past == 1
-    assert sampler.facts["evaluations_per_frame"] == 396 and sampler.settings.past_horizon == -1
+    assert sampler.costs["evaluations_per_frame"] == 396 and sampler.settings.past_horizon == -1
     later = sampler.with_options(RiverOptions())
     assert isinstance(later, RiverSampler) and later.settings.past_horizon == 256
     assert open_sampler([path], {"prompt_frames": 10}).needs.past == 10

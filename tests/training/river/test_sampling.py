@@ -162,7 +162,7 @@ def test_conditions_are_drawn_again(resample, draws):
 )
 def test_evaluations_are_counted(options, count):
     made = sampler(options, num_actions=2)
-    assert made.facts == {"evaluations_per_frame": count} and made.settings.evaluations == count
+    assert made.costs == {"evaluations_per_frame": count} and made.settings.evaluations == count
     calls = []
     hook = made.field.register_forward_pre_hook(lambda *_: calls.append(1))
     past = prediction.Past(list(torch.randn(4, 1, tiny.CHANNELS, *tiny.GRID)))

@@ -202,7 +202,7 @@ def test_exported_files_continue_videos(path, tmp_path):
     save_bundle(system.export(), tmp_path / "river.pkl")
     sampler = open_sampler([str(tmp_path / "river.pkl")])
     assert (sampler.needs.past, sampler.needs.streams, sampler.size) == (2, ("actions",), tiny.SIZE)
-    assert sampler.facts == {"evaluations_per_frame": 10}
+    assert sampler.costs == {"evaluations_per_frame": 10}
     bundle = load_bundle(str(tmp_path / "river.pkl"))
     assert torch.equal(bundle.networks["latents"].get_buffer("mean"), system.scale.mean)
     assert bundle.tokenizer == system.tokenizer_hash and bundle.options["past_horizon"] == 5
