@@ -50,6 +50,7 @@ COMMANDS = {
             "metrics",
             "networks",
             "ops",
+            "river",
             "startup",
             "tokenizer",
             "train_step",
