@@ -5,6 +5,7 @@ frames are computed and kept by `explorer.blocks`.
 """
 
 import collections
+import contextlib
 import itertools
 import shutil
 import tempfile
@@ -194,6 +195,19 @@ class Session:
             check_sampler(sampler, name, prompt)
             self._opened[name], self.about[name] = Model(name, sampler, prompt, self.cache), describe(sampler)
         return self._opened[name]
+
+    def open_any(self, name: str) -> Steps[None]:
+        """Bring a model into memory that can be shown, or steered, or both; raise `ValueError` for any other."""
+        try:
+            yield from self.open(name)
+        except ValueError as error:
+            try:
+                yield from self.play.open(name)
+            except ValueError:
+                raise error from None
+            return
+        with contextlib.suppress(ValueError):
+            yield from self.play.open(name)
 
     def start_of(self, name: str, sampler: Sampler) -> tuple[str | None, Prompt | None]:
         """Return where walks in a model begin: a dataset or file at a path, or a prompt, or neither.
