@@ -98,8 +98,8 @@ def _run(given: Given, host: str, port: int, **arguments: Any) -> Session:
             opening = session.worker.submit(session.open_any(next(iter(session.models))))
             while not opening.wait(POLL_SEC) and not stop.is_set():
                 pass
-            if opening.has_ended:
-                opening.result()
+            if opening.has_ended and (reason := opening.result()):
+                click.echo(reason)
         with Server(host, port, partial(Handler, session)) as server:
             _serve(server, session, stop)
     return session

@@ -44,6 +44,7 @@ COMMANDS = {
             "metrics",
             "networks",
             "ops",
+            "play",
             "startup",
             "tokenizer",
             "train_step",
