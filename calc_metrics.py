@@ -12,6 +12,7 @@ and the values stay the same.
 """
 
 import dataclasses
+import difflib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ import numpy as np
 
 from dnnlib.util import format_time
 from metrics import families
-from metrics.protocols import protocols
+from metrics.protocols import EvalProtocol, protocols
 from training import registry
 from training.command_line import SIZE, Given, combine, model_options, on_ranks, take_model
 
@@ -52,6 +53,15 @@ def _check_names(context: click.Context, option: click.Parameter, names: Sequenc
     return names
 
 
+def _find_protocol(context: click.Context, option: click.Parameter, name: str) -> EvalProtocol:
+    found = protocols()
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        raise click.BadParameter(f"there is no protocol {name!r}, but {', '.join(found)}{guess}")
+    return found[name]
+
+
 def _parse_pairs(context: click.Context, option: click.Parameter, pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         if "=" not in pair:
@@ -71,8 +81,8 @@ def _parse_pairs(context: click.Context, option: click.Parameter, pairs: Sequenc
                  help=f"Repeatable: {', '.join(families.list_valid_metrics())}, or with other numbers; of long videos: "
                  f"{', '.join(families.LONG_MEASURES)}  [default: those of the protocol, else "
                  f"{', '.join(DEFAULT_METRICS)}]"),
-    click.option("--protocol", help="How clips are chosen, predicted and compared", default="lvg", show_default=True,
-                 type=click.Choice(list(protocols()))),
+    click.option("--protocol", default="lvg", show_default=True, callback=_find_protocol, metavar="NAME",
+                 help=f"How clips are chosen, predicted and compared: {', '.join(protocols())}"),
     click.option("--context-frames", "context", type=click.IntRange(min=0),
                  help="Real frames before each prediction  [default: those that the model needs]"),
     click.option("--horizon", type=COUNT, help="Frames of each prediction  [default: those that a metric needs]"),
@@ -120,7 +130,7 @@ def main(
     real_text = _check_given(given, dataset_path, real_path, fake_path)
     changes = {name: values.pop(name) for name in ("context", "horizon", "samples")}
     changes = {name: value for name, value in changes.items() if value is not None}
-    rules = values["protocol"] = dataclasses.replace(protocols()[values["protocol"]], **changes)
+    rules = values["protocol"] = dataclasses.replace(values["protocol"], **changes)
     metrics = metrics or rules.metrics or DEFAULT_METRICS
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with on_ranks():

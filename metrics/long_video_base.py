@@ -32,6 +32,7 @@ class ProbeOptions:
     detector_paths: Mapping[str, str] = field(default_factory=dict)  # files of weights by the name of the detector
     window: int = 16  # frames of a clip, for drift and motion energy
     stride: int = 8  # frames between the clips of a generated video, for drift
+    is_unbiased: bool = False  # covariances are divided by N - 1, else by N
     lags: tuple[int, ...] = ()  # frame separations for feature similarity; () for 1, 2, 5, 10, 20, 50, ...
 
     def open(self, name: str) -> Any:

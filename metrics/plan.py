@@ -108,7 +108,8 @@ class Work:
     @property
     def probe_options(self) -> ProbeOptions:
         """Return the options of the measures."""
-        return ProbeOptions(device=self.device, detector_paths=self.detector_paths)
+        paths = self.detector_paths
+        return ProbeOptions(device=self.device, detector_paths=paths, is_unbiased=self.protocol.is_unbiased)
 
 
 def on_main(compute: Callable[[], Value]) -> Value:

@@ -144,7 +144,7 @@ class Sampler:
     default_frames: int | None = None  # the length of a video, if the options fix it
     fps: float | None = None  # frames per second of the training data, if known
     options: Any = NoOptions()
-    facts: Mapping[str, Any] = {}  # numbers that belong to every result, such as evaluations per frame
+    costs: Mapping[str, Any] = {}  # numbers that belong to every result, such as evaluations per frame
     file_labels: Mapping[str, str] = {}  # names of outputs in file names and links, if different
     titles: Mapping[str, str] = {}  # names of outputs on pages, if different
 
