@@ -50,6 +50,7 @@ COMMANDS = {
             "metrics",
             "networks",
             "ops",
+            "play",
             "river",
             "startup",
             "tokenizer",
