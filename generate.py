@@ -276,8 +276,8 @@ def _open(given: Given, device: str, precision: str, trust: bool) -> Sampler:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     sampler = open_sampler(given.models, given.options, device, trust)
     set_precision(sampler.networks, precision)
-    if sampler.facts:
-        click.echo("  ".join(f"{name.replace('_', ' ')}: {value}" for name, value in sampler.facts.items()), err=True)
+    if sampler.costs:
+        click.echo("  ".join(f"{name.replace('_', ' ')}: {value}" for name, value in sampler.costs.items()), err=True)
     return sampler
 
 

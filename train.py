@@ -93,14 +93,14 @@ def run_options(spec: Spec) -> list[Any]:
 def training_command(name: str, help: str | None = None) -> click.Command:
     """Return the command that trains a registered system; `help` is the docstring of a script of its own."""
     spec = registry.spec(name)
-    system = registry.resolve(spec.system)
-    own = field_options(system.Options)
+    own = field_options(registry.options(spec))
 
     @combine([*run_options(spec), *own])
     def train(**given: Any) -> None:
         run(spec, **given)
 
-    text = help or system.__doc__ or spec.title
+    example = "# Options of the smallest run\n--dataset=datasets/labdoom --preset=toy"
+    text = help or f"{spec.title}.\n\n{example}\n\nRun the same command again and training continues."
     return click.command(name, help=as_help(text), short_help=spec.title)(train)
 
 

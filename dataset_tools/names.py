@@ -1,4 +1,4 @@
-"""The command that trains on a dataset."""
+"""The command that trains on a dataset, and the lengths of clips that training needs."""
 
 import os
 from collections.abc import Iterable
@@ -7,13 +7,15 @@ from pathlib import Path
 from dnnlib.text import quote
 from training import registry
 
+LRES_FRAMES, SRES_FRAMES = 128, 12  # clip length that each training stage needs at its published settings
+
 
 def train_command(root: str | os.PathLike[str], sizes: Iterable[tuple[int, int]]) -> str:
     """Return the command that trains on a dataset of these sizes, by a preset that fits them and this machine."""
     import torch
 
     spec = registry.spec("longvideogan-lres")
-    published = registry.resolve(spec.system).Options()
+    published = registry.options(spec)()
     sizes = list(sizes)
     models = {name: preset["model"] for name, preset in registry.resolve(spec.presets).items()}
     fitting = [

@@ -36,7 +36,8 @@ from metrics.protocols import EvalProtocol, protocols
 from torch_utils import distributed
 from torch_utils.precision import tf32
 from training.contract import System
-from training.data.dataset import ClipDataset, has_size
+from training.data.dataset import ClipDataset
+from training.data.parts import has_size
 from training.sampling import Sampler
 
 __all__ = ["calc_metrics", "check_names", "fvd_between", "list_valid_metrics", "prompted", "training_metrics"]
@@ -384,7 +385,7 @@ def _describe(side: Side) -> dict[str, Any]:
     sampler = side.sampler
     described: dict[str, Any] = {"kind": "network"}
     options = dataclasses.asdict(sampler.options)
-    described |= {name: value for name, value in (("sampler", dict(sampler.facts)), ("options", options)) if value}
+    described |= {name: value for name, value in (("sampler", dict(sampler.costs)), ("options", options)) if value}
     return {**described, **({"condition": _describe(side.prompts)} if side.prompts else {})}
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import click
 import pytest
 
+from training import registry
+
 PACKAGES = ["dnnlib", "torch_utils", "training", "dataset_tools", "metrics", "explorer", "runs", "benchmarks"]
 SCRIPTS = ["train", "train_lres", "train_sres", "generate", "calc_metrics", "view"]
 SHARED_SCRIPTS = ["train", "generate", "calc_metrics", "view"]
@@ -26,6 +28,10 @@ COMMANDS = {
     "dataset_tools.make_dataset_from_videos": "main",
     "dataset_tools.make_dataset_from_frames": "main",
     "dataset_tools.make_dataset_from_youtube": "main",
+    "dataset_tools.make_dataset_from_hdf5": "main",
+    "dataset_tools.make_dataset_from_npz": "main",
+    "dataset_tools.make_dataset_from_gymnasium": "main",
+    "dataset_tools.make_hdf5_from_dataset": "main",
     "dataset_tools.encode_dataset": "main",
     "dataset_tools.inspect_dataset": "main",
     "dataset_tools.merge": "main",
@@ -51,6 +57,8 @@ COMMANDS = {
     },
     "torch_utils.custom_ops": "main",
 }
+
+NEEDS_TORCH = ["training.checkpoint", "torch_utils.custom_ops", "runs.demo"]  # modules and recipes run once
 
 # Rank of a part: a module imports only parts of a lower rank, and its own.
 ORDER = [
@@ -156,6 +164,23 @@ assert not torch.cuda.is_initialized()
 assert not {{"wandb", "vizdoom", "matplotlib"}} & set(sys.modules)
 assert threading.active_count() == 1
 assert set(os.listdir(".")) - before <= {{"__pycache__"}}
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=repo, check=True)
+
+
+def test_help_imports_no_torch(repo):
+    """Torch takes most of a second: usage and help of every command that a user needs do without it."""
+    names = [name for name in COMMANDS if name.partition(".")[0] != "benchmarks" and name not in NEEDS_TORCH]
+    lines = [[name, "--help"] for name in names]
+    lines += [["train", name, "--help"] for name, place in registry.SYSTEMS.items() if registry.spec(name).options]
+    script = f"""
+import importlib, io, contextlib, sys
+for name, *words in {lines!r}:
+    command = getattr(importlib.import_module(name), {COMMANDS!r}[name])
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        command(words, standalone_mode=False)
+    assert "--help" in text.getvalue()
+    assert not {{"torch", "scipy"}} & set(sys.modules), [name, *words]
 """
     subprocess.run([sys.executable, "-c", script], cwd=repo, check=True)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from training import registry
-from training.network_file import locate
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +90,8 @@ class TrainOptions:
     def __post_init__(self):
         self.dataset = os.path.abspath(self.dataset)
         if self.init_from is not None and "://" not in self.init_from:
+            from training.network_file import locate  # imports torch, which makes --help slow
+
             self.init_from = os.path.abspath(locate(self.init_from))
         if self.val_dataset is not None:
             self.val_dataset = os.path.abspath(self.val_dataset)
@@ -237,8 +238,10 @@ def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
 def check_changes(stored: Mapping[str, Any], options: TrainOptions, where: str) -> list[str]:
     """Return the differences between `options` and the identity of a run.
 
-    Raises `ValueError` if there are any, unless `options.override`.
+    Frozen networks are compared once their hashes are known. Raises `ValueError` if there are any differences, unless
+    `options.override`.
     """
+    stored = stored if options.frozen else {**stored, "frozen": {}}
     lines = differences(identity(stored), identity(options))
     if lines and not options.override:
         raise ValueError(

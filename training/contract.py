@@ -7,7 +7,7 @@ and `training.sampling`; docs/adding_a_system.md explains the contract with a wo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from torch_utils import distributed
 from training.charts import ChartSpec
+from training.flags import Flag as Flag
+from training.flags import option as option
 from training.random import random_state
 
 if TYPE_CHECKING:
@@ -86,7 +88,18 @@ class Stream:
     stride: int = 1
 
 
-Part = FrameClip | CodeClip | LatentClip | Stream
+@dataclass(frozen=True)
+class TextClip:
+    """The ids of a description of the clip, `length` of them, made by `Inputs.text_ids`.
+
+    Of several descriptions one is drawn for each clip of a batch. The system receives int64 (N, length).
+    """
+
+    name: str
+    length: int
+
+
+Part = FrameClip | CodeClip | LatentClip | Stream | TextClip
 
 
 @dataclass(frozen=True)
@@ -101,13 +114,15 @@ class BatchSpec:
 class Inputs:
     """The dataset parts that a system needs: frames of these sizes, codes and latents of tokenizers, and streams.
 
-    `codes` and `latents` are the SHA-256 of a tokenizer.
+    `codes` and `latents` are the SHA-256 of a tokenizer. `text_ids` returns the ids of a description of a clip, ints
+    (length,), for a system that reads such.
     """
 
     sizes: tuple[Size, ...] = ()
     codes: str | None = None
     streams: tuple[str, ...] = ()
     latents: str | None = None
+    text_ids: Callable[[str], Sequence[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,35 +139,7 @@ class DataFacts:
 
 
 # ----------------------------------------------------------------------------
-# Options.
-
-
-@dataclass(frozen=True)
-class Flag:
-    """A command-line option of a training script, and the fields of `Options` that it sets.
-
-    Several names in `sets` make an option with several values; "generator.num_filters" sets an entry of a dictionary.
-    `kind` is a Python type, a tuple of choices, or "size" for HxW; None derives it from the field's annotation.
-    """
-
-    help: str
-    name: str | None = None  # with leading dashes; None: the field's name
-    kind: Any = None
-    sets: tuple[str, ...] = ()
-    low: float | None = None  # minimum, inclusive
-    above: float | None = None  # minimum, exclusive
-    metavar: str | None = None
-
-
-def option(default: Any, help: str, *more: Flag, factory: bool = False, **arguments: Any) -> Any:
-    """Declare a field of an `Options` dataclass as a command-line option with help text `help`.
-
-    `arguments` are those of `Flag`. `more` are further options that set entries of this field. With `factory`,
-    `default` is a factory function. With an empty `help` the field itself gets no option.
-    """
-    flags = (*([Flag(help, **arguments)] if help else []), *more)
-    metadata = {"flags": flags}
-    return field(default_factory=default, metadata=metadata) if factory else field(default=default, metadata=metadata)
+# Settings of a run.
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from training import checkpoint
 from training.config import TrainOptions, make_system, settle, system_class, to_dict
 from training.contract import Batch, BatchSpec, System
 from training.curves import update_curves
-from training.data.dataset import BatchStream, ClipDataset, has_size, size_name, to_device
+from training.data.dataset import BatchStream, ClipDataset, size_name, to_device
+from training.data.parts import has_size
 from training.evaluation import MetricFunction, best_steps, evaluate, mark_best, validate
 from training.logger import RunLogger, SilentLogger, continue_command, environment_text, listener_names
 from training.network_file import content_hash, save_bundle
@@ -222,7 +223,7 @@ def open_dataset(model: System, options: TrainOptions) -> ClipDataset:
     inputs, sampler = model.inputs(), model.sampler()
     wanted = [*inputs.sizes, *sampler.outputs.values(), *([sampler.needs.size] if sampler.needs.size else [])]
     there = [size for size in wanted if size in inputs.sizes or has_size(options.dataset, size)]
-    sizes, parts = list(dict.fromkeys(there)), (inputs.codes, inputs.streams, None, inputs.latents)
+    sizes, parts = list(dict.fromkeys(there)), (inputs.codes, inputs.streams, None, inputs.latents, inputs.text_ids)
     dataset = ClipDataset(options.dataset, sizes, options.cache, *parts)
     for spec in model.batch_spec(0):
         dataset.eligible(spec.num_frames)
@@ -234,8 +235,8 @@ def open_held_out(model: System, dataset: ClipDataset, options: TrainOptions) ->
     if options.val_dataset is None:
         return None
     inputs, ranks = model.inputs(), (distributed.get_rank(), distributed.get_world_size())
-    parts = list(inputs.sizes), "none", inputs.codes, inputs.streams, dataset.vocabularies(), inputs.latents
-    held_out = ClipDataset(options.val_dataset, *parts)
+    parts = inputs.codes, inputs.streams, dataset.vocabularies(), inputs.latents, inputs.text_ids
+    held_out = ClipDataset(options.val_dataset, list(inputs.sizes), "none", *parts)
     for spec in model.batch_spec(0):
         held_out.eligible(spec.num_frames)
     return BatchStream(held_out, options.seed, options.batch, *ranks, options.workers, x_flip=False)

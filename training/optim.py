@@ -5,7 +5,6 @@ No function synchronises with the device: return values are tensors.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from torch import Tensor, nn
 
 from torch_utils import distributed
 from training.contract import Batch
+from training.flags import SCHEDULES as SCHEDULES
+from training.flags import check_options as check_options
 
 T = TypeVar("T")
-SCHEDULES = ("constant", "cosine", "polynomial")
 
 
 class Report:
@@ -190,15 +190,3 @@ def check_fit(name: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tenso
                 f"The weights to begin with do not fit these options: {name}.{key} is {there} there and {here} here; "
                 "give the frame sizes, clip length and widths that those weights were trained with"
             )
-
-
-def check_options(options: Any, *, above_zero: Sequence[str] = (), shares: Sequence[str] = ()) -> None:
-    """Raise `ValueError` unless fields of a dataclass are positive and finite, or in [0, 1)."""
-    names = {item.name for item in dataclasses.fields(options)}
-    assert {*above_zero, *shares} <= names
-    for name in above_zero:
-        if not 0 < getattr(options, name) < math.inf:
-            raise ValueError(f"Option {name} is {getattr(options, name)}; it must be above 0, such as 0.002")
-    for name in shares:
-        if not 0 <= getattr(options, name) < 1:
-            raise ValueError(f"Option {name} is {getattr(options, name)}; it must be at least 0 and below 1")

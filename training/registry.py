@@ -52,6 +52,7 @@ class Spec:
     presets: str  # "module:TABLE": name of a preset -> fields of TrainOptions, and under "model" those of Options
     networks: Mapping[str, str]  # "module:Class" of every network that a file may hold -> its name in messages
     open_sampler: str  # "module:function": (list of Bundle, options) -> training.sampling.Sampler
+    options: str = ""  # "module:Class" of `System.Options` in a module that imports no torch; "": that of the system
     role: str = ""  # suffix of its file names in models/, if a model consists of several files
     published_adapters: tuple[str, ...] = ()  # "module:function": path -> Bundle, or None for a file of another release
     next_command: str = "python generate.py --outdir=outputs --seed=0 --model={network}"
@@ -64,6 +65,11 @@ def resolve(path: str) -> Any:
     """Import "module:name" and return the object."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def options(spec: Spec) -> Any:
+    """Return the `Options` of a system, if it can be done without importing the system."""
+    return resolve(spec.options) if spec.options else resolve(spec.system).Options
 
 
 def spec(name: str) -> Spec:

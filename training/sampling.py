@@ -138,12 +138,13 @@ class Sampler:
     num_labels: int = 0  # number of classes of a prompt's label
     takes_text: bool = False
     num_actions: int | None = None  # number of values of an integer action stream
+    action_values: int | None = None  # number of entries of an action, where actions are vectors
     vocabularies: Mapping[str, Sequence[str]] = {}  # names of a stream's integer values
     depends_on_length: bool = False  # whether frames of a shorter video differ
     default_frames: int | None = None  # the length of a video, if the options fix it
     fps: float | None = None  # frames per second of the training data, if known
     options: Any = NoOptions()
-    facts: Mapping[str, Any] = {}  # numbers that belong to every result, such as evaluations per frame
+    costs: Mapping[str, Any] = {}  # numbers that belong to every result, such as evaluations per frame
     file_labels: Mapping[str, str] = {}  # names of outputs in file names and links, if different
     titles: Mapping[str, str] = {}  # names of outputs on pages, if different
 
@@ -178,6 +179,16 @@ class Sampler:
         """
         other = copy.copy(self)
         other.options = options
+        return other
+
+    def interactive(self) -> Sampler:
+        """Return a rollout of the same frames for a prompt whose streams are not known in advance, such as a keyboard.
+
+        Its chunks hold `live_block` frames, one if that is None, and it reads the streams of a chunk when the chunk is
+        asked for. The default suits samplers whose `frames` makes chunks of `block` frames and reads no further.
+        """
+        other = copy.copy(self)
+        other.block = self.live_block or 1
         return other
 
     def video(self, request: Request) -> Iterator[Tensor]:

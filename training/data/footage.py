@@ -28,7 +28,7 @@ from dnnlib.text import quote
 from dnnlib.util import size_name
 from training.data.arrays import ARRAY_SUFFIX, check_array, load_array
 from training.data.clip_files import ClipFile, in_threads, open_clip_files
-from training.data.dataset import SIZE_FOLDER, ClipDataset, has_own_layout
+from training.data.dataset import ClipDataset
 from training.data.frames import RATE_TOLERANCE, check_rate
 from training.data.frames import frame_rate as frame_rate
 from training.data.frames import iter_frames as iter_frames
@@ -40,6 +40,7 @@ from training.data.listing import (
     generated_stem,
     kind_of,
 )
+from training.data.parts import SIZE_FOLDER, has_own_layout
 from training.data.shards import Clip, Size
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import psutil
 
 from dnnlib import util
-from torch_utils import distributed
 
 CACHE_KINDS = ("none", "ram", "memmap")
 
@@ -107,6 +106,8 @@ def make_caches(kind: str, stores: Mapping[Size, tuple[int, str]]) -> dict[Size,
 def _fill(
     room: float, where: str, remedy: str, stores: Mapping[Size, tuple[int, str]], folder: Path | None
 ) -> dict[Size, FrameCache]:
+    from torch_utils import distributed  # imports torch, which commands that only read shards do without
+
     room *= _SHARE_OF_ROOM
     caches: dict[Size, FrameCache] = {}
     for size, (num_frames, key) in sorted(stores.items(), key=lambda item: item[0][0] * item[0][1]):

@@ -11,8 +11,6 @@ by `misc.upload`, reported values stay tensors, and exceptions are documented wh
 
 import contextlib
 import copy
-import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,46 +22,14 @@ from torch_utils import compilation, misc
 from torch_utils.precision import PRECISIONS, set_precision, tf32, why_not
 from training import optim
 from training.config import TrainOptions
-from training.contract import Batch, Bundle, Info, Run, System, option
+from training.contract import Batch, Bundle, Info, Run, System
 from training.longvideogan.charts import CHARTS
 from training.longvideogan.layers import collect_magnitudes
+from training.longvideogan.options import GANOptions
 from training.network_format import ONLY
 from training.optim import Report, cut
 
 Rngs = list[np.random.RandomState]
-
-
-@dataclasses.dataclass
-class GANOptions:
-    """Options of both stages; the defaults are those of the published low-resolution run."""
-
-    generator: dict[str, Any] = option(dict, "", factory=True)
-    discriminator: dict[str, Any] = option(dict, "", factory=True)
-    gamma: float = option(1.0, "Weight of the R1 penalty", low=0)
-    r1_interval: int = option(16, "Steps between R1 updates", low=1)
-    g_lr: float = option(0.003, "Learning rate of the generator", above=0)
-    d_lr: float = option(0.002, "Learning rate of the discriminator", above=0)
-    beta2: float = option(0.99, "Decay of Adam's average of squared gradients", low=0)
-    ema_beta: float = option(0.99985, "Decay of the generator's moving average, a step", low=0)
-    ema_rampup_steps: int = option(25000, "Steps over which the half-life of that average grows", low=0)
-    magnitude_beta: float = option(0.999, "Decay of the averages of activations' magnitudes, a step", low=0)
-    freeze_d: int = option(0, "Blocks of D, nearest its input, that keep the weights of --init-from (FreezeD)", low=0)
-    preview_frames: int = option(256, "Frames of a preview", low=1)
-    preview_videos: int = option(1, "Videos of a preview", low=1)
-
-    def __post_init__(self):
-        if self.r1_interval < 1:
-            raise ValueError(
-                f"R1 interval {self.r1_interval}: it must be at least 1; to train without R1, set gamma to 0"
-            )
-        for name in ("g_lr", "d_lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"Learning rate {name} is {getattr(self, name)}; it must be above 0, such as 0.002")
-        if not 0 <= self.gamma < math.inf:
-            raise ValueError(f"R1 weight gamma is {self.gamma}; it must be 0, for no penalty, or above")
-        optim.check_options(self, shares=("beta2", "ema_beta", "magnitude_beta"))
-        if self.ema_rampup_steps < 0:
-            raise ValueError(f"Option ema_rampup_steps is {self.ema_rampup_steps}; it must be 0, for none, or above")
 
 
 class GAN(System):

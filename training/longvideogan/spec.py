@@ -37,6 +37,7 @@ LRES = Spec(
     name="longvideogan-lres",
     title="LongVideoGAN, low-resolution stage: long clips from noise",
     system="training.longvideogan.lres.gan:LowResGAN",
+    options="training.longvideogan.options:LowResOptions",
     presets="training.longvideogan.presets:LRES",
     networks={
         "training.longvideogan.lres.generator:LowResGenerator": "low-resolution generator",
@@ -56,6 +57,7 @@ SRES = Spec(
     name="longvideogan-sres",
     title="LongVideoGAN, super-resolution stage: sharp frames from low-resolution ones",
     system="training.longvideogan.sres.gan:SuperResGAN",
+    options="training.longvideogan.options:SuperResOptions",
     presets="training.longvideogan.presets:SRES",
     networks={
         "training.longvideogan.sres.generator:SuperResGenerator": "super-resolution generator",

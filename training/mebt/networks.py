@@ -52,8 +52,13 @@ class Attention(nn.Module):
 
     def forward(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attend from normalised queries (N, Lq, d) to keys and values (N, Lk, d); zeros are projected without keys."""
-        dropout = self.dropout if self.training else 0.0
-        return self.resid_drop(self.proj(attend(self.query(q), keys, values, self.heads, dropout=dropout)))
+        queries = self.query(q)
+        if keys.shape[1]:
+            found = attend(queries, keys, values, self.heads, dropout=self.dropout if self.training else 0.0)
+        else:
+            # Zero, but with zeros as gradients: ranks exchange those of all weights, whatever they have masked.
+            found = 0 * queries + keys.sum() + values.sum()
+        return self.resid_drop(self.proj(found))
 
 
 class Block(nn.Module):

@@ -52,7 +52,7 @@ def small(num_frames: int, width: int, latents: int, encoders: int, decoders: in
     """Return a row for a CPU."""
     model: dict[str, Any] = {
         "num_frames": num_frames, "width": width, "heads": 4, "latents": latents, "modes": stack(encoders, decoders),
-        "lr": lr, "schedule": "cosine", "warmup_steps": 50, "clip_norm": 1.0, "ema_beta": 0.99,
+        "lr": lr, "schedule": "cosine", "warmup_steps": 20, "clip_norm": 1.0, "ema_beta": 0.99,
         "sampling": {"steps": 24, "choice_temperature": 4.0, "top_k": 64, "bootstrap": 16, "revise_rounds": 1},
     }  # fmt: skip
     return {"model": model, **others}

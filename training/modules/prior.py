@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -15,25 +14,13 @@ from torch import Tensor, nn
 from torch_utils import distributed, misc
 from training import optim
 from training.config import TrainOptions
-from training.contract import Batch, Bundle, Run, System, option
+from training.contract import Batch, Bundle, Run, System
+from training.modules.options import PriorOptions as PriorOptions
 from training.network_file import load_tokenizer
 from training.random import random_state
 
 TOKENIZER = "tokenizer"  # role of the tokenizer in the exported file
 EMA_RAMPUP_STEPS = 100  # over which the half-life of the average grows
-
-
-@dataclasses.dataclass
-class PriorOptions:
-    """Options of a run; a system's own options are a subclass, which may change the defaults."""
-
-    tokenizer: str = option("", "File of the tokenizer whose codes the dataset has")
-    lr: float = option(1e-4, "Peak of the learning rate", low=0)
-    schedule: str = option("constant", "Course of the learning rate", kind=optim.SCHEDULES)
-    warmup_steps: int = option(0, "Steps over which the learning rate rises from 0", low=0)
-    weight_decay: float = option(0.0, "Weight decay of AdamW on matrices", low=0)
-    clip_norm: float = option(0.0, "Largest norm of the gradient; 0: any", low=0)
-    ema_beta: float = option(0.0, "Decay of the moving average of the weights, a step; 0: no average", low=0)
 
 
 class Prior(System):

@@ -127,4 +127,4 @@ class RefinerTraining(Prior):
 
     def info(self) -> Info:
         """See `System.info`."""
-        return Info(preview_frames=16)
+        return Info(status=("loss/loss",), preview_frames=16)

@@ -39,7 +39,8 @@ class RiverOptions:
     )
     context_resample: str = sampler_option("eval", "when conditioning frames are drawn again", choices=RESAMPLE)
     past_horizon: int | None = sampler_option(
-        None, "newest frames of which conditioning frames are drawn; -1: all  [default: as in training, else 256]"
+        None,
+        "newest frames of which conditions are drawn; -1: all  [default: as in training, else 256; legacy: all]",
     )
     prompt_frames: int | None = sampler_option(None, "frames of context  [default: as in training, else 1]", low=1)
     guidance: float = sampler_option(
@@ -107,14 +108,16 @@ class RiverSampler(Sampler):
     def settings(self) -> Integration:
         """Return how a frame is integrated."""
         o = self.options
-        horizon = self.model_facts.get("past_horizon", DEFAULT_HORIZON) if o.past_horizon is None else o.past_horizon
+        horizon = o.past_horizon
+        if horizon is None:
+            horizon = -1 if o.legacy else self.model_facts.get("past_horizon", DEFAULT_HORIZON)
         guidance = o.guidance if self.field.takes_actions else 1.0
         sigma = self.model_facts.get("sigma", flow.SIGMA)
         return Integration(o.solver, o.grid(), o.context_resample, horizon, guidance, o.legacy, sigma)
 
     @property
-    def facts(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """See `Sampler.facts`."""
+    def costs(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """See `Sampler.costs`."""
         return {"evaluations_per_frame": self.settings.evaluations}
 
     @torch.no_grad()

@@ -262,4 +262,4 @@ class River(Prior):
 
     def info(self) -> Info:
         """See `System.info`."""
-        return Info(charts=self.charts, preview_frames=16)
+        return Info(status=("loss/loss",), charts=self.charts, preview_frames=16)

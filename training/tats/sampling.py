@@ -6,11 +6,13 @@ are numbers of their logits, and codes those of the tokenizer.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +24,9 @@ from training.network_file import content_hash
 from training.random import random_state
 from training.sampling import Needs, Prompt, Request, Sampler, resolve_options, sampler_option
 from training.tats.networks import SEGMENT, TATSTransformer, infill_mask
+from training.tats.text import BytePairs, read_merges
+
+NONE, LABEL, TEXT = CONDITIONS = "none", "label", "text"
 
 # ----------------------------------------------------------------------------
 # The samplers, without files and requests.
@@ -160,10 +165,18 @@ class Facts:
     """What a file says about its network besides sizes.
 
     `condition` is what videos are given, and `every` the number of latent frames from one that it writes to the next.
+    `texts` are descriptions of training, and `merges` the lines of the list of merges, of a model that takes text.
     """
 
     condition: str = "none"
     every: int = 1
+    texts: Sequence[str] = ()
+    merges: str = ""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Facts:
+        """Return what the options of a file say."""
+        return cls(**{item.name: options[item.name] for item in fields(cls) if item.name in options})
 
 
 @dataclass(frozen=True)
@@ -179,6 +192,9 @@ class Writing:
     length: int | None = sampler_option(None, "frames with which videos end; default: they go on")
     size: Size | None = sampler_option(
         None, "frame size other than that of training, such as 128x192", parse=lambda text: parse_size(text)
+    )
+    merges: str | None = sampler_option(
+        None, "text: file of CLIP's list of merges; default: that of the model, or cached"
     )
     group: int = sampler_option(4, "in-filling: segments between key frames that are filled together")
     legacy: bool = sampler_option(False, "draw as the released samplers do, with the faults that the README lists")
@@ -241,20 +257,43 @@ class Conditioned(Sampler):
 
     network: TATSTransformer
     facts: Facts
+    options: Writing
 
     def set_condition(self, network: TATSTransformer, facts: Facts) -> None:
         """Set what is said about conditions."""
         self.network, self.facts = network, facts
-        self.num_labels = network.conditions if facts.condition == "label" else 0
+        self.num_labels = network.conditions if facts.condition == LABEL else 0
+        self.takes_text = facts.condition == TEXT
 
     def condition_ids(self, seeds: Sequence[int], prompt: Prompt) -> Tensor:
-        """Return the ids of the condition of each video: int64 (N, 1). Without a label it is drawn from the seed."""
-        device = self.network.pos_emb.device
-        if self.facts.condition != "label":
-            return torch.zeros(len(seeds), 1, dtype=torch.int64, device=device)
-        drawn = [random_state("tats-label", seed, 0).randint(self.num_labels) for seed in seeds]
-        labels = drawn if prompt.label is None else [prompt.label] * len(seeds)
-        return torch.tensor(labels, device=device).unsqueeze(1)
+        """Return the ids of the condition of each video: int64 (N, condition_length).
+
+        Without a label or a text it is drawn from the seed, among the classes or descriptions of training. Raises
+        `ValueError` if there are none.
+        """
+
+        def draw(count: int) -> list[int]:
+            return [random_state("tats-condition", seed, 0).randint(count) for seed in seeds]
+
+        if self.facts.condition == LABEL:
+            labels = draw(self.num_labels) if prompt.label is None else [prompt.label] * len(seeds)
+            ids = torch.tensor(labels).unsqueeze(1)
+        elif self.facts.condition == TEXT:
+            known = list(self.facts.texts)
+            if prompt.text is None and not known:
+                raise ValueError("this model is given a description of each video: give --text")
+            texts = [known[i] for i in draw(len(known))] if prompt.text is None else [prompt.text] * len(seeds)
+            pairs = byte_pairs(self.facts.merges, self.options.merges)
+            ids = torch.from_numpy(np.stack([pairs.ids_of(text, self.network.condition_length) for text in texts]))
+        else:
+            ids = torch.zeros(len(seeds), 1, dtype=torch.int64)
+        return ids.to(self.network.pos_emb.device)
+
+
+@functools.lru_cache(maxsize=2)
+def byte_pairs(merges: str, path: str | None = None) -> BytePairs:
+    """Return the encoding of the merges in a file of a model, else at a path or in the cache."""
+    return BytePairs(merges.split("\n") if merges and path is None else read_merges(path))
 
 
 class Filler:
@@ -405,9 +444,10 @@ class LongVideos(Conditioned):
             self.memory,
         )
         codes = (to_codes(network, tokens) for tokens in made)
-        if self.filler_copies is None:
+        if self.filler_copies is None or self.filler is None:
             return codes
-        filler = Filler(self.filler_copies.get(True), condition, seeds, options)
+        given = torch.zeros_like(condition[:, :1]) if self.filler[1].condition == NONE else condition
+        filler = Filler(self.filler_copies.get(True), given, seeds, options)
         num_keys = None if count is None else -(-(count - 1) // self.facts.every) + 1
         return rollout.filled(itertools.islice(codes, num_keys), filler, options.group)
 
@@ -499,8 +539,8 @@ def open_sampler(bundles: Sequence[Bundle], options: Mapping[str, Any]) -> Sampl
             raise ValueError(
                 f"{bundle.path} holds no tokenizer, as it was trained on stored codes: nothing can be shown"
             )
-        facts = Facts(**{name: bundle.options[name] for name in ("condition", "every") if name in bundle.options})
-        (fillers if network.unmasked else writers).append((network, others[0], facts, bundle))
+        found = network, others[0], Facts.of(bundle.options)
+        (fillers if network.unmasked else writers).append(found)
     if len(writers) > 1 or len(fillers) > 1:
         kind = "write key frames or videos" if len(writers) > 1 else "fill in between key frames"
         raise ValueError(f"{len(bundles)} files {kind}: give one of them, or one of each kind")
@@ -512,8 +552,8 @@ def open_sampler(bundles: Sequence[Bundle], options: Mapping[str, Any]) -> Sampl
                 "transformers that were trained on the same codes"
             )
     if not writers:
-        network, tokenizer, facts, _ = fillers[0]
+        network, tokenizer, facts = fillers[0]
         return Between(network, tokenizer, facts, writing)
-    network, tokenizer, facts, _ = writers[0]
+    network, tokenizer, facts = writers[0]
     filler = (fillers[0][0], fillers[0][2]) if fillers else None
     return LongVideos(network, tokenizer, facts, filler, writing)

@@ -9,21 +9,23 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_utils import misc
 from training.charts import ChartSpec
 from training.config import TrainOptions
 from training.contract import Batch, BatchSpec, CodeClip, Info, Inputs, Part, Run, Stream, option
-from training.data.streams import LABEL
 from training.modules.prior import Prior, PriorOptions
 from training.sampling import Sampler
 from training.tats.networks import SEGMENT, TATSTransformer, parameter_groups
-from training.tats.sampling import Between, Facts, LongVideos
+from training.tats.sampling import CONDITIONS, LABEL, NONE, TEXT, Between, Facts, LongVideos
+from training.tats.text import LENGTH, VOCABULARY, BytePairs, read_descriptions, read_merges
 
-CONDITIONS = ("none", "label")
 TOP = 5  # of the second accuracy that is reported
+MAX_EXAMPLES = 256  # descriptions in the exported file
 
 
 def code_logits(network: TATSTransformer, condition: Tensor, codes: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -57,7 +59,7 @@ class NetworkOptions(PriorOptions):
 
     lr: float = option(4.5e-6 * 24, "Peak of the learning rate", low=0)
     weight_decay: float = option(0.01, "Weight decay of the weights of linear layers", low=0)
-    condition: str = option("none", "What videos are given", kind=CONDITIONS)
+    condition: str = option(NONE, "What videos are given", kind=(NONE, LABEL))
     classes: int = option(0, "Number of classes of --condition=label", low=0)
     layers: int = option(24, "Number of blocks", low=1)
     heads: int = option(16, "Heads of attention", low=1)
@@ -69,6 +71,10 @@ class NetworkOptions(PriorOptions):
 class TATSOptions(NetworkOptions):
     """Options of a run of `tats`."""
 
+    condition: str = option(NONE, "What videos are given", kind=CONDITIONS)
+    texts: str = option("", "For --condition=text: file of descriptions, whose line k is that of label k")
+    text_length: int = option(LENGTH, "Ids of a description", low=3)
+    merges: str = option("", "File of CLIP's list of merges; default: that in the cache")
     frames: int = option(16, "Frames of a clip", low=1)
     every: int = option(1, "Take every n-th latent frame of a clip: 4 for key frames", low=1)
     table: bool = option(False, "Add a table of positions in time, rows and columns")
@@ -90,7 +96,7 @@ class CodeModel(Prior):
 
     def __init__(self, options: Any, run: Run):
         super().__init__(options, run)
-        self.labels_are_checked = options.condition != LABEL
+        self.labels_are_checked = options.condition == NONE
 
     @classmethod
     def check(cls, options: Any, train_options: TrainOptions) -> None:
@@ -120,7 +126,7 @@ class CodeModel(Prior):
         The released unconditional models have no id for the start: it is that of code 0.
         """
         o = self.options
-        conditions = o.classes if o.condition == LABEL else 0 if o.legacy else 1
+        conditions = {LABEL: o.classes, TEXT: VOCABULARY}.get(o.condition, 0 if o.legacy else 1)
         return {
             "num_codes": self.tokenizer.vocabulary, "conditions": conditions, "layers": o.layers, "heads": o.heads,
             "width": o.width,
@@ -128,12 +134,12 @@ class CodeModel(Prior):
 
     def inputs(self) -> Inputs:
         """See `System.inputs`."""
-        return Inputs(codes=self.tokenizer_hash, streams=(LABEL,) if self.options.condition == LABEL else ())
+        return Inputs(codes=self.tokenizer_hash, streams=() if self.options.condition == NONE else (LABEL,))
 
     def spec(self, clip: CodeClip) -> list[BatchSpec]:
         """Return the batch of a clip, with its label."""
         parts: list[Part] = [clip]
-        if self.options.condition == LABEL:
+        if self.options.condition != NONE:
             parts.append(Stream(LABEL, 0, 1))
         steps = (clip.count - 1) * clip.stride + 1
         return [BatchSpec(steps * self.tokenizer.stride[0], tuple(parts))]
@@ -143,16 +149,18 @@ class CodeModel(Prior):
         return parameter_groups(self.network, self.options.weight_decay)
 
     def condition_ids(self, batch: Batch) -> Tensor:
-        """Return the ids of the condition of each clip: int64 (N, 1); raises `ValueError` for an unknown class."""
-        if self.options.condition != LABEL:
+        """Return the ids of the condition of each clip: int64 (N, C); raises `ValueError` for an unknown class."""
+        if self.options.condition == NONE:
             return batch["codes"].new_zeros(len(batch["codes"]), 1)
-        labels = batch[LABEL]
-        if not self.labels_are_checked:  # once, as it waits for the device
-            highest = int(labels.max())
-            if highest >= self.options.classes:
-                raise ValueError(f"the dataset has class {highest}, but --classes is {self.options.classes}: raise it")
-            self.labels_are_checked = True
-        return labels
+        self.check_labels(batch[LABEL], self.options.classes, "--classes is {}: raise it")
+        return batch[LABEL]
+
+    def check_labels(self, labels: Tensor, count: int, words: str) -> None:
+        """Raise `ValueError` for a label that is not below `count`; once, as it waits for the device."""
+        highest = 0 if self.labels_are_checked else int(labels.max())
+        if highest >= count and not self.labels_are_checked:
+            raise ValueError(f"the dataset has class {highest}, but {words.format(count)}")
+        self.labels_are_checked = True
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """See `Prior.losses`."""
@@ -185,6 +193,48 @@ class TATS(CodeModel):
     Options = TATSOptions
     system = "tats"
 
+    def __init__(self, options: TATSOptions, run: Run):
+        super().__init__(options, run)
+        self.texts: list[list[str]] = []
+        self.lines: list[str] = []
+        if options.condition == TEXT:
+            self._read_texts()
+
+    def _read_texts(self) -> None:
+        """Encode all descriptions: ids (lines, alternatives, text_length), of which a line may have fewer."""
+        self.texts, self.lines = read_descriptions(self.options.texts), read_merges(self.options.merges or None)
+        pairs, length = BytePairs(self.lines), self.options.text_length
+        ids = np.zeros((len(self.texts), max(map(len, self.texts)), length), np.int64)
+        for number, line in enumerate(self.texts):
+            ids[number, : len(line)] = [pairs.ids_of(text, length) for text in line]
+        counts = np.array([len(line) for line in self.texts])
+        self.text_ids = misc.upload(torch.from_numpy(ids), self.run.device)
+        self.text_counts = misc.upload(torch.from_numpy(counts), self.run.device)
+
+    @classmethod
+    def check(cls, options: TATSOptions, train_options: TrainOptions) -> None:
+        """See `System.check`."""
+        super().check(options, train_options)
+        if options.condition == TEXT and not options.texts:
+            raise ValueError("--condition=text needs the descriptions of the clips: give a file of them as --texts")
+        if options.condition != TEXT and (options.texts or options.merges):
+            raise ValueError("--texts and --merges are for descriptions: add --condition=text, or leave them out")
+        if options.condition == TEXT and options.table:
+            raise ValueError("--table needs a condition of one id, and a description has more: leave it out")
+
+    def draw(self, rngs: list[np.random.RandomState], step: int) -> dict[str, np.ndarray]:
+        """See `Prior.draw`: which description of a clip is taken."""
+        return {"choice": np.array([rng.random_sample() for rng in rngs])} if self.texts else {}
+
+    def condition_ids(self, batch: Batch) -> Tensor:
+        """See `CodeModel.condition_ids`."""
+        if not self.texts:
+            return super().condition_ids(batch)
+        lines = batch[LABEL][:, 0]
+        self.check_labels(lines, len(self.texts), "--texts has {} lines: add the descriptions of the others")
+        counts = self.text_counts[lines]
+        return self.text_ids[lines, (batch["choice"] * counts).long().clamp(max=counts - 1)]
+
     @property
     def latent_frames(self) -> int:
         """Return the number of latent frames that the network sees of a clip."""
@@ -198,7 +248,9 @@ class TATS(CodeModel):
                 f"{self.options.every} is taken: use a multiple of {self.tokenizer.stride[0] * self.options.every}"
             )
         table = [self.latent_frames, *self.grid] if self.options.table else None
-        return TATSTransformer(block_size=self.latent_frames * self.latent_codes, table=table, **self.sizes())
+        length = self.options.text_length if self.options.condition == TEXT else 1
+        block_size = length + self.latent_frames * self.latent_codes - 1
+        return TATSTransformer(condition_length=length, block_size=block_size, table=table, **self.sizes())
 
     def batch_spec(self, step: int) -> list[BatchSpec]:
         """See `System.batch_spec`."""
@@ -206,7 +258,8 @@ class TATS(CodeModel):
 
     def facts(self) -> Facts:
         """See `CodeModel.facts`."""
-        return Facts(self.options.condition, self.options.every)
+        examples = [line[0] for line in self.texts[:MAX_EXAMPLES]]
+        return Facts(self.options.condition, self.options.every, examples, "\n".join(self.lines))
 
     def make_sampler(self, network: Any) -> Sampler:
         """See `Prior.make_sampler`."""

@@ -42,8 +42,8 @@ class FastPrior(MixedPrecision):
         def predict(codes: Tensor, wanted: Tensor) -> Tensor:
             with in_precision(self, h):
                 x = net.features(F.embedding(codes, self.tokens) + prepared, wanted=wanted)
-                x = self.norm(F.gelu(self.head(x), approximate="tanh"))
-                return self.output(x).float()
+                x = self.norm(F.gelu(self.head(x).to(x.dtype), approximate="tanh"))
+                return self.output(x).to(x.dtype)
 
         return predict
 

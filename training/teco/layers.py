@@ -81,7 +81,7 @@ def res_blocks(inputs: int, width: int, count: int) -> list[nn.Module]:
 def in_precision(part: MixedPrecision, x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Return the context in which a part computes: its half precision, else what the caller has chosen.
 
-    Norms and the residual stream of transformers stay in float32.
+    Norms and the residual stream of transformers stay in float32, as do the results.
     """
     return contextlib.nullcontext() if part.half is None else torch.autocast(x.device.type, HALF_FORMATS[part.half])
 
@@ -220,7 +220,7 @@ class Transformer(nn.Module):
         for i, layer in enumerate(self.layers):
             cache = None if caches is None else caches[i]
             x = run_block(layer, self.recompute, x, mask, angles, cache, wanted if i == last else None)
-        return self.norm(F.gelu(self.head(x), approximate="tanh"))
+        return self.norm(F.gelu(self.head(x).to(x.dtype), approximate="tanh"))
 
 
 def sinusoid(length: int, width: int, device: torch.device | None = None) -> Tensor:

@@ -70,7 +70,7 @@ class PosteriorEncoder(MixedPrecision):
                 x = F.avg_pool2d(x, 2) if i > 0 else x
                 for block in _blocks(level):
                     x = run_block(block, self.recompute, x)
-            return self.out(x.movedim(1, -1)).movedim(-1, 1)
+            return self.out(x.movedim(1, -1)).movedim(-1, 1).to(pairs.dtype)
 
 
 class Decoder(MixedPrecision):
@@ -93,15 +93,15 @@ class Decoder(MixedPrecision):
         self.norm, self.out = layer_norm(depths[0]), dense(depths[0], outputs)
         self.recompute = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, latents: Tensor) -> Tensor:
         """See the class."""
-        with in_precision(self, x):
-            x = self.conv_in(x)
+        with in_precision(self, latents):
+            x = self.conv_in(latents)
             for i, level in enumerate(self.levels):
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest") if i > 0 else x
                 for block in _blocks(level):
                     x = run_block(block, self.recompute, x)
-            return self.out(self.norm(x.movedim(1, -1))).movedim(-1, 1)
+            return self.out(self.norm(x.movedim(1, -1))).movedim(-1, 1).to(latents.dtype)
 
 
 def _blocks(level: nn.Module) -> nn.ModuleList:
@@ -248,8 +248,8 @@ class MaskGit(MixedPrecision):
         x = torch.cat([tokens, h.flatten(2).transpose(1, 2)], dim=2)
         with in_precision(self, x):
             x = self.net(x, self.position(), wanted=wanted)
-            x = self.norm(F.gelu(self.head(x), approximate="tanh"))
-            return F.linear(x, self.token_embed[: self.num_codes], self.bias)
+            x = self.norm(F.gelu(self.head(x).to(x.dtype), approximate="tanh"))
+            return F.linear(x, self.token_embed[: self.num_codes], self.bias).to(x.dtype)
 
 
 class TECO(nn.Module):

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from metrics.detectors import lpips
 from training.modules.autoencoder import Autoencoder
 from training.modules.discriminators import PatchDiscriminator
-from training.modules.reconstruction_loss import PerceptualLoss
+from training.modules.reconstruction_loss import LossWeights, PerceptualLoss
 from training.modules.vqgan2d import VQGAN2D, RiverVQVAE
 from training.modules.vqgan3d import VQGAN3D
 
 if TYPE_CHECKING:
-    from training.tokenizer.system import TokenizerOptions
+    from training.tokenizer.options import TokenizerOptions
 
 NETWORKS: dict[str, type[Autoencoder]] = {"vqgan3d": VQGAN3D, "vqgan2d": VQGAN2D, "river-vqvae": RiverVQVAE}
 
@@ -49,3 +49,13 @@ def load_perceptual(options: TokenizerOptions) -> PerceptualLoss | None:
         return None
     network = lpips.load_vgg() if options.lpips == "vgg" else lpips.load_alex()
     return PerceptualLoss(network, options.legacy)
+
+
+def loss_weights(options: TokenizerOptions) -> LossWeights:
+    """Return the weights of the losses."""
+    return LossWeights(
+        l1=options.l1_weight, l2=options.l2_weight, perceptual=options.perceptual_weight, legacy=options.legacy,
+        image_gan=options.image_gan_weight, video_gan=options.video_gan_weight, gan_loss=options.gan_loss,
+        feature_matching=options.feature_weight, start=options.gan_start, ramp=options.gan_ramp,
+        adaptive=options.adaptive,
+    )  # fmt: skip

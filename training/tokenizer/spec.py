@@ -6,6 +6,7 @@ SPEC = Spec(
     name="tokenizer",
     title="Tokenizers: autoencoders of frames or clips into grids of codes, for systems that model codes",
     system="training.tokenizer.system:TokenizerTraining",
+    options="training.tokenizer.options:TokenizerOptions",
     presets="training.tokenizer.presets:PRESETS",
     networks={
         "training.modules.vqgan3d:VQGAN3D": "3-D VQGAN",

@@ -6,9 +6,7 @@ CVPR 2021, section 3.1) for frames.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,89 +15,18 @@ from torch import Tensor, nn
 from torch_utils import distributed, misc
 from training import optim
 from training.charts import ChartSpec
-from training.command_line import Parsed
 from training.config import TrainOptions
-from training.contract import Batch, BatchSpec, Bundle, Flag, FrameClip, Info, Inputs, Run, System, option
+from training.contract import Batch, BatchSpec, Bundle, FrameClip, Info, Inputs, Run, System
 from training.data.codes import MAX_VOCABULARY
-from training.modules.quantizers import KINDS, Quantized
-from training.modules.reconstruction_loss import LossWeights, ReconstructionLoss, pick_frames
+from training.modules.quantizers import Quantized
+from training.modules.reconstruction_loss import ReconstructionLoss, pick_frames
 from training.random import random_state
 from training.sampling import Sampler
 from training.tokenizer import networks
+from training.tokenizer.options import TokenizerOptions as TokenizerOptions
 from training.tokenizer.sampling import Reconstruction
 
 BETAS = (0.5, 0.9)  # of both optimisers, as published
-
-
-def parse_integers(text: str) -> list[int]:
-    """Parse "4,8,8" as a list."""
-    parts = text.split(",")
-    if not all(part.strip().isdigit() for part in parts):
-        raise ValueError(f"{text!r} is not a list of whole numbers, such as 4,8,8")
-    return [int(part) for part in parts]
-
-
-INTEGERS = Parsed("N,N,...", parse_integers)
-
-
-def argument(help: str, name: str, kind: Any = int, low: float | None = 1) -> Flag:
-    """Return the flag of an argument of the network."""
-    return Flag(help, name=f"--{name.replace('_', '-')}", kind=kind, sets=(f"arguments.{name}",), low=low)
-
-
-@dataclasses.dataclass
-class TokenizerOptions:
-    """Options of a run. The defaults are those of the published 3-D VQGAN of TATS."""
-
-    network: str = option("vqgan3d", "Kind of network", kind=tuple(networks.NETWORKS))
-    height: int = option(128, "Frame size, such as 128x128", name="--size", kind="size", sets=("height", "width"))
-    width: int = option(128, "")
-    clip_frames: int = option(16, "Frames of a clip, which are encoded together", low=1)
-    frame_stride: int = option(1, "Take every n-th frame of the dataset", low=1)
-    arguments: dict[str, Any] = option(
-        dict, "",
-        argument("Number of codes", "num_codes", low=2),
-        argument("Width of a code", "embedding_dim"),
-        argument("Strides of the 3-D network in frames, height and width", "downsample", INTEGERS, None),
-        argument("Width of the 3-D network's first level", "hidden"),
-        argument("Norm of the 3-D network", "norm", ("batch", "group"), None),
-        argument("Width of the 2-D network's first level", "ch"),
-        argument("Widths of the 2-D network's levels, in multiples of --ch", "ch_mult", INTEGERS, None),
-        argument("Residual blocks at each level of the 2-D network", "num_res_blocks"),
-        factory=True,
-    )  # fmt: skip
-    quantizer: dict[str, Any] = option(
-        lambda: {"kind": "ema"}, "",
-        Flag("Kind of codebook", name="--quantizer", kind=KINDS, sets=("quantizer.kind",)),
-        Flag("Replace codes that are not used", name="--restart", kind=bool, sets=("quantizer.restart",)),
-        Flag("Levels of FSQ, such as 8,8,8,5,5,5", name="--levels", kind=INTEGERS, sets=("quantizer.levels",)),
-        factory=True,
-    )  # fmt: skip
-    lr: float = option(9e-5, "Learning rate of both optimisers", low=0)
-    warmup_steps: int = option(0, "Steps over which it rises from 0", low=0)
-    clip_norm: float = option(1.0, "Largest norm of each optimiser's gradient; 0: any", low=0)
-    l1_weight: float = option(4.0, "Weight of absolute differences", low=0)
-    l2_weight: float = option(0.0, "Weight of squared differences", low=0)
-    perceptual_weight: float = option(4.0, "Weight of LPIPS", low=0)
-    lpips: str = option("vgg", "Network of LPIPS", kind=("vgg", "alex", "none"))
-    image_gan_weight: float = option(1.0, "Weight of the discriminator of frames", low=0)
-    video_gan_weight: float = option(1.0, "Weight of the discriminator of clips", low=0)
-    feature_weight: float = option(4.0, "Weight of matching the discriminators' features", low=0)
-    gan_loss: str = option("hinge", "Loss of the discriminators", kind=("hinge", "vanilla"))
-    gan_start: int = option(10000, "Step at which the discriminators join", low=0)
-    gan_ramp: int = option(0, "Steps over which their terms then grow", low=0)
-    adaptive: bool = option(False, "Weigh the generator's GAN terms by the ratio of gradients")
-    disc_channels: int = option(64, "Width of the discriminators' first level", low=1)
-    disc_layers: int = option(3, "Levels of the discriminators", low=1)
-    legacy: bool = option(False, "Train exactly as published, with the faults that the README lists")
-
-    def loss_weights(self) -> LossWeights:
-        """Return the weights of the losses."""
-        return LossWeights(
-            l1=self.l1_weight, l2=self.l2_weight, perceptual=self.perceptual_weight, image_gan=self.image_gan_weight,
-            video_gan=self.video_gan_weight, feature_matching=self.feature_weight, gan_loss=self.gan_loss,
-            start=self.gan_start, ramp=self.gan_ramp, adaptive=self.adaptive, legacy=self.legacy,
-        )  # fmt: skip
 
 
 class TokenizerTraining(System):
@@ -121,7 +48,7 @@ class TokenizerTraining(System):
         self.network = optim.seeded(run.seed, lambda: networks.make_tokenizer(options)).to(run.device)
         image, video = optim.seeded(run.seed + 1, lambda: networks.make_discriminators(options))
         perceptual = self.load_perceptual()
-        self.loss = ReconstructionLoss(options.loss_weights(), perceptual, image, video, self.network.scale)
+        self.loss = ReconstructionLoss(networks.loss_weights(options), perceptual, image, video, self.network.scale)
         self.loss.to(run.device)
         self.discriminators = nn.ModuleList([judge for judge in (image, video) if judge is not None])
         self.modules = {"tokenizer": self.network}

@@ -40,7 +40,26 @@ TESTED = {
         "to_uint8*",
         "checkpoint_loader*",
     ],
-    "teco": ["vqgan*", "codebook*", "small_inputs*", "checkpoint_files*", "metrics*"],
+    "teco": [
+        "vqgan*",
+        "codebook*",
+        "small_inputs*",
+        "checkpoint_files*",
+        "metrics*",
+        "parameters*",
+        "posterior*",
+        "temporal*",
+        "train*",
+        "schedule*",
+        "maskgit*",
+        "decoder*",
+        "sampler*",
+        "timestep*",
+        "rollout*",
+        "n_cond*",
+        "lr*",
+        "uint8_roundtrip*",
+    ],
 }
 
 

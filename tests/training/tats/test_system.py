@@ -1,6 +1,7 @@
 """Training of TATS: what is learned, resuming, options that do not fit, and files."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ from tests.training.tats import tiny
 from training.config import TrainOptions
 from training.contract import CodeClip, Run, Stream
 from training.network_file import load_bundle, save_bundle
-from training.sampling import open_sampler
+from training.sampling import Prompt, open_sampler
 from training.tats.presets import INTERPOLATION
 from training.tats.presets import TATS as PRESETS
 from training.tats.sampling import Between, LongVideos
 from training.tats.system import TATS, NetworkOptions, TATSInterpolation, TATSOptions, code_logits
+from training.tats.text import NUM_MERGES, BytePairs, byte_symbols, read_merges
 
 SMALL = {"layers": 1, "heads": 2, "width": 16, "lr": 3e-3}
 
@@ -85,7 +87,7 @@ def test_clips_and_windows(book):
     system = make(book, frames=32, every=4)
     (spec,) = system.batch_spec(0)
     assert (spec.num_frames, spec.parts) == (20, (CodeClip("codes", 0, 2, 4),))
-    assert system.network.block_size == 8 and system.export().options == {"condition": "none", "every": 4}
+    assert system.network.block_size == 8 and system.export().options["every"] == 4
     (spec,) = make(book, TATSInterpolation, condition="label", classes=3).batch_spec(0)
     assert spec.num_frames == 20 and spec.parts[1] == Stream("label", 0, 1)
 
@@ -119,6 +121,40 @@ def test_labels_choose_the_first_id(book):
         few.losses({"codes": batch_of(system)["codes"], "label": torch.tensor([[1], [2]])})
 
 
+@pytest.fixture(scope="module")
+def descriptions(tmp_path_factory):
+    """Return options for descriptions, with a list of merges of the published length."""
+    folder = tmp_path_factory.mktemp("texts")
+    symbols = list(byte_symbols().values())
+    lines = [f"{a} {b}" for a, b in itertools.islice(itertools.product(symbols, symbols), NUM_MERGES)]
+    (folder / "merges.txt").write_text("\n".join(["#version", *lines]))
+    (folder / "texts.txt").write_text("a walk\tone walks\nit jumps\nit falls\n")
+    files = {"texts": str(folder / "texts.txt"), "merges": str(folder / "merges.txt")}
+    return {"condition": "text", "text_length": 10, **files}
+
+
+def test_descriptions_become_ids(book, descriptions, tmp_path):
+    system = make(book, **descriptions, lr=1e-2)
+    pairs = BytePairs(read_merges(descriptions["merges"]))
+    batch = batch_of(system, batch=3) | {"choice": torch.tensor([0.6, 0.999, 0.0])}
+    wanted = [pairs.ids_of(text, 10).tolist() for text in ("one walks", "it jumps", "it falls")]
+    assert system.condition_ids(batch).tolist() == wanted
+    assert system.network.block_size == 10 + 8 - 1 and system.draw(system.run.rngs("x", 0), 0)["choice"].shape == (2,)
+    first = run(system, [0])["loss/loss"].mean()
+    assert run(system, range(1, 12))["loss/loss"].mean() < 0.8 * first
+    sampler = open_saved(system, tmp_path / "text.pkl")
+    assert isinstance(sampler, LongVideos) and sampler.takes_text and sampler.memory == 1
+    prompt = Prompt()
+    prompt.text = "it falls"
+    assert sampler.condition_ids([0, 1], prompt).tolist() == [wanted[2]] * 2
+    examples = {tuple(pairs.ids_of(text, 10)) for text in ("a walk", "it jumps", "it falls")}
+    assert {tuple(row) for row in sampler.condition_ids(range(30), Prompt()).tolist()} == examples
+    few = {**descriptions, "texts": str(tmp_path / "few.txt")}
+    (tmp_path / "few.txt").write_text("a walk\n")
+    with pytest.raises(ValueError, match="the dataset has class 2, but --texts has 1 lines"):
+        make(book, **few).condition_ids(batch)
+
+
 def open_saved(system, path=None):
     bundle = system.export()
     if path is None:
@@ -150,6 +186,9 @@ def test_files_hold_the_tokenizer_and_begin_other_runs(book, tmp_path):
         (TATS, {"classes": 3}, "add --condition=label"),
         (TATS, {"width": 30, "heads": 4}, "which 4 heads do not divide"),
         (TATSInterpolation, {"condition": "label"}, "give --classes"),
+        (TATS, {"condition": "text"}, "give a file of them as --texts"),
+        (TATS, {"texts": "texts.txt"}, "add --condition=text"),
+        (TATS, {"condition": "text", "texts": "texts.txt", "table": True}, "--table needs a condition of one id"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(kind, options, words):

@@ -4,56 +4,17 @@ Fake and real clips pass through DiffAugment and a random temporal stretch befor
 one temporal scale too long and cropped at a random offset, so that their phase does not identify them.
 """
 
-import dataclasses
-import math
-from typing import Any
-
 from torch import Tensor, nn
 
 from training.augment import diffaug
-from training.contract import Batch, BatchSpec, Flag, FrameClip, Inputs, Run, option
-from training.longvideogan.gan import GAN, GANOptions, Rngs
+from training.contract import Batch, BatchSpec, FrameClip, Inputs, Run
+from training.longvideogan.gan import GAN, Rngs
 from training.longvideogan.lres.discriminator import LowResDiscriminator
 from training.longvideogan.lres.generator import LowResGenerator
+from training.longvideogan.options import LowResOptions
 from training.longvideogan.sampling import LowResSampler
 from training.optim import seeded
 from training.sampling import Sampler
-
-
-@dataclasses.dataclass
-class LowResOptions(GANOptions):
-    """Options of a low-resolution run; the defaults are the published ones."""
-
-    generator: dict[str, Any] = option(
-        dict,
-        "",
-        Flag(
-            "Frames that the shortest and the longest temporal filter span",
-            name="--filter-taps",
-            kind=int,
-            sets=("generator.min_filter_taps", "generator.max_filter_taps"),
-            metavar="A B",
-        ),
-        factory=True,
-    )
-    height: int = option(36, "Frame size, such as 36x64", name="--size", kind="size", sets=("height", "width"))
-    width: int = option(64, "")
-    num_frames: int = option(128, "Frames of the clips that the discriminator sees", low=1)
-    diffaug: str = option(
-        "color,translation,cutout",
-        "Augmentations for both networks: any of color,translation,cutout, comma-separated",
-    )
-    temporal_stretch: float = option(1.0, "Largest change of speed, in octaves", low=0)
-
-    def __post_init__(self):
-        super().__post_init__()
-        diffaug.parse_policy(self.diffaug)
-        longest = math.log2(max(self.num_frames, 1))
-        if not 0 <= self.temporal_stretch <= longest:
-            raise ValueError(
-                f"Temporal stretch is {self.temporal_stretch} octaves; it must be at least 0 and at most {longest:g}, "
-                f"at which a clip of {self.num_frames} frames shrinks to one"
-            )
 
 
 class LowResGAN(GAN):

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from torch_utils import misc
 from training.augment.ada import AUGMENTATIONS, CONDITION, AdaController, AugmentPipe
-from training.contract import Batch, BatchSpec, FrameClip, Inputs, Run, option
-from training.longvideogan.gan import GAN, GANOptions, Rngs
+from training.contract import Batch, BatchSpec, FrameClip, Inputs, Run
+from training.longvideogan.gan import GAN, Rngs
 from training.longvideogan.layers import center_crop
+from training.longvideogan.options import SuperResOptions
 from training.longvideogan.sampling import SuperResSampler
 from training.longvideogan.sres.discriminator import SuperResDiscriminator
 from training.longvideogan.sres.generator import SuperResGenerator
@@ -25,45 +26,6 @@ from training.sampling import Sampler
 
 CONDITION_PROBABILITY = 0.5  # probability of each corruption of the condition
 KEEP_CONDITION = 0.1  # probability that the discriminator sees the low-resolution frames
-
-
-@dataclasses.dataclass
-class SuperResOptions(GANOptions):
-    """Options of a super-resolution run; the defaults are the published ones."""
-
-    d_lr: float = option(0.003, "Learning rate of the discriminator", above=0)
-    height: int = option(
-        144, "Output frame size, such as 144x256", name="--size", kind="size", sets=("height", "width")
-    )
-    width: int = option(256, "")
-    lres_height: int = option(
-        36, "Input frame size, such as 36x64", name="--lres-size", kind="size", sets=("lres_height", "lres_width")
-    )
-    lres_width: int = option(64, "")
-    num_frames: int = option(4, "Frames of the clips that the discriminator sees", low=1)
-    augment: str = option("bgc", "Adaptive augmentation of what the discriminator sees: bgc, or none")
-    ada_interval: int = option(4, "Steps between changes of the augmentation", low=1)
-    ada_target: float = option(0.6, "Mean sign of D's logits for real clips above which augmentation increases")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.num_frames < 1:
-            raise ValueError(f"clips of {self.num_frames} frames: use a length of at least 1; the published one is 4")
-        if self.augment not in AUGMENTATIONS:
-            raise ValueError(f"Unknown augmentation {self.augment!r}; choose from {', '.join(AUGMENTATIONS)}")
-        if "imgfilter" in AUGMENTATIONS[self.augment] and min(self.height, self.width) < 22:
-            raise ValueError(
-                f"Augmentation {self.augment!r} filters over 21 pixels on either side, more than frames of "
-                f"{self.height}x{self.width} have; use bgc"
-            )
-        if self.ada_interval < 1:
-            raise ValueError(
-                f"ADA interval {self.ada_interval}: it must be at least 1; to train without ADA, set augment to none"
-            )
-        if not -1 < self.ada_target < 1:
-            raise ValueError(
-                f"ADA target {self.ada_target}: it is a mean of signs, so it must be above -1 and below 1, such as 0.6"
-            )
 
 
 class SuperResGAN(GAN):
