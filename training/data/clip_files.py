@@ -1,7 +1,7 @@
 """Clips that lie in files of a folder: videos, arrays, and folders of images."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -36,6 +36,7 @@ class ClipFile:
     files: tuple[Path, ...]
     version: str = ""  # of how the files are read
     streams: dict[str, Path] = field(default_factory=dict)
+    iterate: Callable[[], Iterator[np.ndarray]] | None = None  # all frames, if they are read best in one pass
 
     @functools.cached_property
     def size(self) -> Size:
@@ -118,9 +119,8 @@ def _open(
     factor = pixel_factor(found)
     version = f" {READER_VERSION}" + (f" / {factor}" if factor > 1 else "")
     read = functools.partial(_read_video, found, resampled)
-    return ClipFile(
-        Clip(name, num_frames), rate, functools.partial(_video_size, found), read, (found,), version, beside
-    )
+    size, iterate = functools.partial(_video_size, found), functools.partial(iter_video, found, resampled)
+    return ClipFile(Clip(name, num_frames), rate, size, read, (found,), version, beside, iterate)
 
 
 def _picture_size(clip: PictureClip) -> Size:
