@@ -76,7 +76,9 @@ def test_shards_are_those_of_river(entry, golden, tmp_path):
     count, skip, span = map(int, re.search(r"reader: (\d+) frames, skip (\d+) \(span (\d+)\)", text).groups())
     resize, crop = map(int, re.search(r"resize (\d+), crop (\d+)", text).groups())
     offset = int(re.search(r"seed\(seed\+(\d+)\)", text)[1])
-    assert resize == crop
+    sides = (resize, int(resize * shape[1] / shape[0]))
+    sides = sides if shape[0] <= shape[1] else (int(resize * shape[0] / shape[1]), resize)
+    size = (crop, crop) if crop == resize else sides  # the resizer crops what is longer than the size
     clips = [
         np.stack([draw(seed + first + step * number + frame, shape) for frame in range(length)])
         for number, length in enumerate(lengths)
@@ -90,10 +92,12 @@ def test_shards_are_those_of_river(entry, golden, tmp_path):
         assert found[: len(wanted)] == wanted if "..." in listed else found == wanted
     layout = find_layout(folder)
     assert isinstance(layout, RiverHdf5) and [clip.num_frames for clip in layout.clips] == lengths
-    dataset = ClipDataset(folder, [(crop, crop)])
+    dataset = ClipDataset(folder, [size])
     for item in entry["items"]:
         start = int(np.random.RandomState(seed + offset).choice(len(clips[item["index"]]) - span))
-        frames = dataset.read(item["index"], (crop, crop), range(start, start + span, skip + 1))
+        frames = dataset.read(item["index"], size, range(start, start + span, skip + 1))
+        top, left = (round((found - crop) / 2) for found in frames.shape[1:3])
+        frames = frames[:, top : top + crop, left : left + crop]
         assert len(frames) == count
         golden_files.check(frames.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1, item["clip"], 1e-5)
 
