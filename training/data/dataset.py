@@ -101,7 +101,7 @@ class ClipDataset:
         for size, store in self._stores.items():
             self._number_in_store[size] = np.array([store.index[clip.path] for clip in self.clips])
         folders = [store.directory for store in stores]
-        self.streams = {name: self._open_stream(name, folders, (vocabularies or {}).get(name)) for name in streams}
+        self.streams = {name: self.open_stream(name, (vocabularies or {}).get(name), folders) for name in streams}
         self.texts: list[list[str]] = []
         if text_ids is not None:
             root, given = (self.path, None) if self.layout is None else (self.layout.root, self.layout.texts())
@@ -122,8 +122,10 @@ class ClipDataset:
             _say_once(f"{self.path}: {line}")
         return LayoutStore(self.layout, size)
 
-    def _open_stream(self, name: str, folders: Sequence[Path], vocabulary: Sequence[str] | None) -> StreamStore:
-        """Return the values of a stream, of the layout if that has such, else of the zips in `folders`."""
+    def open_stream(
+        self, name: str, vocabulary: Sequence[str] | None = None, folders: Sequence[Path] | None = None
+    ) -> StreamStore:
+        """Return the values of a stream: those of the layout, or of the zips in `folders`, by default of all sizes."""
         if self.layout is None:
             return StreamStore(self.path, name, self.clips, folders, vocabulary)
         there = self.layout.stream_names()

@@ -11,7 +11,7 @@ from dnnlib.text import escape
 from training.data.dataset import ClipDataset
 from training.data.prompts import ClipPrompt, FilePrompt, StreamReader, open_prompt
 from training.data.stream_prompts import with_streams
-from training.data.streams import StreamStore, read_stream_file
+from training.data.streams import read_stream_file
 from training.sampling import Prompt, Sampler
 
 
@@ -78,7 +78,4 @@ def _range_of(sampler: Sampler, name: str) -> tuple[list[str] | None, int | None
 
 def stream_readers(dataset: ClipDataset, sampler: Sampler, names: list[str]) -> dict[str, StreamReader]:
     """Return readers of a dataset's streams, with names numbered by the sampler's vocabularies."""
-    return {
-        name: StreamStore(dataset.path, name, dataset.clips, None, sampler.vocabularies.get(name)).read
-        for name in names
-    }
+    return {name: dataset.open_stream(name, sampler.vocabularies.get(name)).read for name in names}

@@ -375,6 +375,7 @@ def test_npz_files_of_teco(tmp_path):
     for frames, values in zip(batch["video"].numpy(), batch["actions"].numpy(), strict=True):
         clip, start = next((n, t) for n in range(2) for t in range(3) if np.array_equal(frames, clips[n][t : t + 3]))
         assert np.array_equal(values, actions[clip][start : start + 3])
+    assert dataset.open_stream("actions").read(1, 2, 2).tolist() == actions[1][2:4].tolist()
     with pytest.raises(ValueError, match="has no poses beside its frames; it has actions"):
         ClipDataset(tmp_path / "dmlab", [SIZE], streams=["poses"])
 
