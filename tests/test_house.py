@@ -53,6 +53,7 @@ COMMANDS = {
             "play",
             "river",
             "startup",
+            "tats",
             "tokenizer",
             "train_step",
         )
