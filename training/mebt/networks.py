@@ -28,11 +28,10 @@ from torch.utils.checkpoint import checkpoint
 
 from torch_utils.precision import MixedPrecision
 from training.generation.draft_revise import Query
-from training.mebt.modes import MODES, PUBLISHED_MODES
+from training.mebt.modes import MODES, PUBLISHED_MODES, RESIDUALS
 from training.modules.attention import attend
 from training.modules.linear import Linear
 
-RESIDUALS = ("plain", "normalised")
 INIT_STD = 0.02
 ROWS = 1024  # targets whose block is computed at once in inference: bounds the memory of the wide layer
 LOGIT_ROWS = 64  # targets whose logits are there at once in inference
