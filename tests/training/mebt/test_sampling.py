@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from metrics.long_video_base import ProbeOptions
+from metrics.long_video_pixels import ChangeProbe, join_ratio, mean_profile
 from tests.training.mebt.conftest import make_network, make_tokenizer
 from training.contract import Bundle
 from training.generation.draft_revise import Query
@@ -12,7 +14,7 @@ from training.mebt.extrapolation import last_frames
 from training.mebt.networks import ContextCache
 from training.mebt.sampling import MeBTSampler, Sampling
 from training.network_file import save_bundle
-from training.sampling import Prompt, Request, open_sampler
+from training.sampling import Prompt, Request, open_sampler, quantize
 
 OPTIONS = Sampling(steps=4, bootstrap=2, revise_parts=2, revise_rounds=1, top_k=6)
 FRAMES = 16  # of a window: four latent frames
@@ -103,17 +105,16 @@ def test_the_release_repeats_a_frame_in_long_contexts():
 
 
 def test_windows_have_no_seams(sampler):
-    """Frames at the end of a window differ as little from the next as frames within a window do.
+    """Frames change where windows meet as much as where latent frames meet within a window.
 
-    The measure is that of a long video: the mean absolute difference of successive frames, at seams over elsewhere.
-    Successive windows share two latent frames with which the second is decoded, so that its first frames know them.
+    By the measure of `seam_ratio`. Windows of 16 frames advance by 8; each is decoded with frames of the one before.
     """
-    found = video(sampler, range(8), num_frames=FRAMES + 8 * 6)
-    steps = (found[:, :, 1:] - found[:, :, :-1]).abs().mean((0, 1, 3, 4))
-    seams = torch.tensor([FRAMES - 1 + 8 * number for number in range(6)])
-    # Frames that begin a latent frame within a window, as seams do.
-    others = torch.tensor([i for i in range(3, len(steps), 4) if i not in seams.tolist()])
-    assert steps[seams].mean() < 1.5 * steps[others].mean()
+    found = quantize(video(sampler, range(8), num_frames=FRAMES + 8 * 6) * 4).numpy()
+    probe = ChangeProbe(ProbeOptions(), "fake")
+    probe.add(found)
+    profile = mean_profile(probe.finish())
+    seams, others = (join_ratio(profile, 8, phase) for phase in (0, 4))
+    assert 0.7 < seams / others < 1.4, (seams, others)
 
 
 def test_a_video_continues_given_frames():
@@ -239,3 +240,11 @@ def test_a_file_without_a_tokenizer_is_refused(tmp_path):
     save_bundle(Bundle({"prior": make_network()}, "mebt", {"sampling": {}}, "0" * 64), tmp_path / "a.pkl")
     with pytest.raises(ValueError, match="lacks a tokenizer"):
         open_sampler([str(tmp_path / "a.pkl")])
+
+
+def test_protocols_are_registered():
+    from metrics.protocols import protocols
+
+    found = protocols()
+    assert found["mebt-16"].metrics == ("fvd2048_16f", "kvd2048_16f") and found["mebt-16"].runs == 10
+    assert found["mebt-128"].metrics == ("fvd512_128f", "kvd512_128f") and found["mebt-128"].runs == 5
