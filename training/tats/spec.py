@@ -13,6 +13,7 @@ SPEC = Spec(
     presets="training.tats.presets:TATS",
     networks=NETWORKS,
     open_sampler=OPEN,
+    protocols="training.tats.protocols:PROTOCOLS",
     published_adapters=("training.tats.published:open_published",),
 )
 INTERPOLATION = Spec(

@@ -240,11 +240,3 @@ def test_a_file_without_a_tokenizer_is_refused(tmp_path):
     save_bundle(Bundle({"prior": make_network()}, "mebt", {"sampling": {}}, "0" * 64), tmp_path / "a.pkl")
     with pytest.raises(ValueError, match="lacks a tokenizer"):
         open_sampler([str(tmp_path / "a.pkl")])
-
-
-def test_protocols_are_registered():
-    from metrics.protocols import protocols
-
-    found = protocols()
-    assert found["mebt-16"].metrics == ("fvd2048_16f", "kvd2048_16f") and found["mebt-16"].runs == 10
-    assert found["mebt-128"].metrics == ("fvd512_128f", "kvd512_128f") and found["mebt-128"].runs == 5
