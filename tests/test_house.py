@@ -51,6 +51,7 @@ COMMANDS = {
             "networks",
             "ops",
             "startup",
+            "teco",
             "tokenizer",
             "train_step",
         )
