@@ -23,11 +23,9 @@ from selenium.webdriver.common.keys import Keys
 from dataset_tools.archive import ShardWriter, describe_dataset
 from dataset_tools.frames import encode_jpeg
 from dnnlib.video import VideoWriter, iter_video_frames
+from tests.explorer.browser import needs_chromium
 from tests.explorer.helpers import until
 from tests.overlay import REPO, Overlay
-from tests.test_view_page import browser as browser
-from tests.test_view_page import downloads as downloads
-from tests.test_view_page import needs_chromium
 from training import checkpoint
 from training.random import random_state
 

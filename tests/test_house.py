@@ -50,6 +50,8 @@ COMMANDS = {
             "metrics",
             "networks",
             "ops",
+            "play",
+            "river",
             "startup",
             "teco",
             "tokenizer",
