@@ -356,6 +356,10 @@ class TECO(nn.Module):
         latents = torch.cat([cond, z], dim=1)[:, :-1]
         return self.temporal(latents, self.embed_actions(actions[:, 1:]))[:, self.n_cond - 1 :]
 
+    def forward(self, compute: Callable[[TECO], Any]) -> Any:
+        """Return the result of a computation with this network, while parameters that are divided are gathered."""
+        return compute(self)
+
     def decode(self, h: Tensor, z: Tensor) -> Tensor:
         """Return logits of the tokenizer's codes: h, z (N, E, h, w) -> (N, V, H, W)."""
         return self.decoder(torch.cat([h, z], dim=1))
