@@ -120,9 +120,9 @@ class TecoTraining(Prior):
 
     def __init__(self, options: TecoOptions, run: Run):
         super().__init__(options, run)
-        kind = "constant" if run.steps <= 2 * options.warmup_steps else options.schedule
-        self.forget()
-        self.schedule = Schedule(options.lr, kind, options.warmup_steps, max(run.steps - options.warmup_steps, 1))
+        steps, warmup = max(run.steps, 1), options.warmup_steps
+        warmup = warmup if 2 * warmup < steps else steps // 4  # of a run of few steps, to try something
+        self.schedule = Schedule(options.lr, options.schedule, warmup, steps - warmup)
 
     @classmethod
     def check(cls, options: TecoOptions, train_options: TrainOptions) -> None:
@@ -139,12 +139,6 @@ class TecoTraining(Prior):
             raise ValueError("a network that is divided has no moving average: leave out --shard or --ema-beta")
         if options.dropout_actions and not options.use_actions:
             raise ValueError("dropout_actions hides actions, but there are none without use_actions: set it to false")
-        steps = train_options.steps
-        if options.schedule == "cosine" and 0 < steps <= 2 * options.warmup_steps:
-            raise ValueError(
-                f"a cosine schedule that warms up for {options.warmup_steps} steps takes more than twice as many, but "
-                f"the run has {steps} steps: train longer, or use fewer --warmup-steps"
-            )
 
     def build(self) -> nn.Module:
         """See `Prior.build`."""

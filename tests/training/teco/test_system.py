@@ -253,7 +253,7 @@ REFUSED = [
     ({"context": 8}, "Option context is 8; it must be from n_cond, 1, to below seq_len, 8"),
     ({"drop_loss_rate": 1.0}, "Option drop_loss_rate is 1.0"),
     ({"mask_schedule": "linear"}, "the mask schedule 'linear' is unknown"),
-    ({"warmup_steps": 10}, "warms up for 10 steps takes more than twice as many, but the run has 20 steps"),
+    ({"shard": True, "ema_beta": 0.9}, "a network that is divided has no moving average"),
     ({"use_actions": False}, "dropout_actions hides actions"),
 ]
 
@@ -263,6 +263,13 @@ def test_options_that_do_not_fit_are_refused(changes, message):
     options = TecoOptions(**{**tiny.SIZES, "tokenizer": "x.pkl", "warmup_steps": 2, **changes})
     with pytest.raises(ValueError, match=message):
         TecoTraining.check(options, TrainOptions(outdir="", dataset="", system="teco", steps=20))
+
+
+@pytest.mark.parametrize(("warmup", "found"), [(5, 5), (10, 5), (5000, 5)])
+def test_a_warm_up_longer_than_half_of_the_run_is_shortened(warmup, found, tmp_path):
+    system = tiny.system(tmp_path, warmup_steps=warmup)  # of 20 steps
+    assert system.schedule.warmup == found and system.schedule.at(found) == system.schedule.peak
+    assert system.schedule.at(0) == system.schedule.at(20 - found) == 0
 
 
 def test_tokenizers_of_clips_are_refused(tmp_path):
