@@ -17,7 +17,7 @@ from dnnlib.video import VideoWriter, whole_factor
 from explorer.actions import Action, ActionSpace, action_space, bindings, check_steered
 from explorer.blocks import Options, Progress
 from explorer.requests import as_png
-from explorer.starts import UPLOAD, UPLOAD_BYTES, Starts, read_actions, read_upload
+from explorer.starts import UPLOAD, UPLOAD_BYTES, Context, Starts, read_actions, read_upload
 from explorer.views import MAX_SEED, About, describe
 from explorer.walks import MAX_FRAMES, Pictures, SteeredPrompt, Walk
 from explorer.worker import Busy, Cancelled, Steps, Task
@@ -139,11 +139,7 @@ class Play:
             raise ValueError(f"seed is {seed}: use a number from -{MAX_SEED} to {MAX_SEED}")
         if (start == UPLOAD) != (upload is not None):
             raise ValueError("a start from a file needs the file, and no other start has one")
-        context = (
-            found.starts.context(start, found.space)
-            if upload is None
-            else read_upload(upload, self.session.folder, found.sampler, found.space)
-        )
+        context = found.starts.context(start, found.space) if upload is None else self._read_upload(upload, found)
         self.drop(tab)
         with self._lock:
             self._make_room()
@@ -154,6 +150,15 @@ class Play:
             self._walks[number], self._places[number] = walk, _Place()
             self._places[number].turn = next(self._turns)
         return walk
+
+    def _read_upload(self, upload: bytes, found: Playable) -> Context:
+        """Return the context that a file gives; few are decoded at once, whoever sends them."""
+        if not self.uploads.acquire(timeout=WAIT_SEC):
+            raise Busy("others are sending files")
+        try:
+            return read_upload(upload, self.session.folder, found.sampler, found.space)
+        finally:
+            self.uploads.release()
 
     def _make_room(self) -> None:
         """End the walk that has been idle longest, if there are as many as may be."""
