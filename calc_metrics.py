@@ -89,10 +89,10 @@ def _parse_pairs(context: click.Context, option: click.Parameter, pairs: Sequenc
     click.option("--samples", type=COUNT, help="Predictions of each context  [default: 1, or as the protocol says]"),
     click.option("--size", help="Height and width, where a dataset has several", type=SIZE),
     click.option("--fps", help="Read video files at this rate, and refuse others", type=click.FloatRange(min=1)),
-    click.option("--num-videos", help="Videos a side, for measures of long videos", default=256, show_default=True,
-                 type=SEVERAL),
-    click.option("--num-frames", help="Frames of each, for measures of long videos", default=300, show_default=True,
-                 type=SEVERAL),
+    click.option("--num-videos", help="Videos a side, for measures of long videos  [default: 256, or as the protocol "
+                 "says]", type=SEVERAL),
+    click.option("--num-frames", help="Frames of each, for measures of long videos  [default: 300, or as the protocol "
+                 "says]", type=SEVERAL),
     click.option("--num-runs", help="Measure this often, with other clips each time  [default: 1, or as the protocol "
                  "says]", type=COUNT),
     click.option("--batch", help="Clips at a time  [default: 64 frames]", type=COUNT),
@@ -128,9 +128,10 @@ def main(
 
     given = take_model(values)
     real_text = _check_given(given, dataset_path, real_path, fake_path)
-    changes = {name: values.pop(name) for name in ("context", "horizon", "samples")}
-    changes = {name: value for name, value in changes.items() if value is not None}
+    names = ("context", "horizon", "samples", "num_videos", "num_frames")
+    changes = {name: value for name in names if (value := values.pop(name)) is not None}
     rules = values["protocol"] = dataclasses.replace(values["protocol"], **changes)
+    values |= {"num_videos": rules.num_videos, "num_frames": rules.num_frames}
     metrics = metrics or rules.metrics or DEFAULT_METRICS
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with on_ranks():

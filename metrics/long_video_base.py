@@ -86,6 +86,7 @@ class Measure:
     probe: Callable[[ProbeOptions, str], Probe]  # of the side "real" or "generated"
     compare: Callable[[Rows, Rows, ProbeOptions], dict[str, Any]]  # of the real and of the generated videos
     detector: str | None = None  # its feature network
+    needs_real_clips: bool = False  # of existing real videos only clips of `ProbeOptions.window` frames, not long ones
 
     def __call__(self, real: VideoGroups, fake: VideoGroups, options: ProbeOptions = DEFAULTS) -> dict[str, Any]:
         return compare_sides([self], real, fake, options)[self.name]

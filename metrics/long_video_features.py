@@ -174,7 +174,7 @@ def compare_drift(
 
 def _drift(name: str, detector: str, distance: Callable[..., float], probe: Callable[..., Any]) -> Measure:
     compare = functools.partial(compare_drift, name=name, detector=detector, distance=distance)
-    return Measure(name, probe, compare, detector)
+    return Measure(name, probe, compare, detector, needs_real_clips=True)
 
 
 def _features(detector: Any, video: np.ndarray) -> np.ndarray:

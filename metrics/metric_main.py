@@ -102,6 +102,9 @@ def calc_metrics(
         stills = {metric: _still_request(metric, sides, rules) for metric in metrics}
         shape = ClipShape(num_frames)
         long = [_clips(sides, side, rules, shape, num_videos) if measures else None for side in sides]
+        needs_clips = bool(long[0]) and long[0].frames == "clips" and all(m.needs_real_clips for m in measures)
+        if long[0] and needs_clips and isinstance(real, Videos):
+            long[0] = dataclasses.replace(long[0], shape=ClipShape(min(num_frames, work.probe_options.window)))
         for side, wanted, videos in zip(sides, requests, long, strict=True):
             footage = side if isinstance(side, Videos) else side.prompts
             if footage is not None:
@@ -114,7 +117,7 @@ def calc_metrics(
         collected.append(plan.collect(unique, side, label, work, whole, videos))
 
     def results() -> dict[str, dict[str, Any]]:
-        by_name = _long_results(sides, [rows for _, rows in collected], long[1], work) if long[1] else {}
+        by_name = _long_results(sides, [rows for _, rows in collected], long, work) if measures else {}
         (reals, _), (fakes, _) = collected
         for name, metric in parsed.items():
             found = [reals.get(requests[0][metric]), fakes.get(requests[1][metric]), reals.get(stills[metric])]
@@ -346,10 +349,11 @@ def _values(
 
 
 def _long_results(
-    sides: Sides, rows: Sequence[list[Rows]], long: FeatureRequest, work: Work
+    sides: Sides, rows: Sequence[list[Rows]], long: Sequence[FeatureRequest | None], work: Work
 ) -> dict[str, dict[str, Any]]:
     results = compare_rows(work.measures, rows[0], rows[1], work.probe_options)
-    protocol = _choices(sides, long, work.protocol)
+    asked = [request for request in long if request is not None]
+    protocol = _choices(sides, asked[1], work.protocol)
     for side, policy in zip(sides, ("policy_real", "policy_fake"), strict=True):
         protocol[policy] = "shuffled passes over videos, random windows"
         if isinstance(side, Generated):
@@ -357,11 +361,11 @@ def _long_results(
             protocol[policy] = f"from frame 0 on{given}"
         elif "context" in protocol:
             protocol[policy] = CONTINUATIONS
-        elif long.frames == "continuations":
+        elif asked[0].frames == "continuations":
             protocol[policy] = ORIGINALS
     repeats = [
-        checks.repeat_warning(name, samplers.num_different(side.footage, long.window_span), long.num_items)
-        for side, name in zip(sides, _names(sides), strict=True)
+        checks.repeat_warning(name, samplers.num_different(side.footage, request.window_span), request.num_items)
+        for side, name, request in zip(sides, _names(sides), asked, strict=True)
         if isinstance(side, Videos)
     ]
     for result in results.values():

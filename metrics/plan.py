@@ -360,8 +360,21 @@ def _own_blocks(first: int, last: int, block: int) -> list[int]:
 
 
 def _read_long(side: Videos, label: str, work: Work, long: FeatureRequest) -> list[Rows]:
-    """Probe long windows of footage."""
-    num_frames = long.shape.num_frames
+    """Probe long windows of footage, or clips of real footage for measures that need no more."""
+    is_free = label == "real" and long.frames == "clips"
+    found: dict[Any, Rows] = {}
+    for is_short in (False, True):
+        measures = [measure for measure in work.measures if (is_free and measure.needs_real_clips) == is_short]
+        if measures:
+            num_frames = work.probe_options.window if is_short else long.shape.num_frames
+            probes = SideProbes(measures, label, work.probe_options)
+            found |= zip(probes.makers, _probe(side, label, work, long, num_frames, probes), strict=True)
+    return [found[maker] for maker in dict.fromkeys(measure.probe for measure in work.measures)]
+
+
+def _probe(
+    side: Videos, label: str, work: Work, long: FeatureRequest, num_frames: int, probes: SideProbes
+) -> list[Rows]:
     if long.frames == "continuations":
         windows = _windows(side, long, long.num_items, label, work)
     else:
@@ -371,7 +384,6 @@ def _read_long(side: Videos, label: str, work: Work, long: FeatureRequest) -> li
     own = range(distributed.get_rank(), num_videos, distributed.get_world_size())
     batch = min(work.batch or samplers.MAX_GENERATED, num_videos)
     batches = samplers.read_long(side.footage, side.size, num_frames, windows, own, batch)
-    probes = SideProbes(work.measures, label, work.probe_options)
     _run([], probes, batches, range(num_videos), label, work, num_videos)
     return probes.merge([window.clip for window in windows], work.device)
 

@@ -32,6 +32,8 @@ class EvalProtocol:
     group_size: int | None = None  # distances are means over groups of so many clips of both sides; None: of all
     runs: int = 1  # measurements with other clips, whose mean is reported
     metrics: tuple[str, ...] = ()  # measured unless others are asked for
+    num_videos: int = 256  # a side, for measures of long videos
+    num_frames: int = 300  # of each of these
 
 
 def prediction(name: str, context: int, horizon: int, metrics: tuple[str, ...], **changes: object) -> EvalProtocol:
@@ -48,7 +50,6 @@ def paired(num_clips: int, num_frames: int) -> tuple[str, ...]:
 PROTOCOLS = {
     "lvg": EvalProtocol("lvg", "passes", has_phase=True, has_weights=True, is_unbiased=False),
     "stylegan_v": EvalProtocol("stylegan_v", "sorted", has_phase=False, has_weights=False, is_unbiased=False),
-    "tats": EvalProtocol("tats", "passes", has_phase=False, has_weights=False, is_unbiased=True),
     # Video prediction: 256 test clips, distances include the context frames.
     "bair-1to15": prediction(
         "bair-1to15", 1, 15, ("fvd256_16f_context1", *paired(256, 15)), windows="first", samples=100

@@ -51,6 +51,7 @@ COMMANDS = {
             "networks",
             "ops",
             "play",
+            "river",
             "startup",
             "tokenizer",
             "train_step",

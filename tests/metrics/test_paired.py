@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -335,3 +336,25 @@ def test_frames_of_clips_are_compared_frame_by_frame(own_cache: Path, monkeypatc
     (summed,) = measure(Tokenizer(), "rfd6_4f_efflite0", replace_cache=True, batch=2)
     for part in ("results", "errors", "floors"):
         assert summed[part] == pytest.approx(kept[part], rel=1e-3)
+
+
+def test_memory_does_not_grow_with_the_number_of_clips(own_cache: Path):
+    """However many clips are compared, only those of the last few batches are held."""
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    class Watched(Predictor):
+        def video(self, request: Request) -> Iterator[Tensor]:
+            nonlocal most
+            for chunk in super().video(request):
+                alive.append(weakref.ref(chunk))
+                most = max(most, sum(one() is not None for one in alive))
+                yield chunk
+
+    counts = []
+    for num_clips in (12, 60):
+        most = 0
+        (result,) = measure(Watched(), f"psnr{num_clips}_4f", batch=4, protocol=rules(samples=2))
+        assert result["num_fake"] == 2 * num_clips
+        counts.append(most)
+    assert counts[1] <= counts[0] <= 4 * 3

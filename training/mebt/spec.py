@@ -9,5 +9,6 @@ SPEC = Spec(
     presets="training.mebt.presets:PRESETS",
     networks={"training.mebt.networks:MeBT": "MeBT transformer"},
     open_sampler="training.mebt.sampling:open_sampler",
+    protocols="training.mebt.protocols:PROTOCOLS",
     published_adapters=("training.mebt.published:open_published",),
 )

@@ -9,6 +9,7 @@ SPEC = Spec(
     presets="training.teco.presets:PRESETS",
     networks={"training.teco.networks:TECO": "temporally consistent transformer"},
     open_sampler="training.teco.sampling:open_sampler",
+    protocols="training.teco.protocols:PROTOCOLS",
     published_adapters=("training.teco.published:open_published",),
     next_command="python generate.py --outdir=outputs --seed=0 --model={network} --context={dataset}",
 )
