@@ -28,7 +28,8 @@ from training.modules.vqgan2d import VQGAN2D
 from training.network_file import save_network
 from training.river.draws import draw_sample, flow_losses
 from training.river.networks import Layer, VectorField, inference_copy
-from training.river.system import River, RiverTrainOptions
+from training.river.options import RiverTrainOptions
+from training.river.system import River
 
 SIDE, GRID, CHANNELS, CLIP = 64, (8, 8), 4, 16
 CHUNK = 8  # frames that are decoded together

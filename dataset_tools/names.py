@@ -1,6 +1,7 @@
 """The command that trains on a dataset, and the lengths of clips that training needs."""
 
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,8 +13,6 @@ LRES_FRAMES, SRES_FRAMES = 128, 12  # clip length that each training stage needs
 
 def train_command(root: str | os.PathLike[str], sizes: Iterable[tuple[int, int]]) -> str:
     """Return the command that trains on a dataset of these sizes, by a preset that fits them and this machine."""
-    import torch
-
     spec = registry.spec("longvideogan-lres")
     published = registry.options(spec)()
     sizes = list(sizes)
@@ -24,10 +23,15 @@ def train_command(root: str | os.PathLike[str], sizes: Iterable[tuple[int, int]]
         if (model.get("height", published.height), model.get("width", published.width)) in sizes
     ]
     if fitting:  # the table goes from large networks to small ones
-        preset = fitting[0 if torch.cuda.is_available() else -1]
+        preset = fitting[0 if has_gpu() else -1]
         option = f" --preset={preset}" if preset != "default" else ""
     else:
         option = " --size={}x{}".format(*min(sizes))
     script = Path(__file__).resolve().parents[1] / "train_lres.py"
     script = script.name if script.parent == Path.cwd() else script
     return f"python {quote(script)} --dataset={quote(root)}{option}"
+
+
+def has_gpu() -> bool:
+    """Return whether there is a GPU of NVIDIA's, without importing torch, which takes as long as making 100 frames."""
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None

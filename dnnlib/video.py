@@ -61,6 +61,10 @@ _ENCODERS = {
 
 # Frames are decoded with square pixels: video with a sample aspect ratio other than 1 is scaled in width.
 _SQUARE_PIXELS = "scale=w='if(gt(sar,0),max(1,round(iw*sar)),iw)':h=ih:flags=bicubic+accurate_rnd+full_chroma_int"
+# ffmpeg converts to planar RGB by SIMD code, to packed RGB by plain C that takes four times as long. For the formats of
+# these codecs both give equal values, and packing copies them.
+_PLANAR = "format=gbrp,scale"
+_PLANAR_CODECS = ("av1", "h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9")
 # PQ and HLG are mapped to standard dynamic range: white of 203 nits (ITU-R BT.2408) becomes 1; values up to 0.3 are
 # unchanged, larger ones are compressed to keep highlights. In RGB, as zscale refuses odd sizes with subsampled chroma.
 _TONE_MAP = (
@@ -450,4 +454,5 @@ def _choose_colors(info: VideoInfo) -> list[str]:
     pixels = "gbrap" if info.bit_depth == 8 else "gbrap12"
     blend = [_OVER_BLACK.format(matrix=matrix, pixels=pixels)] if info.has_alpha else []
     tone_map = [_TONE_MAP.format(transfer=info.transfer)] if info.is_hdr else []
-    return [*blend, f"{_SQUARE_PIXELS}:in_color_matrix={matrix}", *tone_map, "format=rgb24", "setsar=1"]
+    planar = [_PLANAR] if info.codec in _PLANAR_CODECS and not (info.has_alpha or info.is_hdr) else []
+    return [*blend, f"{_SQUARE_PIXELS}:in_color_matrix={matrix}", *tone_map, *planar, "format=rgb24", "setsar=1"]

@@ -101,10 +101,16 @@ def as_array(actions: Sequence[Action]) -> np.ndarray:
     return np.array(actions, np.int64 if not actions or isinstance(actions[0], int) else np.float32)
 
 
+def is_steered(sampler: Sampler) -> bool:
+    """Return whether the frames of a sampler follow actions, one after another."""
+    needs = sampler.needs
+    return "actions" in needs.streams and not (sampler.random_access or needs.follows or needs.future)
+
+
 def check_steered(sampler: Sampler, name: str) -> None:
     """Raise `ValueError` for a sampler whose frames do not follow actions, or need other streams too."""
     needs = sampler.needs
-    if sampler.random_access or "actions" not in needs.streams or needs.follows or needs.future:
+    if not is_steered(sampler):
         raise ValueError(f"{name} takes no actions, so there is nothing to steer: see its videos in the explorer")
     if len(needs.streams) > 1:
         others = ", ".join(stream for stream in needs.streams if stream != "actions")

@@ -5,6 +5,7 @@ frames are computed and kept by `explorer.blocks`.
 """
 
 import collections
+import contextlib
 import itertools
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ import numpy as np
 
 from dnnlib.frames_out import SUFFIXES
 from dnnlib.video import VideoWriter
+from explorer.actions import is_steered
 from explorer.blocks import Cache, Model, Progress
 from explorer.play import Play
 from explorer.views import About, View, check_sampler, compose, describe
@@ -190,10 +192,31 @@ class Session:
         """Bring a model into memory whose videos can be shown; raise `ValueError` for one of which none can."""
         sampler = yield from self.load(name)
         if name not in self._opened:
-            prompt = self.prompt or (self.prompt_files or PromptFiles()).open(sampler)
-            check_sampler(sampler, name, prompt)
+            try:
+                prompt = self.prompt or (self.prompt_files or PromptFiles()).open(sampler)
+                check_sampler(sampler, name, prompt)
+            except ValueError as error:
+                hint = "; or steer it: see Play" if is_steered(sampler) else ""
+                raise ValueError(f"{error}{hint}") from error
             self._opened[name], self.about[name] = Model(name, sampler, prompt, self.cache), describe(sampler)
         return self._opened[name]
+
+    def open_any(self, name: str) -> Steps[str | None]:
+        """Bring a model into memory that can be shown, or steered, or both; return why it can only be steered, or None.
+
+        Raises `ValueError` for a model that can be neither.
+        """
+        try:
+            yield from self.open(name)
+        except ValueError as error:
+            try:
+                yield from self.play.open(name)
+            except ValueError:
+                raise error from None
+            return str(error)
+        with contextlib.suppress(ValueError):
+            yield from self.play.open(name)
+        return None
 
     def start_of(self, name: str, sampler: Sampler) -> tuple[str | None, Prompt | None]:
         """Return where walks in a model begin: a dataset or file at a path, or a prompt, or neither.

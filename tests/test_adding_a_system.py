@@ -23,11 +23,9 @@ from selenium.webdriver.common.keys import Keys
 from dataset_tools.archive import ShardWriter, describe_dataset
 from dataset_tools.frames import encode_jpeg
 from dnnlib.video import VideoWriter, iter_video_frames
+from tests.explorer.browser import needs_chromium
 from tests.explorer.helpers import until
 from tests.overlay import REPO, Overlay
-from tests.test_view_page import browser as browser
-from tests.test_view_page import downloads as downloads
-from tests.test_view_page import needs_chromium
 from training import checkpoint
 from training.random import random_state
 
@@ -93,7 +91,7 @@ OWN = {
     "mebt": Case("mebt", (32, 64), tokenizer=VQGAN3D, encode=(), held_out=True, option="steps=4"),
     "teco": Case(
         "teco", (32, 64), ("--seq-len=16",), prompted=True, tokenizer=VQGAN2D, encode=(), past=8, held_out=True,
-        option="t_draft=4",
+        option="draft=4",
     ),
 }  # fmt: skip
 PARAMETERS = [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in OWN)]

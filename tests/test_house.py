@@ -50,6 +50,8 @@ COMMANDS = {
             "metrics",
             "networks",
             "ops",
+            "play",
+            "river",
             "startup",
             "tokenizer",
             "train_step",

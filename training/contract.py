@@ -136,6 +136,7 @@ class DataFacts:
     # Mean and standard deviation of each channel of the latents over the dataset.
     latents_mean: tuple[float, ...] = ()
     latents_std: tuple[float, ...] = ()
+    texts: tuple[str, ...] = ()  # some of the descriptions, where such are read
 
 
 # ----------------------------------------------------------------------------

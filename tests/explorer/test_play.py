@@ -441,6 +441,16 @@ def test_models_without_actions_say_so(tmp_path):
         assert words in error(post(session, "/api/walks", model="colours", start="seed", tab="a"))
 
 
+def test_a_model_that_needs_frames_can_be_opened_to_be_steered(serve, paths):
+    with serve("ring", data=None) as session:
+        task = session.worker.submit(session.open_any("ring"))
+        task.wait(20)
+        task.result()
+        assert "ring" in session.play.known and "ring" not in session.about
+        message = error(ask(session, "/api/model", model="ring"))
+        assert "ring needs more than a seed" in message and message.endswith("; or steer it: see Play")
+
+
 # ----------------------------------------------------------------------------
 # Keys.
 

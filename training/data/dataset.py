@@ -36,6 +36,7 @@ from training.random import random_state
 
 ASSUMED_FPS = 30.0  # the frame rate of the published datasets, which do not store it
 WEIGHTINGS = ("clip", "frame")
+MAX_TEXTS = 256  # descriptions that a system is told of
 _BATCHES_AHEAD = 2
 
 
@@ -185,6 +186,7 @@ class ClipDataset:
             vectors=frozenset(name for name, store in self.streams.items() if store.is_vector),
             latents_mean=() if self.latents is None else self.latents.mean,
             latents_std=() if self.latents is None else self.latents.std,
+            texts=tuple(dict.fromkeys(texts[0] for texts in self.texts))[:MAX_TEXTS],
         )
 
     def eligible(self, num_frames: int) -> list[int]:

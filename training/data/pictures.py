@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from training.data import reduction
 from training.data.frame_order import natural_key as natural_key
 from training.data.frame_order import order_frames
 from training.data.listing import Remarks, clip_name, free_name, list_footage
@@ -176,19 +177,23 @@ def center_crop_and_resize(frame: np.ndarray, height: int, width: int) -> np.nda
     filter.
 
     Only one dimension is cropped, so the result shows as much of the frame as its aspect ratio allows. A frame of that
-    size is returned unchanged.
+    size is returned unchanged. Large frames are reduced by `reduction.reduce`, a function of the sizes alone.
     """
-    image = Image.fromarray(frame)
-    if (image.height, image.width) == (height, width):
+    rows, columns = frame.shape[:2]
+    if (rows, columns) == (height, width):
         return frame
-    height_ratio, width_ratio = image.height / height, image.width / width
+    height_ratio, width_ratio = rows / height, columns / width
+    top, left, bottom, right = 0.0, 0.0, float(rows), float(columns)
     if height_ratio > width_ratio:
-        top = (image.height - height * width_ratio) // 2
-        image = image.crop(_rounded((0, top, image.width, top + height * width_ratio)))
+        top = (rows - height * width_ratio) // 2
+        bottom = top + height * width_ratio
     elif width_ratio > height_ratio:
-        left = (image.width - width * height_ratio) // 2
-        image = image.crop(_rounded((left, 0, left + width * height_ratio, image.height)))
-    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+        left = (columns - width * height_ratio) // 2
+        right = left + width * height_ratio
+    frame = frame[round(top) : round(bottom), round(left) : round(right)]
+    if reduction.suits(*frame.shape[:2], height, width):
+        return reduction.reduce(frame, height, width)
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
 
 
 # ----------------------------------------------------------------------------
@@ -243,8 +248,3 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         return image.convert("RGB")
     assert converted is not None
     return converted
-
-
-def _rounded(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
-    left, top, right, bottom = box
-    return round(left), round(top), round(right), round(bottom)

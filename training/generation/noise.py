@@ -101,6 +101,8 @@ class KeyedNoise:
 
     WEYL = 0x9E3779B9 - (1 << 32)  # an odd number without pattern: it spreads successive counters over all bits
 
+    PIECE = 1 << 18  # numbers that are drawn at once
+
     def __init__(self, purpose: str, seeds: Sequence[int], index: int | str = 0, device: torch.device | str = "cpu"):
         self.purpose, self.seeds, self.index, self.device = purpose, list(seeds), index, device
         self.step("")
@@ -129,9 +131,18 @@ class KeyedNoise:
 
     def race(self, positions: Tensor, num_codes: int, codes: Tensor | None = None) -> Tensor:
         """See `Noise`."""
+        states = self._hash(positions, 0).flatten().unsqueeze(1)
         if codes is None:
-            codes = torch.arange(num_codes, device=self.device, dtype=torch.int32)
-        return self._to_exponential(mix(self._hash(positions, 0).unsqueeze(-1) ^ codes.int() * self.WEYL))
+            codes = torch.arange(num_codes, device=self.device).unsqueeze(0)
+        counters = codes.int().flatten(0, -2) * self.WEYL
+        drawn = torch.empty(len(states), counters.shape[1], device=states.device)
+        # In pieces that stay in a processor's cache.
+        size = max(1, self.PIECE // counters.shape[1]) if drawn.device.type == "cpu" else len(states)
+        for start in range(0, len(states), max(size, 1)):
+            rows = slice(start, start + size)
+            part = counters if len(counters) == 1 else counters[rows]
+            drawn[rows] = self._to_exponential(mix(states[rows] ^ part))
+        return drawn.view(*positions.shape, -1)
 
     def exponential(self, positions: Tensor) -> Tensor:
         """See `Noise`."""

@@ -19,11 +19,11 @@ from torch_utils.precision import HALF_FORMATS, MixedPrecision
 from training.modules.attention import attend, merge_heads, split_heads
 from training.modules.linear import Linear, linear, pack_linears
 from training.modules.norms import BatchNorm
+from training.river.options import HEADS
 
 MAX_SIDE = 512  # cells of a row or a column that the position tables have
 DISTANCE_WIDTH = 256
 TIME_SCALE = 200.0
-HEADS = ("ln", "bn")
 
 Dropout = Callable[[Tensor], Tensor]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +11,9 @@ from torch.nn import functional as F
 
 from metrics.detectors import i3d
 from training.config import TrainOptions
-from training.contract import Batch, BatchSpec, FrameClip, Info, Inputs, Run, option
-from training.modules.prior import Prior, PriorOptions
+from training.contract import Batch, BatchSpec, FrameClip, Info, Inputs, Run
+from training.modules.prior import Prior
+from training.river.options import RefinerOptions
 from training.river.refiner import RCAN, psnr, ssim
 from training.river.sampling import RefinedReconstruction
 from training.river.schedules import RefinerSchedule
@@ -22,24 +22,6 @@ from training.sampling import Sampler
 FULL_BATCH = 256  # clips for which the learning rate holds; it is proportional to the batch
 FEATURE_SIDE = 224
 FEATURE_FRAMES = 9  # frames that I3D needs
-
-
-@dataclasses.dataclass
-class RefinerOptions(PriorOptions):
-    """Options of a run. The defaults are those of the release."""
-
-    tokenizer: str = option("", "File of the tokenizer whose reconstructions are refined")
-    clip_frames: int = option(17, "Frames of a clip, which give one pair less", low=2)
-    groups: int = option(3, "Groups of residual blocks", low=1)
-    blocks: int = option(3, "Residual blocks in a group", low=1)
-    width: int = option(64, "Width of the network", low=1)
-    reduction: int = option(8, "Reduction of channels in their attention", low=1)
-    tanh: bool = option(False, "Bound the frames by a tanh")
-    l1: bool = option(False, "Absolute differences of pixels instead of squared ones")
-    perceptual_weight: float = option(0.1, "Weight of squared differences of I3D's logits; 0: without I3D", low=0)
-    lr: float = option(3e-4, "Peak of the learning rate for a batch of 256; it is proportional to the batch", low=0)
-    schedule: str = option("cosine", "Course of the learning rate", kind=("cosine",))
-    weight_decay: float = option(5e-4, "Weight decay of AdamW", low=0)
 
 
 class RefinerTraining(Prior):

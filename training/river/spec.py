@@ -9,6 +9,7 @@ SPEC = Spec(
     name="river",
     title="RIVER: flow matching in the latent space of a tokenizer, which continues videos frame by frame",
     system="training.river.system:River",
+    options="training.river.options:RiverTrainOptions",
     presets="training.river.presets:PRESETS",
     networks={
         "training.river.networks:VectorField": "vector field of RIVER",
@@ -23,6 +24,7 @@ REFINER = Spec(
     name="river-refiner",
     title="Refinement of the frames that RIVER decodes, against flicker",
     system="training.river.refiner_system:RefinerTraining",
+    options="training.river.options:RefinerOptions",
     presets="training.river.presets:REFINER_PRESETS",
     networks={"training.river.refiner:RCAN": "refinement network of RIVER"},
     open_sampler=OPENER,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,56 +25,19 @@ from training.contract import (
     LatentClip,
     Run,
     Stream,
-    option,
 )
-from training.generation import flow
 from training.modules.autoencoder import Autoencoder
-from training.modules.prior import Prior, PriorOptions
+from training.modules.prior import Prior
 from training.random import random_state
 from training.river.draws import ClipDropout, Sample, draw_sample, flow_losses, published_sample
-from training.river.networks import HEADS, LatentScale, VectorField
+from training.river.networks import LatentScale, VectorField
+from training.river.options import RiverTrainOptions
 from training.river.prediction import LatentVideo
 from training.river.sampling import RiverSampler
 from training.river.schedules import PublishedSchedule
 from training.sampling import Sampler
 
 SCALE = "latents"  # role of the scale of latents in checkpoints and in the exported file
-
-
-@dataclasses.dataclass
-class RiverTrainOptions(PriorOptions):
-    """Options of a run. The defaults are those of the release for 64x64, but for the average and the normalisation."""
-
-    tokenizer: str = option("", "File of the tokenizer in whose latents videos are predicted")
-    latents: bool = option(False, "Read stored latents (dataset_tools.encode_dataset --latents) instead of frames")
-    clip_frames: int = option(16, "Frames of a clip, from which three are taken: old ones as far back are seen", low=2)
-    frame_stride: int = option(1, "Take every n-th frame of the dataset", low=1)
-    prompt_frames: int = option(1, "Frames that are given when a video is continued: targets come after them", low=1)
-    context_frames: int = option(1, "Old frames that condition the field at once", low=1)
-    inner_dim: int = option(768, "Width of the transformer", low=8)
-    depth: int = option(4, "Blocks on either side of the middle, which are joined by skips", low=0)
-    mid_depth: int = option(5, "Blocks in the middle", low=0)
-    out_norm: str = option("ln", "Norm of the head: ln, or bn for large grids", kind=HEADS)
-    num_actions: int = option(0, "Number of different actions, where the dataset has numbered ones", low=0)
-    action_values: int = option(0, "Values of an action, where the dataset has vectors", low=0)
-    action_dropout: float = option(0.1, "Share of clips whose action is hidden, for guidance", low=0)
-    normalise: bool = option(True, "Normalise each channel of the latents")
-    time_law: str = option("uniform", "Distribution of t", kind=flow.TIME_LAWS)
-    sigma: float = option(flow.SIGMA, "Standard deviation of the path's end", low=0)
-    colours: bool = option(False, "Change the colours of clips at random")
-    dropout: float = option(0.05, "Share of activations that are dropped", low=0)
-    schedule: str = option(
-        "polynomial", "Course of the learning rate; polynomial is a square root", kind=optim.SCHEDULES
-    )
-    warmup_steps: int = option(5000, "Steps over which the learning rate rises from 0", low=0)
-    weight_decay: float = option(5e-6, "Weight decay of AdamW", low=0)
-    ema_beta: float = option(0.9999, "Decay of the moving average of the weights, a step; 0: no average", low=0)
-    legacy: bool = option(False, "Draw as published: never the frame after the first, by torch's generator")
-
-    @property
-    def has_actions(self) -> bool:
-        """Return whether actions condition the field."""
-        return bool(self.num_actions or self.action_values)
 
 
 class River(Prior):

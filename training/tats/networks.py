@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_utils.precision import MixedPrecision
-from training.modules.attention import KeyValueCache, attend
+from training.modules.attention import KeyValueCache, attend, attend_cached
 from training.modules.linear import Linear, pack_linears
 
 INIT_STD = 0.02
@@ -48,9 +48,9 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend (N, L, C) to itself and, with `cache`, to the inputs before, which it then holds too."""
         q, k, v = self.query(x), self.key(x), self.value(x)
-        if cache is not None:
-            k, v = cache.write(layer, k, v)
-        return self.proj(attend(q, k, v, self.heads, mask, causal))
+        if cache is None:
+            return self.proj(attend(q, k, v, self.heads, mask, causal))
+        return self.proj(attend_cached(q, *cache.write(layer, k, v), mask, causal))
 
 
 class Block(nn.Module):
@@ -163,8 +163,13 @@ class TATSTransformer(MixedPrecision):
         return network
 
     def cache(self, batch: int, capacity: int) -> KeyValueCache:
-        """Return an empty cache for `feed`, of at most `capacity` inputs."""
-        return KeyValueCache(len(self.blocks), batch, capacity, self.pos_emb.shape[-1], self.pos_emb)
+        """Return an empty cache for `feed`, of at most `capacity` inputs.
+
+        On a CPU it is in single precision whatever the weights are: attention in bfloat16 is slower there.
+        """
+        like = self.pos_emb
+        dtype = torch.float32 if like.device.type == "cpu" and like.dtype == torch.bfloat16 else like.dtype
+        return KeyValueCache(len(self.blocks), batch, capacity, like.shape[-1], self.heads, like, dtype)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -16,11 +16,12 @@ In-filling has the same names, with clips of five latent frames.
 
 from typing import Any
 
+from training.tats.options import BASE_LR
+
 # Keys besides `model` are fields of training.config.TrainOptions; `model` holds fields of the system's options.
 Preset = dict[str, Any]
 
 
-BASE_LR = 4.5e-6  # a clip
 PUBLISHED_STEPS = 500_000  # released files stop at 330,000 to 530,000
 
 

@@ -24,9 +24,8 @@ from training.network_file import content_hash
 from training.random import random_state
 from training.sampling import Needs, Prompt, Request, Sampler, resolve_options, sampler_option
 from training.tats.networks import SEGMENT, TATSTransformer, infill_mask
+from training.tats.options import LABEL, NONE, TEXT
 from training.tats.text import BytePairs, read_merges
-
-NONE, LABEL, TEXT = CONDITIONS = "none", "label", "text"
 
 # ----------------------------------------------------------------------------
 # The samplers, without files and requests.

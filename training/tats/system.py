@@ -7,25 +7,25 @@ Ge et al., ECCV 2022, section 3.2 and the release. `tats` writes codes, or key f
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+import functools
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_utils import misc
 from training.charts import ChartSpec
 from training.config import TrainOptions
-from training.contract import Batch, BatchSpec, CodeClip, Info, Inputs, Part, Run, Stream, option
-from training.modules.prior import Prior, PriorOptions
+from training.contract import Batch, BatchSpec, CodeClip, DataFacts, Info, Inputs, Part, Run, Stream, TextClip
+from training.modules.prior import Prior
 from training.sampling import Sampler
 from training.tats.networks import SEGMENT, TATSTransformer, parameter_groups
-from training.tats.sampling import CONDITIONS, LABEL, NONE, TEXT, Between, Facts, LongVideos
-from training.tats.text import LENGTH, VOCABULARY, BytePairs, read_descriptions, read_merges
+from training.tats.options import LABEL, TEXT, NetworkOptions, TATSOptions
+from training.tats.sampling import Between, Facts, LongVideos
+from training.tats.text import VOCABULARY, BytePairs, read_merges
 
 TOP = 5  # of the second accuracy that is reported
-MAX_EXAMPLES = 256  # descriptions in the exported file
 
 
 def code_logits(network: TATSTransformer, condition: Tensor, codes: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -53,33 +53,6 @@ def code_losses(
     }
 
 
-@dataclasses.dataclass
-class NetworkOptions(PriorOptions):
-    """Options of both systems. The defaults are those of the published models: 8 GPUs x 3 clips."""
-
-    lr: float = option(4.5e-6 * 24, "Peak of the learning rate", low=0)
-    weight_decay: float = option(0.01, "Weight decay of the weights of linear layers", low=0)
-    condition: str = option(NONE, "What videos are given", kind=(NONE, LABEL))
-    classes: int = option(0, "Number of classes of --condition=label", low=0)
-    layers: int = option(24, "Number of blocks", low=1)
-    heads: int = option(16, "Heads of attention", low=1)
-    width: int = option(1024, "Width of the network", low=1)
-    legacy: bool = option(False, "Train exactly as published, with the faults that the README lists")
-
-
-@dataclasses.dataclass
-class TATSOptions(NetworkOptions):
-    """Options of a run of `tats`."""
-
-    condition: str = option(NONE, "What videos are given", kind=CONDITIONS)
-    texts: str = option("", "For --condition=text: file of descriptions, whose line k is that of label k")
-    text_length: int = option(LENGTH, "Ids of a description", low=3)
-    merges: str = option("", "File of CLIP's list of merges; default: that in the cache")
-    frames: int = option(16, "Frames of a clip", low=1)
-    every: int = option(1, "Take every n-th latent frame of a clip: 4 for key frames", low=1)
-    table: bool = option(False, "Add a table of positions in time, rows and columns")
-
-
 class CodeModel(Prior):
     """What both systems share."""
 
@@ -89,14 +62,9 @@ class CodeModel(Prior):
         ChartSpec("Cross-entropy", {"loss/loss": "nats"}),
         ChartSpec("Accuracy", {"loss/top1_accuracy": "first", f"loss/top{TOP}_accuracy": f"first {TOP}"}),
     )
-    counted: ClassVar[slice] = slice(None)
 
     network: TATSTransformer
     options: Any
-
-    def __init__(self, options: Any, run: Run):
-        super().__init__(options, run)
-        self.labels_are_checked = options.condition == NONE
 
     @classmethod
     def check(cls, options: Any, train_options: TrainOptions) -> None:
@@ -134,33 +102,31 @@ class CodeModel(Prior):
 
     def inputs(self) -> Inputs:
         """See `System.inputs`."""
-        return Inputs(codes=self.tokenizer_hash, streams=() if self.options.condition == NONE else (LABEL,))
+        return Inputs(codes=self.tokenizer_hash, streams=(LABEL,) if self.options.condition == LABEL else ())
+
+    def use_facts(self, facts: DataFacts) -> None:
+        """See `System.use_facts`."""
+        found = facts.num_values.get(LABEL, 0)
+        if self.options.condition == LABEL and found > self.options.classes:
+            raise ValueError(f"the dataset has {found} classes, but --classes is {self.options.classes}: raise it")
 
     def spec(self, clip: CodeClip) -> list[BatchSpec]:
-        """Return the batch of a clip, with its label."""
-        parts: list[Part] = [clip]
-        if self.options.condition != NONE:
-            parts.append(Stream(LABEL, 0, 1))
+        """Return the batch of a clip, with its condition."""
         steps = (clip.count - 1) * clip.stride + 1
-        return [BatchSpec(steps * self.tokenizer.stride[0], tuple(parts))]
+        return [BatchSpec(steps * self.tokenizer.stride[0], (clip, *self.condition_parts()))]
+
+    def condition_parts(self) -> list[Part]:
+        """Return the parts of a batch that make the condition."""
+        return [Stream(LABEL, 0, 1)] if self.options.condition == LABEL else []
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """See `Prior.parameter_groups`: as published."""
         return parameter_groups(self.network, self.options.weight_decay)
 
     def condition_ids(self, batch: Batch) -> Tensor:
-        """Return the ids of the condition of each clip: int64 (N, C); raises `ValueError` for an unknown class."""
-        if self.options.condition == NONE:
-            return batch["codes"].new_zeros(len(batch["codes"]), 1)
-        self.check_labels(batch[LABEL], self.options.classes, "--classes is {}: raise it")
-        return batch[LABEL]
-
-    def check_labels(self, labels: Tensor, count: int, words: str) -> None:
-        """Raise `ValueError` for a label that is not below `count`; once, as it waits for the device."""
-        highest = 0 if self.labels_are_checked else int(labels.max())
-        if highest >= count and not self.labels_are_checked:
-            raise ValueError(f"the dataset has class {highest}, but {words.format(count)}")
-        self.labels_are_checked = True
+        """Return the ids of the condition of each clip: int64 (N, C)."""
+        codes = batch["codes"]
+        return batch[LABEL] if self.options.condition == LABEL else codes.new_zeros(len(codes), 1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """See `Prior.losses`."""
@@ -195,45 +161,37 @@ class TATS(CodeModel):
 
     def __init__(self, options: TATSOptions, run: Run):
         super().__init__(options, run)
-        self.texts: list[list[str]] = []
-        self.lines: list[str] = []
-        if options.condition == TEXT:
-            self._read_texts()
-
-    def _read_texts(self) -> None:
-        """Encode all descriptions: ids (lines, alternatives, text_length), of which a line may have fewer."""
-        self.texts, self.lines = read_descriptions(self.options.texts), read_merges(self.options.merges or None)
-        pairs, length = BytePairs(self.lines), self.options.text_length
-        ids = np.zeros((len(self.texts), max(map(len, self.texts)), length), np.int64)
-        for number, line in enumerate(self.texts):
-            ids[number, : len(line)] = [pairs.ids_of(text, length) for text in line]
-        counts = np.array([len(line) for line in self.texts])
-        self.text_ids = misc.upload(torch.from_numpy(ids), self.run.device)
-        self.text_counts = misc.upload(torch.from_numpy(counts), self.run.device)
+        self.texts: Sequence[str] = ()
+        self.merges: list[str] = read_merges(options.merges or None) if options.condition == TEXT else []
+        self.pairs = BytePairs(self.merges)
 
     @classmethod
     def check(cls, options: TATSOptions, train_options: TrainOptions) -> None:
         """See `System.check`."""
         super().check(options, train_options)
-        if options.condition == TEXT and not options.texts:
-            raise ValueError("--condition=text needs the descriptions of the clips: give a file of them as --texts")
-        if options.condition != TEXT and (options.texts or options.merges):
-            raise ValueError("--texts and --merges are for descriptions: add --condition=text, or leave them out")
+        if options.condition != TEXT and options.merges:
+            raise ValueError("--merges is for descriptions: add --condition=text, or leave it out")
         if options.condition == TEXT and options.table:
             raise ValueError("--table needs a condition of one id, and a description has more: leave it out")
 
-    def draw(self, rngs: list[np.random.RandomState], step: int) -> dict[str, np.ndarray]:
-        """See `Prior.draw`: which description of a clip is taken."""
-        return {"choice": np.array([rng.random_sample() for rng in rngs])} if self.texts else {}
+    def inputs(self) -> Inputs:
+        """See `System.inputs`."""
+        ids = functools.partial(self.pairs.ids_of, length=self.options.text_length)
+        return dataclasses.replace(super().inputs(), text_ids=ids if self.options.condition == TEXT else None)
+
+    def use_facts(self, facts: DataFacts) -> None:
+        """See `System.use_facts`: previews and generation without a text take one of the dataset."""
+        super().use_facts(facts)
+        self.texts = facts.texts
+
+    def condition_parts(self) -> list[Part]:
+        """See `CodeModel.condition_parts`."""
+        is_text = self.options.condition == TEXT
+        return [TextClip(TEXT, self.options.text_length)] if is_text else super().condition_parts()
 
     def condition_ids(self, batch: Batch) -> Tensor:
         """See `CodeModel.condition_ids`."""
-        if not self.texts:
-            return super().condition_ids(batch)
-        lines = batch[LABEL][:, 0]
-        self.check_labels(lines, len(self.texts), "--texts has {} lines: add the descriptions of the others")
-        counts = self.text_counts[lines]
-        return self.text_ids[lines, (batch["choice"] * counts).long().clamp(max=counts - 1)]
+        return batch[TEXT] if self.options.condition == TEXT else super().condition_ids(batch)
 
     @property
     def latent_frames(self) -> int:
@@ -258,8 +216,7 @@ class TATS(CodeModel):
 
     def facts(self) -> Facts:
         """See `CodeModel.facts`."""
-        examples = [line[0] for line in self.texts[:MAX_EXAMPLES]]
-        return Facts(self.options.condition, self.options.every, examples, "\n".join(self.lines))
+        return Facts(self.options.condition, self.options.every, list(self.texts), "\n".join(self.merges))
 
     def make_sampler(self, network: Any) -> Sampler:
         """See `Prior.make_sampler`."""

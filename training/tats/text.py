@@ -30,6 +30,7 @@ from dnnlib.download import file_sha256
 from dnnlib.text import shown
 from dnnlib.util import make_cache_dir_path
 from metrics.detectors.registry import DetectorFile, Package, store_member
+from training.tats.options import TEXT_LENGTH
 
 MERGES = DetectorFile(
     cached_as="bpe_simple_vocab_16e6.txt.gz",
@@ -45,7 +46,6 @@ MERGES = DetectorFile(
 NUM_MERGES = 48894
 VOCABULARY = 512 + NUM_MERGES + 2
 START, END = VOCABULARY - 2, VOCABULARY - 1
-LENGTH = 256  # ids of a text, as published
 WORD_END = "</w>"
 SPECIAL = {"<|startoftext|>": START, "<|endoftext|>": END}
 CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
@@ -152,7 +152,7 @@ class BytePairs:
         """Return the ids of a text, with those of its start and end."""
         return [START, *(number for word in words(clean(text)) for number in self.word(word)), END]
 
-    def ids_of(self, text: str, length: int = LENGTH, cut: bool = True) -> np.ndarray:
+    def ids_of(self, text: str, length: int = TEXT_LENGTH, cut: bool = True) -> np.ndarray:
         """Return the ids of a text, followed by zeros: int64 (length,).
 
         A longer text loses its end with `cut`, else it raises `ValueError`.
@@ -175,22 +175,6 @@ def _merged(parts: Sequence[str], pair: tuple[str, str]) -> Iterator[str]:
         else:
             yield parts[at]
             at += 1
-
-
-def read_descriptions(path: str | Path) -> list[list[str]]:
-    """Return the descriptions in a file: a line for each video or class, alternatives separated by tabs.
-
-    Raises `ValueError` for a file that cannot be read, or has an empty line.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} holds no descriptions that can be read ({error}): give a text file") from error
-    found = [[part.strip() for part in line.split("\t") if part.strip()] for line in lines]
-    for number, line in enumerate(found):
-        if not line:
-            raise ValueError(f"line {number + 1} of {path} is empty: write a description for each video or class")
-    return found
 
 
 @click.command(help=__doc__)

@@ -51,16 +51,16 @@ PRESETS: dict[str, Preset] = {
     "kinetics": published(
         "kinetics", 32, embedding_dim=256, z_ds=2, seq_len=100, context=20, use_actions=False, dropout_actions=False
     ),
-    # Tokens of 8x16: frames of 72x128 by the tokenizer labdoom-2d give 9x16, those of 64x128 suit.
+    # For frames of 64x128 by the tokenizer's preset labdoom-2d with --size=64x128, which gives codes on 8x16.
     "labdoom-small": {
         "batch": 16,
         "steps": 200_000,
-        "model": {**WIDTHS["small"], **LABDOOM, "z_ds": 4},
+        "model": {**WIDTHS["small"], **LABDOOM, "z_ds": 0},
     },
     "labdoom-tiny": {
         "batch": 16,
         "steps": 50_000,
-        "model": {**WIDTHS["tiny"], **LABDOOM, "z_ds": 4, "lr": 3e-4, "warmup_steps": 1000},
+        "model": {**WIDTHS["tiny"], **LABDOOM, "z_ds": 0, "lr": 3e-4, "warmup_steps": 1000},
     },
     "toy": {
         "batch": 4,
@@ -69,7 +69,7 @@ PRESETS: dict[str, Preset] = {
         "checkpoint_steps": 100,
         "sample_steps": 100,
         "model": {
-            **WIDTHS["toy"], **LABDOOM, "embedding_dim": 32, "num_codes": 64, "proj_dim": 16, "z_ds": 4, "seq_len": 32,
+            **WIDTHS["toy"], **LABDOOM, "embedding_dim": 32, "num_codes": 64, "proj_dim": 16, "z_ds": 0, "seq_len": 32,
             "context": 8, "lr": 1e-3, "warmup_steps": 20, "drop_loss_rate": 0.5,
         },
     },

@@ -6,6 +6,7 @@ Yan et al., "Temporally Consistent Transformers for Video Generation", ICML 2023
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,20 @@ from torch import Tensor, nn
 from torch_utils import distributed
 from training import optim
 from training.config import TrainOptions
-from training.contract import Batch, BatchSpec, CodeClip, Flag, FrameClip, Info, Inputs, Part, Run, Stream, option
+from training.contract import (
+    Batch,
+    BatchSpec,
+    CodeClip,
+    DataFacts,
+    Flag,
+    FrameClip,
+    Info,
+    Inputs,
+    Part,
+    Run,
+    Stream,
+    option,
+)
 from training.modules.autoencoder import Autoencoder
 from training.modules.prior import Prior, PriorOptions
 from training.random import random_state
@@ -47,7 +61,7 @@ class TecoOptions(PriorOptions):
     embedding_dim: int = option(64, "Width of z", low=1)
     num_codes: int = option(1024, "Codes of z", low=2)
     proj_dim: int = option(32, "Width of the codebook", low=1)
-    z_ds: int = option(8, "Edge of the patches of z that are tokens of the temporal transformer", low=1)
+    z_ds: int = option(8, "Edge of the patches of z that are tokens of the temporal transformer; 0: the largest", low=0)
     positions: str = option(
         "sinusoid", "Positions of the temporal transformer; rotary ones have no end", kind=POSITIONS
     )
@@ -106,7 +120,6 @@ class TecoTraining(Prior):
         super().__init__(options, run)
         kind = "constant" if run.steps <= 2 * options.warmup_steps else options.schedule
         self.schedule = Schedule(options.lr, kind, options.warmup_steps, max(run.steps - options.warmup_steps, 1))
-        self._has_checked_actions = False
 
     @classmethod
     def check(cls, options: TecoOptions, train_options: TrainOptions) -> None:
@@ -137,10 +150,12 @@ class TecoTraining(Prior):
                 "a 2-D VQGAN: train one (python train.py tokenizer --preset=labdoom-2d)"
             )
         edge = tokenizer.stride[1]
+        grid = (tokenizer.height // edge, tokenizer.width // edge)
+        largest = math.gcd(*(size >> (len(o.encoder["depths"]) - 1) for size in grid))
         network = TECO(
-            (tokenizer.height // edge, tokenizer.width // edge), tokenizer.vocabulary, tokenizer.quantizer.channels,
-            o.seq_len, o.encoder, o.decoder, o.embedding_dim, o.num_codes, o.proj_dim, o.z_ds, o.temporal, o.prior,
-            o.n_cond, o.use_actions, o.action_dim, o.action_embed_dim, o.positions, o.context,
+            grid, tokenizer.vocabulary, tokenizer.quantizer.channels, o.seq_len, o.encoder, o.decoder, o.embedding_dim,
+            o.num_codes, o.proj_dim, o.z_ds or max(largest, 1), o.temporal, o.prior, o.n_cond, o.use_actions,
+            o.action_dim, o.action_embed_dim, o.positions, o.context,
         )  # fmt: skip
         for part in network.modules():
             if isinstance(part, PosteriorEncoder | Decoder | Transformer):
@@ -194,6 +209,14 @@ class TecoTraining(Prior):
             "num_hidden": np.full(len(rngs), counts.sum() / len(counts), np.float32),
         }
 
+    def use_facts(self, facts: DataFacts) -> None:
+        """See `System.use_facts`: actions must be those that the network knows."""
+        count = facts.num_values.get("actions")
+        if self.options.use_actions and count is not None:
+            is_vector = "actions" in facts.vectors
+            example = torch.zeros(1, 1, count) if is_vector else torch.tensor([count - 1])
+            check_actions(example, self.options.action_dim)
+
     # ---- Loss -------------------------------------------------------------------------------------------------------
 
     def codes_of(self, batch: Batch) -> Tensor:
@@ -223,14 +246,10 @@ class TecoTraining(Prior):
         }
 
     def actions_of(self, batch: Batch, codes: Tensor) -> Tensor:
-        """Return the actions (N, T) of a batch, zeros without any; raises `ValueError` for values that are none."""
+        """Return the actions (N, T) of a batch, zeros without any."""
         if not self.options.use_actions:
             return torch.zeros(codes.shape[:2], dtype=torch.int64, device=codes.device)
-        actions = batch["actions"]
-        if actions.device.type == "cpu" or not self._has_checked_actions:  # reading waits for other devices
-            check_actions(actions, self.options.action_dim)
-            self._has_checked_actions = True
-        return actions
+        return batch["actions"]
 
     # ---- Results ----------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ def row(positions):
     return torch.tensor([positions], dtype=torch.int64)
 
 
-@golden_files.entries("mebt", "state")
+@golden_files.entries("mebt", "state*")
 def test_state(entry, golden):
     state = make(golden["stack"], golden).state_dict()
     names = {"transformer.blocks.0.": "transformer.blocks."}
@@ -46,7 +46,7 @@ def test_state(entry, golden):
     assert all(not name.startswith(tuple(names)) or name in entry for name in state)
 
 
-@golden_files.entries("mebt", "stack")
+@golden_files.entries("mebt", "stack*")
 def test_stack(entry, golden):
     network, count = make(entry, golden), int(np.prod(entry["shape"]))
     codes = arithmetic_codes(entry["tokens"], entry["V"], (1, count))
@@ -95,7 +95,7 @@ def run_block(network, mode, given):
     return {"latents": latents, "contexts": contexts, "targets": targets}
 
 
-@golden_files.entries("mebt", "block")
+@golden_files.entries("mebt", "block*")
 def test_blocks(entry, golden):
     stack = golden["stack"]
     given = streams(entry["inputs"], stack["d"])
@@ -134,7 +134,7 @@ def test_the_network_routes_streams_as_single_blocks_do():
     assert isinstance(network.blocks[0], Block)
 
 
-@golden_files.entries("mebt", "schedules")
+@golden_files.entries("mebt", "schedules*")
 def test_schedules(entry, golden):
     for name, expected in entry.items():
         if name not in ("t", "N"):
@@ -147,7 +147,7 @@ def permutations(text, count):
     return torch.from_numpy(np.array([golden_files.generator(text, r=r).permutation(count) for r in rows]))
 
 
-@golden_files.entries("mebt", "divide")
+@golden_files.entries("mebt", "divide*")
 def test_divide(entry, golden):
     for case in entry:
         rows = permutations(case["indices"], int(np.prod(case["shape"])))
@@ -159,7 +159,7 @@ def test_divide(entry, golden):
         assert found.num_positions == case["seq_len"]
 
 
-@golden_files.entries("mebt", "t_prior")
+@golden_files.entries("mebt", "t_prior*")
 def test_window_prior(entry, golden):
     taus = np.array(entry["taus"])
     for name, steps in entry.items():

@@ -46,7 +46,7 @@ class Recorded(SequentialNoise):
         return super().permutations(count)
 
 
-@golden_files.entries("mebt", "sample_from_logits")
+@golden_files.entries("mebt", "sample_from_logits*")
 def test_sample_from_logits(entry, golden):
     for case in entry:
         text, digits = find(r"round\((.*), ?(\d+)\)", case["logits"])

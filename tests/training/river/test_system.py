@@ -12,11 +12,13 @@ from tests.ranks import run_ranks
 from tests.training.river import tiny
 from train import make_options, training_command
 from training.contract import DataFacts, Run
+from training.generation import flow
 from training.network_file import load_bundle, save_bundle
 from training.river import draws
+from training.river.options import TIME_LAWS, RefinerOptions, RiverTrainOptions
 from training.river.presets import PRESETS, REFINER_PRESETS
-from training.river.refiner_system import RefinerOptions, RefinerTraining
-from training.river.system import River, RiverTrainOptions
+from training.river.refiner_system import RefinerTraining
+from training.river.system import River
 from training.sampling import open_sampler
 
 
@@ -261,6 +263,10 @@ def test_presets_make_options(name):
 @pytest.mark.parametrize("name", REFINER_PRESETS)
 def test_refiner_presets_make_options(name):
     assert preset("river-refiner", name).model["width"] > 0
+
+
+def test_options_name_the_laws_that_there_are():
+    assert TIME_LAWS == flow.TIME_LAWS and RiverTrainOptions().sigma == flow.SIGMA
 
 
 def test_commands_say_what_is_missing():

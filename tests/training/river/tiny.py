@@ -10,8 +10,9 @@ from training.modules.vqgan2d import VQGAN2D
 from training.network_file import save_network
 from training.random import random_state
 from training.river.networks import LatentScale, VectorField
+from training.river.options import RiverTrainOptions
 from training.river.prediction import LatentVideo
-from training.river.system import River, RiverTrainOptions
+from training.river.system import River
 
 SIZE = (16, 24)
 GRID = (4, 6)

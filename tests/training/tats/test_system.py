@@ -9,12 +9,12 @@ import torch
 
 from tests.training.tats import tiny
 from training.config import TrainOptions
-from training.contract import CodeClip, Run, Stream
+from training.contract import CodeClip, DataFacts, Run, Stream, TextClip
 from training.network_file import load_bundle, save_bundle
 from training.sampling import Prompt, open_sampler
 from training.tats.presets import INTERPOLATION
 from training.tats.presets import TATS as PRESETS
-from training.tats.sampling import Between, LongVideos
+from training.tats.sampling import Between, Facts, LongVideos
 from training.tats.system import TATS, NetworkOptions, TATSInterpolation, TATSOptions, code_logits
 from training.tats.text import NUM_MERGES, BytePairs, byte_symbols, read_merges
 
@@ -43,6 +43,8 @@ def batch_of(system, step=0, batch=2):
         if isinstance(part, CodeClip):
             codes = first.unsqueeze(1) + torch.arange(part.count * tiny.CODES)
             found[part.name] = (codes % 9).view(batch, part.count, 2, 2)
+        elif isinstance(part, TextClip):
+            found[part.name] = (first % 3).unsqueeze(1) + torch.arange(part.length)
         else:
             assert isinstance(part, Stream)
             found[part.name] = (first % 3).unsqueeze(1).expand(-1, part.count)
@@ -116,9 +118,9 @@ def test_labels_choose_the_first_id(book):
     run(system, range(30))
     sampler = open_saved(system)
     assert isinstance(sampler, LongVideos) and sampler.num_labels == 3
-    with pytest.raises(ValueError, match="the dataset has class 2, but --classes is 2: raise it"):
+    with pytest.raises(ValueError, match="the dataset has 3 classes, but --classes is 2: raise it"):
         few = make(book, condition="label", classes=2)
-        few.losses({"codes": batch_of(system)["codes"], "label": torch.tensor([[1], [2]])})
+        few.use_facts(DataFacts(30.0, {"label": 3}))
 
 
 @pytest.fixture(scope="module")
@@ -128,18 +130,17 @@ def descriptions(tmp_path_factory):
     symbols = list(byte_symbols().values())
     lines = [f"{a} {b}" for a, b in itertools.islice(itertools.product(symbols, symbols), NUM_MERGES)]
     (folder / "merges.txt").write_text("\n".join(["#version", *lines]))
-    (folder / "texts.txt").write_text("a walk\tone walks\nit jumps\nit falls\n")
-    files = {"texts": str(folder / "texts.txt"), "merges": str(folder / "merges.txt")}
-    return {"condition": "text", "text_length": 10, **files}
+    return {"condition": "text", "text_length": 10, "merges": str(folder / "merges.txt")}
 
 
 def test_descriptions_become_ids(book, descriptions, tmp_path):
     system = make(book, **descriptions, lr=1e-2)
-    pairs = BytePairs(read_merges(descriptions["merges"]))
-    batch = batch_of(system, batch=3) | {"choice": torch.tensor([0.6, 0.999, 0.0])}
-    wanted = [pairs.ids_of(text, 10).tolist() for text in ("one walks", "it jumps", "it falls")]
-    assert system.condition_ids(batch).tolist() == wanted
-    assert system.network.block_size == 10 + 8 - 1 and system.draw(system.run.rngs("x", 0), 0)["choice"].shape == (2,)
+    pairs, texts = BytePairs(read_merges(descriptions["merges"])), ("one walks", "it jumps", "it falls")
+    wanted = [pairs.ids_of(text, 10).tolist() for text in texts]
+    ids = system.inputs().text_ids
+    assert ids is not None and [ids(text).tolist() for text in texts] == wanted
+    system.use_facts(DataFacts(30.0, texts=texts))
+    assert system.condition_ids(batch_of(system)).shape == (2, 10) and system.network.block_size == 10 + 8 - 1
     first = run(system, [0])["loss/loss"].mean()
     assert run(system, range(1, 12))["loss/loss"].mean() < 0.8 * first
     sampler = open_saved(system, tmp_path / "text.pkl")
@@ -147,12 +148,11 @@ def test_descriptions_become_ids(book, descriptions, tmp_path):
     prompt = Prompt()
     prompt.text = "it falls"
     assert sampler.condition_ids([0, 1], prompt).tolist() == [wanted[2]] * 2
-    examples = {tuple(pairs.ids_of(text, 10)) for text in ("a walk", "it jumps", "it falls")}
-    assert {tuple(row) for row in sampler.condition_ids(range(30), Prompt()).tolist()} == examples
-    few = {**descriptions, "texts": str(tmp_path / "few.txt")}
-    (tmp_path / "few.txt").write_text("a walk\n")
-    with pytest.raises(ValueError, match="the dataset has class 2, but --texts has 1 lines"):
-        make(book, **few).condition_ids(batch)
+    drawn = sampler.condition_ids(range(30), Prompt()).tolist()
+    assert {tuple(row) for row in drawn} == {tuple(row) for row in wanted}
+    without = LongVideos(sampler.network, sampler.tokenizer, Facts("text"))
+    with pytest.raises(ValueError, match="give --text"):
+        without.condition_ids([0], Prompt())
 
 
 def open_saved(system, path=None):
@@ -186,9 +186,8 @@ def test_files_hold_the_tokenizer_and_begin_other_runs(book, tmp_path):
         (TATS, {"classes": 3}, "add --condition=label"),
         (TATS, {"width": 30, "heads": 4}, "which 4 heads do not divide"),
         (TATSInterpolation, {"condition": "label"}, "give --classes"),
-        (TATS, {"condition": "text"}, "give a file of them as --texts"),
-        (TATS, {"texts": "texts.txt"}, "add --condition=text"),
-        (TATS, {"condition": "text", "texts": "texts.txt", "table": True}, "--table needs a condition of one id"),
+        (TATS, {"merges": "merges.txt"}, "add --condition=text"),
+        (TATS, {"condition": "text", "table": True}, "--table needs a condition of one id"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(kind, options, words):

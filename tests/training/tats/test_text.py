@@ -6,7 +6,7 @@ import pytest
 
 from tests import golden_files
 from training.tats import text
-from training.tats.text import BytePairs, byte_symbols, clean, read_descriptions, read_merges, words
+from training.tats.text import BytePairs, byte_symbols, clean, read_merges, words
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +63,3 @@ def test_lists_of_merges_are_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "stored_merges", lambda: tmp_path / "short.txt")
     with pytest.raises(ValueError, match="not the published list"):
         read_merges()
-
-
-def test_descriptions(tmp_path):
-    path = tmp_path / "train_text_description.txt"
-    path.write_text("a walk\tsomebody walks\nit jumps\n")
-    assert read_descriptions(path) == [["a walk", "somebody walks"], ["it jumps"]]
-    path.write_text("a walk\n\nit jumps\n")
-    with pytest.raises(ValueError, match="line 2 of .* is empty"):
-        read_descriptions(path)
-    with pytest.raises(ValueError, match="cannot be read|can be read"):
-        read_descriptions(tmp_path / "none.txt")

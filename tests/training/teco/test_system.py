@@ -8,7 +8,7 @@ from tests.ranks import run_ranks
 from tests.training.teco import tiny
 from train import make_options
 from training.config import TrainOptions
-from training.contract import CodeClip, FrameClip, Stream
+from training.contract import CodeClip, DataFacts, FrameClip, Stream
 from training.modules.vqgan3d import VQGAN3D
 from training.network_file import load_bundle, save_bundle, save_network
 from training.teco.presets import PRESETS
@@ -201,10 +201,16 @@ def test_tokenizers_of_clips_are_refused(tmp_path):
 
 
 def test_actions_of_a_dataset_that_are_none_are_refused(tmp_path):
-    batch = tiny.batch(0)
-    batch["actions"][1, 2] = 9
-    with pytest.raises(ValueError, match="there is an action 9, but the model has actions 0 to 3"):
-        tiny.system(tmp_path).step(iter([batch]), 0)
+    system = tiny.system(tmp_path)
+    system.use_facts(DataFacts(30, {"actions": 4}))
+    with pytest.raises(ValueError, match="there is an action 4, but the model has actions 0 to 3"):
+        system.use_facts(DataFacts(30, {"actions": 5}))
+    with pytest.raises(ValueError, match="actions are vectors of 2 numbers, but TECO takes whole numbers"):
+        system.use_facts(DataFacts(30, {"actions": 2}, frozenset(["actions"])))
+
+
+def test_patches_are_as_large_as_the_grid_allows(tmp_path):
+    assert tiny.system(tmp_path, z_ds=0).network.options["z_ds"] == 4
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -212,4 +218,4 @@ def test_presets_make_options(name):
     options = make_options("teco", name, {"outdir": "runs", "dataset": "data", "field_tokenizer": "x.pkl"})
     made = TecoOptions(**options.model)
     TecoTraining.check(made, options)
-    assert made.z_ds * (1 << (len(made.encoder["depths"]) - 1)) <= 16
+    assert 0 <= made.z_ds <= 8
