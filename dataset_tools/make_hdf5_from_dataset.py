@@ -4,10 +4,12 @@ Example:
   python -m dataset_tools.make_hdf5_from_dataset data/mine hdf5/train --size 64x64
 """
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -15,9 +17,10 @@ import numpy as np
 from dataset_tools.frames import SizesType
 from dnnlib import util
 from dnnlib.text import quote
-from training.data.dataset import ClipDataset, Size
-from training.data.footage import dataset_sizes
 from training.data.layouts.hdf5 import load_h5py, open_hdf5
+
+if TYPE_CHECKING:  # it imports torch, which the help does without
+    from training.data.dataset import ClipDataset, Size
 
 _CONTENT = "longtake_content"  # attribute that tells of which frames a file was made
 _CHUNK_FRAMES = 64  # frames that are read at once
@@ -133,6 +136,8 @@ def main(
     skip_made: bool,
 ) -> None:
     """Write the frames of the dataset ROOT as HDF5 to OUT. Actions, poses and labels have no place there."""
+    from training.data.dataset import ClipDataset
+
     try:
         chosen = _choose_size(root, size)
         dataset = ClipDataset(root, [chosen])
@@ -153,6 +158,8 @@ def main(
 
 
 def _choose_size(root: Path, size: tuple[Size, ...] | None) -> Size:
+    from training.data.footage import dataset_sizes
+
     sizes = list(size or dataset_sizes(root))
     if len(sizes) != 1:
         found = ", ".join("{}x{}".format(*pair) for pair in sizes) or "no folder of frames"

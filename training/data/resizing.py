@@ -12,16 +12,19 @@
 The published ones make squares; here the shorter side is the one that the aspect ratio leaves uncropped.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional
 
 from training.data.pictures import center_crop_and_resize
+
+if TYPE_CHECKING:  # torch itself is imported where it is needed, so that commands show their help quickly
+    from torch import Tensor
 
 Size = tuple[int, int]  # height, width
 
@@ -33,20 +36,20 @@ def resize_lanczos(frames: np.ndarray, size: Size) -> np.ndarray:
 
 def tats_pixels(frames: np.ndarray, size: Size) -> Tensor:
     """Return what TATS makes of frames uint8 (T, H, W, 3): float32 (3, T, *size) in [0, 1], not rounded."""
-    video = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2).to(torch.float32) / 255  # (3, T, H, W)
+    video = _floats(frames).permute(3, 0, 1, 2) / 255  # (3, T, H, W)
     height, width = video.shape[2:]
     # The side that is not cropped gets its size, the other one as much as the aspect ratio asks for.
     scale = max(size[0] / height, size[1] / width)
     is_wide = size[0] / height >= size[1] / width
     target = (size[0], math.ceil(width * scale)) if is_wide else (math.ceil(height * scale), size[1])
-    video = functional.interpolate(video, size=target, mode="bilinear", align_corners=False)
+    video = _interpolate(video, target)
     top, left = (target[0] - size[0]) // 2, (target[1] - size[1]) // 2
     return video[:, :, top : top + size[0], left : left + size[1]]
 
 
 def resize_tats(frames: np.ndarray, size: Size) -> np.ndarray:
     """Return `tats_pixels` rounded to uint8: (T, *size, 3)."""
-    return (tats_pixels(frames, size) * 255).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().numpy()
+    return (tats_pixels(frames, size) * 255).round().byte().permute(1, 2, 3, 0).contiguous().numpy()
 
 
 def resize_tats_frames(frames: np.ndarray, size: Size) -> np.ndarray:
@@ -65,18 +68,29 @@ def resize_river(frames: np.ndarray, size: Size) -> np.ndarray:
     is_wide = size[0] / height >= size[1] / width
     target = (size[0], int(size[0] * width / height)) if is_wide else (int(size[1] * height / width), size[1])
     target = (max(target[0], size[0]), max(target[1], size[1]))
-    video = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    video = _floats(frames).permute(0, 3, 1, 2)
     if target != (height, width):
-        video = functional.interpolate(video.to(torch.float32), size=target, mode="bilinear", antialias=True)
-        video = video.round().clamp(0, 255).to(torch.uint8)
+        video = _interpolate(video, target, antialias=True).round().clamp(0, 255)
     top, left = (round((found - wanted) / 2) for found, wanted in zip(target, size, strict=True))
-    return video[:, :, top : top + size[0], left : left + size[1]].permute(0, 2, 3, 1).contiguous().numpy()
+    return video[:, :, top : top + size[0], left : left + size[1]].byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def resize_stretch(frames: np.ndarray, size: Size) -> np.ndarray:
     """Resize by Pillow's bicubic filter, ignoring the aspect ratio: uint8 (T, H, W, 3) -> (T, *size, 3)."""
     images = (Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BICUBIC) for frame in frames)
     return np.stack([np.asarray(image) for image in images])
+
+
+def _floats(frames: np.ndarray) -> Tensor:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(frames)).to(torch.float32)
+
+
+def _interpolate(video: Tensor, size: Size, antialias: bool = False) -> Tensor:
+    from torch.nn import functional
+
+    return functional.interpolate(video, size=size, mode="bilinear", align_corners=False, antialias=antialias)
 
 
 def _by_pillow(frames: np.ndarray, size: Size, resampling: Image.Resampling) -> np.ndarray:
