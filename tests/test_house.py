@@ -54,6 +54,7 @@ COMMANDS = {
             "river",
             "startup",
             "tats",
+            "teco",
             "tokenizer",
             "train_step",
         )

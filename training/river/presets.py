@@ -79,6 +79,7 @@ PRESETS: dict[str, Preset] = {
             "time_law": "logit-normal",
             "dropout": 0.0,
             "lr": 1e-3,
+            "schedule": "constant",
             "warmup_steps": 50,
             "clip_norm": 1.0,
             "ema_beta": 0.98,

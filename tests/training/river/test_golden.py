@@ -34,16 +34,22 @@ def with_shape(text):
     return re.sub(r"(RS\(\d+\))(?!\.)", rf"\1.standard_normal{shape}", text)
 
 
+def whole_entry(golden):
+    """The first entry of a field that has a config and formulas of inputs, to which others refer."""
+    found = (entry for key, entry in golden.items() if key.startswith("vector_field"))
+    return next(entry for entry in found if "config" in entry and "RS(" in entry["input"])
+
+
 def make_field(golden, entry, **options):
-    """The field of an entry, which may take its config and inputs from the one with the head `ln`."""
-    config = entry.get("config") or golden["vector_field_ln"]["config"]
+    """The field of an entry, which may have config and inputs of another."""
+    config = entry.get("config") or whole_entry(golden)["config"]
     field = VectorField(**config, **options)
     golden_files.fill_river(field, entry["base"])
     return field.eval()
 
 
 def field_inputs(golden, entry):
-    text = entry["input"] if "RS(" in entry["input"] else golden["vector_field_ln"]["input"]
+    text = entry["input"] if "RS(" in entry["input"] else whole_entry(golden)["input"]
     x, reference, condition, target = golden_files.normals(with_shape(text), golden["about"]["seed"])
     return (x, reference, condition, torch.tensor(numbers(text, "dist")), torch.tensor(numbers(text, "t"))), target
 
@@ -130,7 +136,11 @@ def test_full_size(entry, golden):
 @torch.no_grad()
 def test_small_inputs(entry, golden):
     """Norms and their epsilons, at inputs of about the same size."""
-    fields = {key: make_field(golden, golden[key]) for key in ("vector_field_ln", "vector_field_bn") if key in golden}
+    fields = {
+        key: make_field(golden, golden[key])
+        for key in golden
+        if key.startswith("vector_field") and "config" in golden[key]
+    }
     for names, places, network, offsets, shape, trains in small_inputs(entry["input"]):
         if network not in fields:
             continue

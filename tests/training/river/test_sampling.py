@@ -233,3 +233,14 @@ def test_library_call_is_deterministic():
 def test_bad_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         resolve_options(RiverOptions, options)
+
+
+def test_latents_do_not_depend_on_batch_mates():
+    made = sampler({"past_horizon": 4}, context_frames=2)
+    given = made.latents.encode(Given().video[:, :, -2:])
+
+    def latents(seeds):
+        rollout = made.rollout(Request(seeds), given.expand(len(seeds), -1, -1, -1, -1))
+        return torch.stack(list(itertools.islice(rollout, 8)), dim=1)
+
+    close(latents([5, 3, 8])[1:2], latents([3]), atol=1e-5, rtol=0)
