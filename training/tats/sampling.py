@@ -22,7 +22,7 @@ from training.generation import rollout
 from training.generation.token_sampling import Draw, draw_sequence, uniform_numbers
 from training.network_file import content_hash
 from training.random import random_state
-from training.sampling import Needs, Prompt, Request, Sampler, resolve_options, sampler_option
+from training.sampling import Needs, Prompt, Request, Sampler, pieces, resolve_options, sampler_option
 from training.tats.networks import SEGMENT, TATSTransformer, infill_mask
 from training.tats.options import LABEL, NONE, TEXT
 from training.tats.text import BytePairs, read_merges
@@ -296,34 +296,26 @@ def byte_pairs(merges: str, path: str | None = None) -> BytePairs:
 
 
 class Filler:
-    """The network that fills in between key frames, with a condition of each video (N, 1).
+    """The network that fills in between key frames, with a condition of each video (N, 1)."""
 
-    `firsts` are the numbers of the segments at which the videos begin.
-    """
-
-    def __init__(
-        self, network: TATSTransformer, condition: Tensor, seeds: Sequence[int], options: Writing,
-        firsts: Sequence[int] = (),
-    ):  # fmt: skip
-        self.network, self.condition, self.options = network, condition, options
-        self.videos = list(zip(seeds, firsts or [0] * len(seeds), strict=True))
+    def __init__(self, network: TATSTransformer, condition: Tensor, seeds: Sequence[int], options: Writing):
+        self.network, self.condition, self.seeds, self.options = network, condition, seeds, options
 
     def __call__(self, before: Tensor, after: Tensor, segments: Sequence[int]) -> Tensor:
         """See `rollout.filled`: key frames (S, N, n) each -> (S, N, 3, n)."""
-        num_segments, _, n = before.shape
-        count = (SEGMENT - 2) * n
-        numbers = [
-            uniform_numbers("tats-between", [seed], first + segment, count)
-            for segment in segments
-            for seed, first in self.videos
-        ]
-        uniforms = torch.cat(numbers).to(before.device)
-        condition = self.condition.repeat(num_segments, 1)
+        rows = [(seed, segment) for segment in segments for seed in self.seeds]
+        condition = self.condition.repeat(len(segments), 1)
+        found = self.fill(before.flatten(0, 1), after.flatten(0, 1), rows, condition)
+        return found.unflatten(0, (len(segments), -1))
+
+    def fill(self, before: Tensor, after: Tensor, rows: Sequence[tuple[int, int]], condition: Tensor) -> Tensor:
+        """Return the codes between key frames (R, n), of which a row is a segment of a seed: (R, 3, n)."""
+        n = before.shape[1]
+        numbers = [uniform_numbers("tats-between", [seed], segment, (SEGMENT - 2) * n) for seed, segment in rows]
         function = fill_legacy if self.options.legacy else fill
-        drawn = function(
-            self.network, condition, before.flatten(0, 1), after.flatten(0, 1), uniforms, self.options.draw(False)
-        )
-        return drawn.view(num_segments, -1, SEGMENT - 2, n)
+        uniforms = torch.cat(numbers).to(before.device)
+        drawn = function(self.network, condition, before, after, uniforms, self.options.draw(False))
+        return drawn.unflatten(1, (SEGMENT - 2, n))
 
 
 class LongVideos(Conditioned):
@@ -467,8 +459,8 @@ class LongVideos(Conditioned):
 class Between(Conditioned):
     """The prompt's key frames and what the network writes between them, for previews of in-filling.
 
-    Key frames are the first latent frame of each clip of four, as encoded by the tokenizer; after the end of the prompt
-    its last frame is repeated.
+    Each segment is alone: the five latent frames from one key frame to the next are encoded together, those between are
+    written anew, and all five are decoded. After the end of the prompt its last frame is repeated.
     """
 
     Options = Writing
@@ -478,53 +470,47 @@ class Between(Conditioned):
         self.tokenizer, self.options, self.networks = tokenizer, options, [network, tokenizer]
         self.latent_codes, self.copies = check_fit(network, tokenizer, "transformer"), Copies(network)
         self.outputs = {"video": (tokenizer.height, tokenizer.width)}
-        self.segment = (SEGMENT - 1) * tokenizer.stride[0]  # frames
-        self.needs = Needs(size=self.outputs["video"], follows=True)
+        step = tokenizer.stride[0]
+        self.segment, self.span = (SEGMENT - 1) * step, SEGMENT * step  # frames, without and with the next key frame
+        self.needs = Needs(future=self.span - 1, size=self.outputs["video"], follows=True)
         self.block = self.segment * options.group
 
     @torch.no_grad()
     def frames(self, request: Request) -> Iterator[dict[str, Tensor]]:
         """See `Sampler.frames`."""
-        before = rollout.margins(self.tokenizer)[0]
-        margin = -(-before // (SEGMENT - 1))
-        firsts = [max(start // self.segment - margin, 0) for start in request.starts]
-        offsets = [start - first * self.segment for start, first in zip(request.starts, firsts, strict=True)]
-        condition = self.condition_ids(request.seeds, request.prompt)
-        filler = Filler(self.copies.get(True), condition, request.seeds, self.options, firsts)
-        ends: list[int] = []
-        keys = self._keys(request, [first * self.segment for first in firsts], ends)
-        height, width = (size // self.tokenizer.stride[1] for size in self.size)
-        latents = (codes.view(-1, 1, height, width) for codes in rollout.filled(keys, filler, self.options.group))
-        done = 0
-        for video in rollout.decoded(self.tokenizer, latents, offsets, request.num_frames):
-            count = min(video.shape[2], ends[0] - max(offsets) - done) if ends else video.shape[2]
-            if count > 0:
-                yield {"video": video[:, :, :count]}
-            done += video.shape[2]
-
-    def _keys(self, request: Request, starts: Sequence[int], ends: list[int]) -> Iterator[Tensor]:
-        """Yield the key frames of the prompt from `starts` on, int64 (N, n); append its length to `ends`."""
-        length, last = self.tokenizer.clip_frames, None
-        count = max(self.segment, length)
-        for number in itertools.count():
-            at = number * self.segment
-            clip = request.prompt.frames([start + at for start in starts], count, self.size)
-            clip = clip.to(self.network.pos_emb.device).expand(len(starts), -1, -1, -1, -1)
-            found = clip.shape[2]
-            last = clip[:, :, -1:] if found else last
-            if last is None:
-                raise ValueError(f"the context has no frames at {max(request.starts)} or later: use a smaller --start")
-            if found <= self.segment and found < count:
-                ends.append(at + found)
-            yield self._encode(torch.cat([clip, last.expand(-1, -1, length, -1, -1)], dim=2)[:, :, :length])
-            if ends and found:
-                yield self._encode(last.expand(-1, -1, length, -1, -1))
-            if ends:
+        condition, done = self.condition_ids(request.seeds, request.prompt), 0
+        for count in pieces(request.num_frames, self.block):
+            firsts = [start + done for start in request.starts]
+            numbers = [first // self.segment for first in firsts]
+            offsets = [first - number * self.segment for first, number in zip(firsts, numbers, strict=True)]
+            length = -(-(max(offsets) + count) // self.segment) * self.segment + self.span - self.segment
+            bases = [number * self.segment for number in numbers]
+            clip = request.prompt.frames(bases, length, self.size).to(condition.device)
+            clip = clip.expand(len(firsts), -1, -1, -1, -1)
+            left = min(count, clip.shape[2] - max(offsets))
+            if left > 0:
+                rest = clip[:, :, -1:].expand(-1, -1, length - clip.shape[2], -1, -1)
+                made = self._write(torch.cat([clip, rest], dim=2), request.seeds, numbers, condition)
+                cut = [video[:, first : first + left] for video, first in zip(made, offsets, strict=True)]
+                yield {"video": torch.stack(cut)}
+            elif done == 0:
+                raise ValueError(f"the context has no frames at {max(firsts)} or later: use a smaller --start")
+            if left < count:
                 return
+            done += count
 
-    def _encode(self, clip: Tensor) -> Tensor:
-        """Return the codes of the first latent frame of a clip: int64 (N, n)."""
-        return self.tokenizer.encode(clip)[:, 0].flatten(1)
+    def _write(self, video: Tensor, seeds: Sequence[int], numbers: Sequence[int], condition: Tensor) -> Tensor:
+        """Return videos (N, 3, T, H, W) of which only key frames are kept, from segments `numbers` on."""
+        clips = video.unfold(2, self.span, self.segment).movedim(-1, 3).transpose(1, 2)  # N segments 3 T H W
+        codes = self.tokenizer.encode(clips.flatten(0, 1))
+        grid, num_segments = codes.shape[2:], clips.shape[1]
+        rows = [(seed, first + k) for seed, first in zip(seeds, numbers, strict=True) for k in range(num_segments)]
+        filler = Filler(self.copies.get(True), condition, seeds, self.options)
+        ends = codes.flatten(2)[:, [0, -1]]
+        between = filler.fill(ends[:, 0], ends[:, 1], rows, condition.repeat_interleave(num_segments, dim=0))
+        codes = torch.cat([ends[:, :1], between, ends[:, 1:]], dim=1).unflatten(2, grid)
+        made = self.tokenizer.decode(codes)[:, :, : self.segment].unflatten(0, (len(seeds), -1))
+        return made.transpose(1, 2).flatten(2, 3)
 
 
 def open_sampler(bundles: Sequence[Bundle], options: Mapping[str, Any]) -> Sampler:
