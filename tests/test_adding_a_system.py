@@ -91,7 +91,7 @@ OWN = {
     "mebt": Case("mebt", (32, 64), tokenizer=VQGAN3D, encode=(), held_out=True, option="steps=4"),
     "teco": Case(
         "teco", (32, 64), ("--seq-len=16",), prompted=True, tokenizer=VQGAN2D, encode=(), past=8, held_out=True,
-        option="draft=4",
+        option="rounds=1",
     ),
 }  # fmt: skip
 PARAMETERS = [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in OWN)]
