@@ -95,6 +95,8 @@ def _parse_pairs(context: click.Context, option: click.Parameter, pairs: Sequenc
                  "says]", type=SEVERAL),
     click.option("--num-runs", help="Measure this often, with other clips each time  [default: 1, or as the protocol "
                  "says]", type=COUNT),
+    click.option("--bound", type=bool, help="Measure first what the tokenizer of the model reconstructs, which bounds "
+                 "its distances  [default: no, or as the protocol says]"),
     click.option("--batch", help="Clips at a time  [default: 64 frames]", type=COUNT),
     click.option("--detector-path", "detector_paths", multiple=True, callback=_parse_pairs, metavar="NAME=FILE|URL",
                  help="Weights of a detector, in place of those in the cache; repeatable"),
@@ -114,6 +116,7 @@ def main(
     size: tuple[int, int] | None,
     fps: float | None,
     num_runs: int | None,
+    bound: bool | None,
     output_path: Path | None,
     device: str | None,
     seed: int,
@@ -122,7 +125,6 @@ def main(
     """See the module's docstring."""
     import torch
 
-    from metrics import metric_main
     from metrics.inputs import Videos
     from torch_utils import distributed, host_memory
 
@@ -139,15 +141,18 @@ def main(
         host_memory.keep_freed(where)
         with distributed.together():
             sides = real, fake = _open_sides(real_text, fake_path or "", given, size, fps, where)
+            is_wanted = rules.has_bound if bound is None else bound
+            reconstructed = _open_bound(given, sides, bool(bound), where) if is_wanted else None
         if distributed.is_main():
             _say_left_out(sides)
-        runs = [
-            metric_main.calc_metrics(metrics, real, fake, seed=seed + run, device=where, **values)
-            for run in range(num_runs or rules.runs)
-        ]
-        if distributed.is_main():
-            for results in zip(*runs, strict=True):
-                _report({**_combine(list(results)), **_named(given, real_text, fake_path)}, output_path)
+        repeats = {"device": where, "seeds": range(seed, seed + (num_runs or rules.runs))}
+        if reconstructed is not None:
+            alone = dataclasses.replace(rules, context=None, horizon=None, samples=1)
+            bounds = _measure(_distances(metrics), (real, reconstructed), **{**values, "protocol": alone, **repeats})
+            for result in bounds:
+                _report({**result, **_named(given, real_text, fake_path), "bounds": True}, output_path)
+        for result in _measure(metrics, sides, **values, **repeats):
+            _report({**result, **_named(given, real_text, fake_path)}, output_path)
         words = ["generate.py", "--outdir=outputs", "--seed=0", *given.flags]
         if not isinstance(fake, Videos) and fake.prompts is not None and fake.sampler.needs.frames:
             words.append(f"--context={real_text}")
@@ -209,6 +214,22 @@ def _open_sides(
     return metric_main.prompted(real, fake, real_text), metric_main.prompted(fake, real, fake_text)
 
 
+def _open_bound(given: Given, sides: "tuple[Side, Side]", is_asked: bool, device: "torch.device") -> "Side | None":
+    """Return the side that the tokenizer of the model reconstructs, None if there is none and it was not asked for."""
+    from metrics import inputs, metric_main
+    from training.sampling import open_reconstruction
+
+    real, fake = sides
+    sampler = None
+    if isinstance(real, inputs.Videos) and not isinstance(fake, inputs.Videos) and not fake.reconstructs:
+        sampler = open_reconstruction(given.models, device)
+    if sampler is not None and isinstance(real, inputs.Videos):
+        return metric_main.prompted(sampler, real, given.models[-1].path)
+    if is_asked:
+        raise ValueError("--bound is for models whose file holds a tokenizer, against footage: leave it out")
+    return None
+
+
 def _say_left_out(sides: "tuple[Side, Side]") -> None:
     from dnnlib.text import escape
     from metrics import inputs
@@ -221,6 +242,24 @@ def _say_left_out(sides: "tuple[Side, Side]") -> None:
 
 # ----------------------------------------------------------------------------
 # Results.
+
+
+def _distances(metrics: Sequence[str]) -> list[str]:
+    """Return the distances among some metrics that reconstructions have, too."""
+    parsed = [families.parse(name) for name in metrics if name not in families.LONG_MEASURES]
+    return [metric.name for metric in parsed if metric.family.is_distance and not metric.shape.context]
+
+
+def _measure(
+    metrics: Sequence[str], sides: "tuple[Side, Side]", seeds: Sequence[int], **options: Any
+) -> list[dict[str, Any]]:
+    """Return the result of each metric, over runs with these seeds."""
+    from metrics import metric_main
+
+    if not metrics:
+        return []
+    runs = [metric_main.calc_metrics(metrics, *sides, seed=seed, **options) for seed in seeds]
+    return [_combine(list(results)) for results in zip(*runs, strict=True)]
 
 
 def _combine(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -247,6 +286,10 @@ def _combine(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _report(result: dict[str, Any], output_path: Path | None) -> None:
+    from torch_utils import distributed
+
+    if not distributed.is_main():
+        return
     line = json.dumps(result)
     click.echo(line)
     if output_path is not None:

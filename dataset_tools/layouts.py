@@ -14,8 +14,6 @@ from dataset_tools.make_dataset_from_frames import choose_frames
 from training.data.layouts.base import Layout
 from training.data.streams import StreamStore
 
-_CHUNK_FRAMES = 32  # frames that are read at once
-
 source_fps_option = click.option(
     "--source-fps",
     help="Frames per second at which the frames were recorded  [default: that of the files, else 30]",
@@ -83,10 +81,18 @@ def values_of(store: StreamStore, clip: int, frames: Sequence[int]) -> list[Any]
 
 
 def _read(layout: Layout, number: int, chosen: Sequence[int]) -> Generator[np.ndarray, None, None]:
-    for start in range(0, len(chosen), _CHUNK_FRAMES):
-        piece = np.asarray(chosen[start : start + _CHUNK_FRAMES])
-        numbers, places = np.unique(piece, return_inverse=True)
-        yield from layout.read(number, numbers.tolist())[places]
+    """Yield the chosen frames, which ascend and may repeat."""
+    frames = enumerate(layout.iterate(number))
+    place, pixels = next(frames, (-1, None))
+    for wanted in chosen:
+        while pixels is not None and place < wanted:
+            place, pixels = next(frames, (-1, None))
+        if pixels is None:
+            raise ValueError(
+                f"{layout.path} has only a part of the {layout.clips[number].num_frames} frames of "
+                f"{layout.clips[number].path}: its file is damaged, so make or copy it again"
+            )
+        yield pixels
 
 
 def _describe(layout: Layout, number: int, fps: float, recipe: making.Recipe) -> str:

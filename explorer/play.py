@@ -17,7 +17,7 @@ from dnnlib.video import VideoWriter, whole_factor
 from explorer.actions import Action, ActionSpace, action_space, bindings, check_steered
 from explorer.blocks import Options, Progress
 from explorer.requests import as_png
-from explorer.starts import UPLOAD, UPLOAD_BYTES, Starts, read_actions, read_upload
+from explorer.starts import UPLOAD, UPLOAD_BYTES, Context, Starts, read_actions, read_upload
 from explorer.views import MAX_SEED, About, describe
 from explorer.walks import MAX_FRAMES, Pictures, SteeredPrompt, Walk
 from explorer.worker import Busy, Cancelled, Steps, Task
@@ -37,6 +37,7 @@ MAX_AHEAD = 4  # steps of one walk in the queue
 class Playable:
     """What a page must know of a model that can be steered."""
 
+    model: str
     space: ActionSpace
     about: About
     starts: Starts
@@ -50,6 +51,7 @@ class Playable:
         """Return all this for the page."""
         height, width = self.sampler.size
         return {
+            "model": self.model,
             "height": height,
             "width": width,
             "past": self.sampler.needs.past,
@@ -106,21 +108,19 @@ class Play:
         if found is None or found.sampler is not sampler:
             check_steered(sampler, model)
             starts = Starts(sampler, *self.session.start_of(model, sampler))
-            found = Playable(action_space(sampler, model, starts.examples), describe(sampler), starts)
+            found = Playable(model, action_space(sampler, model, starts.examples), describe(sampler), starts)
             self.known[model] = found
         return found
 
-    def start_picture(self, model: str, start: str) -> bytes:
+    def start_picture(self, found: Playable, start: str) -> bytes:
         """Return the last frame of a start as a PNG file."""
-        found = self.known[model]
         frames = found.starts.context(start, found.space).frames
         if not len(frames):
             raise ValueError("this start has no picture: the first frame is made from the seed")
         return as_png(frames[-1])
 
-    def read_actions(self, model: str, data: bytes, name: str) -> list[str]:
+    def read_actions(self, found: Playable, data: bytes, name: str) -> list[str]:
         """Return the actions into the frames after the context, as a page sends them, from the content of a file."""
-        found = self.known[model]
         values = read_actions(data, name, self.session.folder, found.sampler, found.space)
         past = found.sampler.needs.past
         if len(values) <= past:
@@ -133,28 +133,32 @@ class Play:
 
     # Walks.
 
-    def begin(self, tab: str, model: str, start: str, seed: int, options: Options, upload: bytes | None) -> Walk:
+    def begin(self, tab: str, found: Playable, start: str, seed: int, options: Options, upload: bytes | None) -> Walk:
         """Begin a walk in place of the tab's own; raise `Busy` while as many as may be are under way."""
-        found = self.known[model]
         if abs(seed) > MAX_SEED:
             raise ValueError(f"seed is {seed}: use a number from -{MAX_SEED} to {MAX_SEED}")
         if (start == UPLOAD) != (upload is not None):
             raise ValueError("a start from a file needs the file, and no other start has one")
-        context = (
-            found.starts.context(start, found.space)
-            if upload is None
-            else read_upload(upload, self.session.folder, found.sampler, found.space)
-        )
+        context = found.starts.context(start, found.space) if upload is None else self._read_upload(upload, found)
         self.drop(tab)
         with self._lock:
             self._make_room()
             number = next(self._numbers)
             prompt = SteeredPrompt(context, found.space.still, found.starts.prompt or Prompt())
             pictures = Pictures(self.session.folder / f"walk-{number}")
-            walk = Walk(number, tab, model, found.space, seed, options, prompt, pictures)
+            walk = Walk(number, tab, found.model, found.space, seed, options, prompt, pictures)
             self._walks[number], self._places[number] = walk, _Place()
             self._places[number].turn = next(self._turns)
         return walk
+
+    def _read_upload(self, upload: bytes, found: Playable) -> Context:
+        """Return the context that a file gives; few are decoded at once, whoever sends them."""
+        if not self.uploads.acquire(timeout=WAIT_SEC):
+            raise Busy("others are sending files")
+        try:
+            return read_upload(upload, self.session.folder, found.sampler, found.space)
+        finally:
+            self.uploads.release()
 
     def _make_room(self) -> None:
         """End the walk that has been idle longest, if there are as many as may be."""
@@ -190,7 +194,8 @@ class Play:
                 self._end(number)
 
     def suspend(self, model: str) -> None:
-        """Have walks give up what they hold of a model that leaves the memory. For the worker's thread."""
+        """Give up what is held of a model that leaves the memory. For the worker's thread."""
+        self.known.pop(model, None)
         for walk in list(self._walks.values()):
             if walk.model == model:
                 walk.suspend()

@@ -42,36 +42,34 @@ class PlayRoutes:
     def open(self, name: str) -> Playable:
         """Return what is known of a model, which is opened if it has not been yet."""
         self.session.check_model(name)
-        if name not in self.play.known:
-            self.wait(self.session.worker.submit(self.play.open(name), f"{self.client}/open"))
-        return self.play.known[name]
+        return self.play.known.get(name) or self.wait(
+            self.session.worker.submit(self.play.open(name), f"{self.client}/open")
+        )
 
     def model(self, query: Query) -> Answer:
         """Answer with what a page must know of a model."""
         name = query.text("model")
         query.finish()
-        return as_json({"model": name, **self.open(name).facts()})
+        return as_json(self.open(name).facts())
 
     def start(self, query: Query) -> Answer:
         """Answer with the picture of a start: its last frame."""
         model, start = query.text("model"), query.text("start")
         query.finish()
-        self.open(model)
-        return Answer(self.play.start_picture(model, start), "image/png")
+        return Answer(self.play.start_picture(self.open(model), start), "image/png")
 
     def read_actions(self, query: Query) -> Answer:
         """Answer with the actions of a file, which is the body."""
         model, name = query.text("model"), query.text("name")
         query.finish()
-        self.open(model)
-        return as_json({"actions": self.play.read_actions(model, self.body, name)})
+        return as_json({"actions": self.play.read_actions(self.open(model), self.body, name)})
 
     def begin(self, query: Query) -> Answer:
         """Begin the walk of a tab; the body is the file of a start that was sent. What is left are options."""
         model, start, tab = query.text("model"), query.text("start"), query.text("tab")
         seed, found = query.whole("seed", 0), self.open(model)
         options = found.about.read_options(query.rest(), model)
-        walk = self.play.begin(tab, model, start, seed, options, self.body if start == UPLOAD else None)
+        walk = self.play.begin(tab, found, start, seed, options, self.body if start == UPLOAD else None)
         return as_json(self.play.status(walk))
 
     def status(self, query: Query, number: int) -> Answer:

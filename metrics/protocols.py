@@ -30,6 +30,7 @@ class EvalProtocol:
     horizon: int | None = None  # None: the frames that the metric needs
     samples: int = 1  # continuations of each context; paired metrics give their mean, and that of the best
     group_size: int | None = None  # distances are means over groups of so many clips of both sides; None: of all
+    has_bound: bool = False  # what the model's tokenizer reconstructs is measured first, as the bound of distances
     runs: int = 1  # measurements with other clips, whose mean is reported
     metrics: tuple[str, ...] = ()  # measured unless others are asked for
     num_videos: int = 256  # a side, for measures of long videos

@@ -53,6 +53,8 @@ COMMANDS = {
             "play",
             "river",
             "startup",
+            "tats",
+            "teco",
             "tokenizer",
             "train_step",
         )

@@ -288,6 +288,12 @@ class System:
         """Return whether `validate` is defined."""
         return cls.validate is not System.validate
 
+    def gather(self) -> None:
+        """Collect from all ranks what `sampler` and `export` need; all ranks call it together before either is used.
+
+        Optional, for systems whose networks are divided among the ranks.
+        """
+
     def sampler(self) -> Sampler:
         """Return the sampler for previews and metrics."""
         raise NotImplementedError(f"{type(self).__name__} has no sampler")

@@ -24,7 +24,7 @@ import torch
 from dnnlib import locks
 from dnnlib.text import one_line
 from dnnlib.util import atomic_path
-from torch_utils import distributed, host_memory, misc, training_stats
+from torch_utils import distributed, host_memory, misc, sharding, training_stats
 from training import checkpoint
 from training.config import TrainOptions, make_system, settle, system_class, to_dict
 from training.contract import Batch, BatchSpec, System
@@ -169,6 +169,8 @@ def _train(
             due = stop or late or measured or is_due(step, options.checkpoint_steps, last)
             if ticks or samples or due:
                 clock.settle(device)
+            if samples or due or branches:
+                model.gather()
             if held_out is not None and not seen and is_due(step, options.metric_steps, last):
                 clock.validated_step = step if validate(logger, model, held_out, device) else clock.validated_step
             if ticks:
@@ -409,8 +411,8 @@ def save(
         for module in model.modules.values():
             misc.check_ddp_consistency(module)
     state = {
-        "modules": {name: module.state_dict() for name, module in model.modules.items()},
-        "optimizers": {name: optimizer.state_dict() for name, optimizer in model.optimizers.items()},
+        "modules": {name: sharding.whole_state(module) for name, module in model.modules.items()},
+        "optimizers": {name: sharding.whole_optimizer_state(opt) for name, opt in model.optimizers.items()},
         "system": model.state_dict(),  # may reduce over ranks, so all ranks call it
         "loop": dict(loop_state),
         "options": to_dict(options),

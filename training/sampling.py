@@ -324,3 +324,17 @@ def open_sampler(
     sampler.fps = next((bundle.fps for bundle in bundles if bundle.fps is not None), None)
     sampler.vocabularies = {name: names for bundle in bundles for name, names in bundle.vocabularies.items()}
     return sampler
+
+
+def open_reconstruction(models: Sequence[str | ModelPath], device: torch.device | str = "cpu") -> Sampler | None:
+    """Return the sampler that reconstructs by the tokenizer in the files of a model, None if they hold none."""
+    for item in [item for model in models for item in network_file.expand(model)]:
+        bundle = network_file.load_bundle(item.path, device, role=item.role)
+        network = bundle.networks.get("tokenizer")
+        found = network is not None and registry.find_network(type(network).__name__)
+        if network is not None and found:
+            alone = Bundle({"tokenizer": network}, found[1].name, fps=bundle.fps)
+            sampler: Sampler = registry.resolve(found[1].open_sampler)([alone], {})
+            sampler.fps = bundle.fps
+            return sampler
+    return None

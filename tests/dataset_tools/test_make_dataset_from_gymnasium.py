@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from dataset_tools import make_dataset_from_gymnasium
+from dataset_tools.inspect_findings import command_again
 from training.data.dataset import ClipDataset
 
 SIZE = (12, 16)
@@ -126,3 +128,15 @@ def test_an_unknown_environment_is_refused(tmp_path):
 def test_without_gymnasium_one_sentence_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     assert "needs the package gymnasium; install it with: pip install" in run(tmp_path / "toy", code=1)
+
+
+def test_the_inspector_prints_the_command_that_made_it(tmp_path):
+    made, again = tmp_path / "made", tmp_path / "again"
+    run(made, "--clips=3", "--frames=9", "--env-arg=length=7", "--frame-skip=2", "--seed=5", "--split=val")
+    facts = json.loads((made / "dataset.json").read_text())
+    command = command_again(again, facts, {"0012x0016": sorted((made / "0012x0016").glob("*.zip"))}, [])
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "dataset_tools.make_dataset_from_gymnasium"]
+    result = CliRunner().invoke(make_dataset_from_gymnasium.main, words[3:])
+    assert result.exit_code == 0, result.output
+    assert content(again) == content(made)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 
 import h5py
 import numpy as np
@@ -15,6 +16,7 @@ from dataset_tools import (
     make_dataset_from_videos,
     make_hdf5_from_dataset,
 )
+from dataset_tools.inspect_findings import command_again
 from tests.training.data.clips import drifting, write
 from tests.training.data.test_layouts import clips_of, write_indexed, write_npz, write_river
 from training.data import resizing
@@ -209,3 +211,19 @@ def test_recordings_with_bad_actions_are_left_out(tmp_path, content, message):
     output = run(make_dataset_from_videos, folder, tmp_path / "made", "--sizes=16x24", code=1)
     assert re.search(message, output) and "1 of 2 sources are broken" in output
     assert [clip.path for clip in ClipDataset(tmp_path / "made", [SIZE]).clips] == ["second"]
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "npz"])
+def test_the_inspector_prints_the_command_that_made_it(tmp_path, kind):
+    if kind == "hdf5":
+        command, source = make_dataset_from_hdf5, write_river(tmp_path / "footage", smooth([4, 5]))
+    else:
+        command, source = make_dataset_from_npz, tmp_path / "footage"
+        write_npz(source / "0.npz", smooth([5])[0], actions=np.arange(5))
+    run(command, source, tmp_path / "made", "--sizes=8x12", "--source-fps=12", "--resize=stretch")
+    facts = json.loads((tmp_path / "made" / "dataset.json").read_text())
+    shards = {"0008x0012": sorted((tmp_path / "made" / "0008x0012").glob("*.zip"))}
+    words = shlex.split(command_again(tmp_path / "again", facts, shards, []))
+    assert words[2] == f"dataset_tools.make_dataset_from_{kind}" and words[3] == "path/to/footage"
+    run(command, source, *words[4:])
+    assert content(tmp_path / "again") == content(tmp_path / "made")

@@ -19,6 +19,7 @@ from explorer.session import Entry, PromptFiles
 from explorer.walks import SteeredPrompt
 from tests.explorer.helpers import ask, ask_json, serving_entries, unpack, until
 from tests.explorer.steered import NAMES, PAST, SIZE, TURN, RingSampler, registered, scene, shift_between, write_dataset
+from tests.explorer.toys import Given
 from tests.explorer.toys import registered as registered_toys
 from training.data.stream_values import read_stream_file
 from training.sampling import Prompt, Request, open_sampler, quantize
@@ -240,6 +241,20 @@ def test_a_cut_drops_steps_in_the_queue_and_says_how_far_it_is(serve):
         assert np.array_equal(walk.step("turn_left"), made[20:21])
 
 
+def test_a_model_that_makes_several_frames_at_once_is_steered_chunk_by_chunk(tmp_path):
+    with registered_toys(tmp_path) as paths:
+        with serving_entries([Entry("walk", (paths["walk"],))], prompt=Given()) as session:
+            walk = Walking(session, model="walk", start="given")
+            made = walk.step("3", "0", "1")
+            assert made.shape[0] == 12 and made[:, 0, 0, 0].std() > 10
+            saved = json.loads(ask(session, f"/api/walks/{walk.number}/actions")[1])
+            assert saved == [1, 0, 1, *[3] * 4, *[0] * 4, *[1] * 4]
+            walk.cut(7)
+            assert walk.frames == 4, "where a chunk ends"
+            again = walk.step("0", "1")
+            assert np.array_equal(np.concatenate([made[:4], again]), made)
+
+
 # ----------------------------------------------------------------------------
 # Starts.
 
@@ -419,7 +434,7 @@ def test_walks_outlive_their_model_in_memory(paths, serve, monkeypatch):
         walk = Walking(session, "a")
         made = walk.step("turn_left", "forward")
         Walking(session, "b", model="again").step("none")
-        assert list(session._loaded) == ["again"]
+        assert list(session._loaded) == list(session.play.known) == ["again"]
         RingSampler.num_frames = 0
         assert shift_between(made[1], walk.step("turn_left")[0]) == TURN
         assert RingSampler.num_frames == 3, "it was done again"

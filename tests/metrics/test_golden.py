@@ -32,7 +32,10 @@ def test_distances_are_those_of_tats(entry, golden):
     for case in (entry, *(value for value in entry.values() if isinstance(value, dict))):
         x, y = features(case["X"]), features(case["Y"])
         found = frechet_distance_from_features(x, y, is_unbiased=True)
-        assert found == pytest.approx(case["frechet_float64"], rel=1e-5)
+        # The release computes in float32, which is good to 5e-4 where covariances are of low rank.
+        published = {"frechet": 1e-3, "frechet_float32": 1e-3, "frechet_float64": 1e-5}
+        for name in published.keys() & case.keys():
+            assert found == pytest.approx(case[name], rel=published[name]), name
         assert polynomial_distance(x, y) == pytest.approx(case["kvd"], rel=1e-5)
 
 
@@ -49,7 +52,9 @@ def images(text: str, seed: int) -> list[torch.Tensor]:
 @golden_files.entries("teco", "metrics*")
 def test_frames_are_compared_as_by_teco(entry: dict[str, Any], golden):
     x, y = images(entry["input"], golden["about"]["seed"])
-    golden_files.check(paired.psnr(x, y), entry["psnr"], single=5e-5)
-    golden_files.check(paired.ssim(x, y), entry["ssim"], single=5e-5)
-    # The release averages over channels and rows, and leaves the columns.
-    golden_files.check(paired.ssim_map(x, y).mean(dim=(1, 2)), entry["ssim_per_channel"], single=5e-5)
+    # The release's `ssim_per_channel` averages over channels and rows, and leaves the columns.
+    found = {"psnr": paired.psnr(x, y), "ssim": paired.ssim(x, y)}
+    found["ssim_per_channel"] = paired.ssim_map(x, y).mean(dim=(1, 2))
+    assert entry.keys() - {"input"} <= found.keys()
+    for name in entry.keys() & found.keys():
+        golden_files.check(found[name], entry[name], single=5e-5, where=name)

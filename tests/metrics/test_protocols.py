@@ -63,8 +63,8 @@ def recall(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(folder: Path, *arguments: str, model: str = "model.pkl") -> tuple[int, str, list[dict]]:
-    words = [f"--dataset={folder / 'data'}", f"--model={folder / model}", "--device=cpu", *arguments]
-    result = CliRunner().invoke(calc_metrics.main, words)
+    words = [f"--dataset={folder / 'data'}", *([f"--model={folder / model}"] if model else []), "--device=cpu"]
+    result = CliRunner().invoke(calc_metrics.main, [*words, *arguments])
     lines = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
     return result.exit_code, result.output, lines
 
@@ -100,6 +100,15 @@ def test_its_tokenizer_is_measured(folder: Path, own_cache: Path):
     assert rfmd["results"]["rfmd3_8f"] > 0 and 0 < psnr["results"]["psnr3_8f"] < 100 and "baselines" not in psnr
 
 
+def test_the_bound_of_its_tokenizer_comes_first(folder: Path, own_cache: Path):
+    code, output, lines = run(folder, "--bound=true", "-m", "fmd3_8f", "-m", "psnr3_8f", "--context-frames=38")
+    assert code == 0, output
+    assert [line["metric"] for line in lines] == ["rfmd3_8f", "fmd3_8f", "psnr3_8f"]
+    assert lines[0]["bounds"] and "bounds" not in lines[1]
+    _, _, (alone,) = run(folder, "-m", "fmd3_8f", model="tokenizer.pkl")
+    assert lines[0]["results"] == pytest.approx(alone["results"], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -109,10 +118,12 @@ def test_its_tokenizer_is_measured(folder: Path, own_cache: Path):
         ),
         (["--protocol=kth-10to30"], "the model needs 36 context frames, and 10 are given: give more"),
         (["--protocol=kth-10to3"], "there is no protocol 'kth-10to3'"),
+        (["--bound=true", "--fake={folder}/data"], "--bound is for models whose file holds a tokenizer"),
         (["-m", "psnr3_8f", "--horizon=4"], "8 generated frames are compared, and the horizon is 4"),
     ],
 )
 def test_what_does_not_fit_is_refused(folder: Path, arguments: list[str], message: str):
-    code, output, _ = run(folder, *arguments)
+    arguments = [argument.format(folder=folder) for argument in arguments]
+    code, output, _ = run(folder, *arguments, model="" if "--fake" in " ".join(arguments) else "model.pkl")
     assert code != 0 and "Traceback" not in output
     assert message in output.replace("\n", " ")

@@ -1,7 +1,7 @@
 """Clips that lie in files of a folder: videos, arrays, and folders of images."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -15,6 +15,7 @@ from training.data.frames import iter_video, reading_rate
 from training.data.listing import VIDEO_SUFFIXES, Listing, Remarks, clip_name, kind_of, list_footage
 from training.data.pictures import PictureClip, picture_clips
 from training.data.shards import Clip, Size
+from training.data.video_index import VideoFacts, VideoIndex
 
 READ_THREADS = 4
 ARRAYS_HELD = 4
@@ -36,6 +37,7 @@ class ClipFile:
     files: tuple[Path, ...]
     version: str = ""  # of how the files are read
     streams: dict[str, Path] = field(default_factory=dict)
+    iterate: Callable[[], Iterator[np.ndarray]] | None = None  # all frames, if they are read best in one pass
 
     @functools.cached_property
     def size(self) -> Size:
@@ -51,7 +53,13 @@ def open_clip_files(path: Path, remarks: Remarks, fps: float | None = None) -> l
     listing = None if path.is_file() else list_footage(path, remarks)
     found = _find(path, listing, remarks)
     streams = {} if listing is None else listing.streams
-    return in_threads(functools.partial(_open, root=path, fps=fps, remarks=remarks, streams=streams), found)
+    index = VideoIndex(path) if fps is None else None
+    clips = in_threads(
+        functools.partial(_open, root=path, fps=fps, remarks=remarks, streams=streams, index=index), found
+    )
+    if index is not None:
+        index.save()
+    return clips
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
@@ -98,6 +106,7 @@ def _open(
     fps: float | None,
     remarks: Remarks,
     streams: Mapping[Path, dict[str, Path]],
+    index: VideoIndex | None,
 ) -> ClipFile:
     name = _name(found, root)
     if isinstance(found, PictureClip):
@@ -112,15 +121,20 @@ def _open(
         read = functools.partial(_read_array, found)
         beside.setdefault("", found)
         return ClipFile(Clip(name, num_frames), None, lambda: (size[0], size[1]), read, (found,), streams=beside)
-    timing = scan(found)
-    rate, resampled = reading_rate(found, fps)
-    num_frames = timing.num_frames if resampled is None else timing.count(resampled)
-    factor = pixel_factor(found)
+    resampled = None if fps is None else reading_rate(found, fps)[1]
+    look = functools.partial(_look, found, fps, resampled)
+    num_frames, rate, factor = look() if index is None else index.look(found, look)
     version = f" {READER_VERSION}" + (f" / {factor}" if factor > 1 else "")
     read = functools.partial(_read_video, found, resampled)
-    return ClipFile(
-        Clip(name, num_frames), rate, functools.partial(_video_size, found), read, (found,), version, beside
-    )
+    size, iterate = functools.partial(_video_size, found), functools.partial(iter_video, found, resampled)
+    return ClipFile(Clip(name, num_frames), rate, size, read, (found,), version, beside, iterate)
+
+
+def _look(path: Path, fps: float | None, resampled: float | None) -> VideoFacts:
+    """Return the facts of a video, read at its own rate or at `resampled` frames per second."""
+    timing = scan(path)
+    num_frames = timing.num_frames if resampled is None else timing.count(resampled)
+    return VideoFacts(num_frames, reading_rate(path, fps)[0], pixel_factor(path))
 
 
 def _picture_size(clip: PictureClip) -> Size:

@@ -69,17 +69,34 @@ def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float = 1.0, 
 
 
 def filter_logits_fast(logits: Tensor, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
-    """Return `filter_logits` of the inclusive convention, by sorting only the `top_k` largest logits.
+    """Return `filter_logits` of the inclusive convention, by sorting the largest values of logits (..., V) alone.
 
     Of equal logits at the end of the nucleus all stay, where `filter_logits` keeps those with the smaller numbers.
     """
-    if top_k is None or not 0 < top_k < logits.shape[-1] or top_p >= 1:
-        return filter_logits(logits, top_k, top_p)
-    largest = logits.topk(top_k, dim=-1).values
-    if logits.device.type == "cpu" and int((logits >= largest[..., -1:]).sum(-1).max()) > top_k:
-        return filter_logits(logits, top_k, top_p)  # several equal the smallest, and add to the sum
-    least = largest.masked_fill(_outside(largest, top_p, True), torch.inf).amin(-1, keepdim=True)
+    if top_k is None:
+        return logits
+    size = logits.shape[-1]
+    count = top_k if 0 < top_k < size else size
+    ordered = _largest(logits, count)
+    least = ordered[..., -1:]
+    if top_p < 1:
+        if count < size and logits.device.type == "cpu":
+            most = int((logits >= least).sum(-1).max())
+            if most > count:  # logits that equal the last one add to the sum
+                ordered = _largest(logits, most)
+                ordered = ordered.masked_fill(ordered < least, -torch.inf)
+        least = ordered.masked_fill(_outside(ordered, top_p, True), torch.inf).amin(-1, keepdim=True)
     return logits.masked_fill(logits < least, -torch.inf)
+
+
+def _largest(logits: Tensor, count: int) -> Tensor:
+    """Return the largest values of each row in descending order; on CPUs by NumPy, which uses their vector units."""
+    if logits.device.type != "cpu" or logits.dtype != torch.float32:
+        return logits.topk(count, dim=-1).values
+    values, rest = logits.detach().numpy(), logits.shape[-1] - count
+    if rest:
+        values = np.partition(values, rest, axis=-1)[..., rest:]
+    return torch.from_numpy(np.sort(values, axis=-1)).flip(-1)
 
 
 # ----------------------------------------------------------------------------
@@ -109,7 +126,7 @@ def uniform_numbers(purpose: str, seeds: Sequence[int], index: int | str, count:
 class Draw:
     """How a token is drawn from logits: divided by `temperature`, filtered, then drawn; temperature 0: the largest.
 
-    `fast` sorts only the `top_k` largest logits. Raises `ValueError` for values out of range.
+    `fast` is for `filter_logits_fast`. Raises `ValueError` for values out of range.
     """
 
     top_k: int | None = None

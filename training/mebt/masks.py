@@ -14,10 +14,7 @@ import torch
 from torch import Tensor
 
 from training.generation.draft_revise import MASK_SCHEDULES
-
-LATEST = 1 - 2.0**-24  # largest t below 1 in float32
-
-PRIORS = ("longest", "uniform", "gaussian2", "gaussian100000_2")
+from training.mebt.options import PRIORS
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The modes of MeBT's layers and the published list of them; imports no torch."""
 
 MODES = ("latent_enc", "latent_self", "latent_dec", "lt2l", "maskgit")
+RESIDUALS = ("plain", "normalised")  # attention is added to queries before or after the norm
 
 
 def stack(encoders: int, decoders: int) -> list[str]:

@@ -28,14 +28,13 @@ from torch.utils.checkpoint import checkpoint
 
 from torch_utils.precision import MixedPrecision
 from training.generation.draft_revise import Query
-from training.mebt.modes import MODES, PUBLISHED_MODES
+from training.mebt.modes import MODES, PUBLISHED_MODES, RESIDUALS
 from training.modules.attention import attend
 from training.modules.linear import Linear
 
-RESIDUALS = ("plain", "normalised")
 INIT_STD = 0.02
 ROWS = 1024  # targets whose block is computed at once in inference: bounds the memory of the wide layer
-LOGIT_ROWS = 64  # targets whose logits are there at once in inference
+LOGIT_ROWS = {"cpu": 64, "cuda": 2048}  # targets of all videos whose logits are there at once in inference
 
 
 class Attention(nn.Module):
@@ -250,7 +249,8 @@ class MeBT(MixedPrecision):
     def predict(self, query: Query, cache: ContextCache | None = None) -> Iterator[Tensor]:
         """Answer a query of `training.generation.draft_revise` with few logits at a time."""
         hidden = self.hidden(query.codes, query.contexts, query.targets, query.wanted, cache)
-        for part in hidden.split(LOGIT_ROWS, dim=1):
+        rows = LOGIT_ROWS.get(hidden.device.type, ROWS) // len(hidden)
+        for part in hidden.split(max(rows, 1), dim=1):
             yield self.transformer.head(part)
 
     def losses(self, codes: Tensor, contexts: Tensor, targets: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -70,5 +70,5 @@ PRESETS: dict[str, Preset] = {
     "labdoom-tiny": small(
         128, 128, 64, 3, 3, 1e-3, batch=4, steps=4000, tick_steps=50, sample_steps=1000, checkpoint_steps=500
     ),
-    "toy": small(16, 96, 32, 2, 2, 2e-3, batch=8, steps=400, tick_steps=25, sample_steps=200, checkpoint_steps=100),
+    "toy": small(16, 96, 64, 2, 2, 2e-3, batch=8, steps=1500, tick_steps=50, sample_steps=500, checkpoint_steps=250),
 }

@@ -6,6 +6,7 @@ SPEC = Spec(
     name="mebt",
     title="MeBT: a bidirectional transformer of whole long videos, in memory linear in their length",
     system="training.mebt.system:MeBTTraining",
+    options="training.mebt.options:MeBTOptions",
     presets="training.mebt.presets:PRESETS",
     networks={"training.mebt.networks:MeBT": "MeBT transformer"},
     open_sampler="training.mebt.sampling:open_sampler",

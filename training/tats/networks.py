@@ -6,6 +6,7 @@ names of the state are those of the release. Ids of the condition come first in 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -32,6 +33,12 @@ def infill_mask(block_size: int, latent_codes: int) -> Tensor:
     future = block_size - n + 1
     seen = (k <= n) | (k >= future) | (k <= q)
     return seen & ~((q >= future) & (k > n) & (k < future))
+
+
+@functools.lru_cache(maxsize=4)
+def mask_on(block_size: int, latent_codes: int, device: torch.device) -> Tensor:
+    """Return `infill_mask` on a device, made once."""
+    return infill_mask(block_size, latent_codes).to(device)
 
 
 class Attention(nn.Module):
@@ -129,8 +136,7 @@ class TATSTransformer(MixedPrecision):
         """Return the logits after each of ids (N, L): (N, L, vocabulary); `rows` is from `table_rows`."""
         length = ids.shape[1]
         x = self.embed(ids, slice(0, length), rows)
-        mask = infill_mask(self.block_size, self.unmasked)[:length, :length] if self.unmasked else None
-        mask = mask.to(x.device) if mask is not None else None
+        mask = mask_on(self.block_size, self.unmasked, x.device)[:length, :length] if self.unmasked else None
         for block in self.blocks:
             x = block(x, mask, mask is None)
         return self.head(self.ln_f(x))

@@ -7,6 +7,7 @@ batch. Each is for the tokenizer of the same name (`train.py tokenizer`).
 |---|---|---|---|
 | default, ucf101, sky, taichi | 16 frames of 128x128 | 4x16x16 | none |
 | ucf101-class | 16 frames of 128x128 | 4x16x16 | 101 classes |
+| mugen | 16 frames of 256x256 | 4x16x16 | a description of 256 ids |
 | sky-keyframes, taichi-keyframes | every 4th latent frame of 64 frames | 4x16x16 | none |
 | labdoom-tiny, labdoom-tiny-keyframes | the same, of 72x128 | 4x9x16, of labdoom-3d | none |
 | toy, toy-keyframes | the same, of 32x64 | 4x8x16, of toy-3d | none |
@@ -52,6 +53,7 @@ TATS: dict[str, Preset] = {
     "ucf101-class": published(condition="label", classes=101),
     "sky": published(),
     "taichi": published(),
+    "mugen": published(condition="text"),
     "sky-keyframes": key_frames(),
     "taichi-keyframes": key_frames(),
     "labdoom-tiny": LABDOOM,

@@ -2,7 +2,7 @@
 
 from metrics.protocols import EvalProtocol
 
-RULES = {"windows": "passes", "has_phase": False, "has_weights": False, "is_unbiased": True}
+RULES = {"windows": "passes", "has_phase": False, "has_weights": False, "is_unbiased": True, "has_bound": True}
 PROTOCOLS = {
     "tats": EvalProtocol("tats", **RULES, runs=10, metrics=("fvd2048_16f", "kvd2048_16f")),
     # How quality changes along long videos: windows of 16 frames, 8 apart, against the same real clips.

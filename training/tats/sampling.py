@@ -395,6 +395,8 @@ class LongVideos(Conditioned):
                 raise ValueError(
                     f"size is {size[0]}x{size[1]}: use multiples of {self.grid_edge}, from {trained[0]}x{trained[1]} on"
                 )
+            if self.network.options["table"] is not None:
+                raise ValueError("the table of positions of this model ends at the size of training: leave out size")
             if self.filler is not None:
                 raise ValueError("size and key frames do not go together: leave out size, or the second model")
         self.outputs = {"video": size or trained}

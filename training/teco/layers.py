@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from training.modules.norms import group_norm
 from training.modules.quantizers import TRUNCATED_STD
 
 EPSILON = 1e-6  # of all norms
+CAUSAL = "causal"
+# Which key a query may see: True where row (query) and column (key) say so, or all up to its own, or all.
+Visible = Tensor | Literal["causal"] | None
 BRANCH = 0.1  # weight of the residual branch of convolutions
 
 
@@ -147,19 +150,20 @@ class Attention(nn.Module):
         return x.unflatten(2, (-1, self.query.out_features // self.heads)).transpose(1, 2)
 
     def forward(
-        self, x: Tensor, queries: Tensor, mask: Tensor | None, angles: Tensor | None, cache: KeyValueCache | None
+        self, x: Tensor, queries: Tensor, mask: Visible, angles: Tensor | None, cache: KeyValueCache | None
     ) -> Tensor:
         """Return what `queries` (N, M, width) find among the tokens x (N, L, width): (N, M, width).
 
-        `mask` is True where a query (row) may see a key. `angles` (L, D / 2) rotate queries and keys. A `cache` holds
-        the keys and values of earlier tokens, and takes these.
+        `angles` (L, D / 2) rotate queries and keys. A `cache` holds the keys and values of earlier tokens, and takes
+        these.
         """
         q, k, v = self.split(self.query(queries)), self.split(self.key(x)), self.split(self.value(x))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:
             k, v = cache.push(k, v)
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        rows, causal = (mask, False) if isinstance(mask, Tensor) else (None, mask == CAUSAL)
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=rows, is_causal=causal)
         return self.out(found.transpose(1, 2).flatten(2))
 
 
@@ -172,18 +176,17 @@ class TransformerLayer(nn.Module):
         self.norm2, self.wi, self.wo = layer_norm(width), dense(width, mlp), dense(mlp, width)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, angles: Tensor | None = None,
-        cache: KeyValueCache | None = None, wanted: Tensor | None = None,
+        self, x: Tensor, mask: Visible = None, angles: Tensor | None = None, cache: KeyValueCache | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Transform tokens (N, L, width), of which only those numbered `wanted` (N, M) are returned, if given.
 
-        See `Attention.forward` for the others.
+        Tokens that are selected see all tokens. See `Attention.forward` for the others.
         """
         queries = normed = self.norm1(x)
         if wanted is not None:
             assert angles is None and cache is None, "tokens are selected without rotary positions and caches"
-            queries, x = take_tokens(normed, wanted), take_tokens(x, wanted)
-            mask = None if mask is None else mask[wanted].unsqueeze(1)
+            queries, x, mask = take_tokens(normed, wanted), take_tokens(x, wanted), None
         x = x + self.attention(normed, queries, mask, angles, cache)
         h = self.wi(self.norm2(x))
         return x + self.wo(h * torch.sigmoid(1.702 * h))
@@ -205,14 +208,14 @@ class Transformer(nn.Module):
         self.recompute = False  # whether activations are computed again for gradients
 
     def forward(
-        self, x: Tensor, position: Tensor, mask: Tensor | None = None, angles: Tensor | None = None,
+        self, x: Tensor, position: Tensor, mask: Visible = None, angles: Tensor | None = None,
         caches: Sequence[KeyValueCache] | None = None, wanted: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Transform tokens (N, L, inputs) with position codes (L, width) into (N, L, width); see the layers."""
         return self.features(self.input(x) + position, mask, angles, caches, wanted)
 
     def features(
-        self, x: Tensor, mask: Tensor | None = None, angles: Tensor | None = None,
+        self, x: Tensor, mask: Visible = None, angles: Tensor | None = None,
         caches: Sequence[KeyValueCache] | None = None, wanted: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Transform tokens (N, L, width) that have their position codes; see `forward`."""

@@ -25,8 +25,10 @@ from torch.nn import functional as F
 from torch_utils.precision import MixedPrecision
 from training.modules.quantizers import CosineQuantizer, Quantized
 from training.teco.layers import (
+    CAUSAL,
     KeyValueCache,
     Transformer,
+    Visible,
     conv,
     dense,
     in_precision,
@@ -196,10 +198,12 @@ class Temporal(MixedPrecision):
         frames = torch.arange(first, first + num_frames, dtype=torch.float64, device=device).repeat_interleave(n)
         return inside, (frames.unsqueeze(1) * frequencies).float()
 
-    def mask(self, first: int, num_frames: int, cached: bool, device: torch.device) -> Tensor | None:
-        """Return which key a query may see: those of its frame and of the seq_len - 1 before; None for all."""
+    def mask(self, first: int, num_frames: int, cached: bool, device: torch.device) -> Visible:
+        """Return which key a query may see: those of its frame and of the seq_len - 1 before."""
         if cached and num_frames == 1:
             return None  # a cache holds just these
+        if self.num_tokens == 1 and num_frames <= self.seq_len:
+            return CAUSAL
         assert not cached or first == 0, "several slots are pushed only into an empty cache"
         frame = torch.arange(num_frames, device=device).repeat_interleave(self.num_tokens)
         behind = frame.unsqueeze(1) - frame
@@ -351,6 +355,10 @@ class TECO(nn.Module):
         """
         latents = torch.cat([cond, z], dim=1)[:, :-1]
         return self.temporal(latents, self.embed_actions(actions[:, 1:]))[:, self.n_cond - 1 :]
+
+    def forward(self, compute: Callable[[TECO], Any]) -> Any:
+        """Return the result of a computation with this network, while parameters that are divided are gathered."""
+        return compute(self)
 
     def decode(self, h: Tensor, z: Tensor) -> Tensor:
         """Return logits of the tokenizer's codes: h, z (N, E, h, w) -> (N, V, H, W)."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_utils import distributed
+from torch_utils import distributed, sharding
 from training import optim
 from training.config import TrainOptions
 from training.contract import (
@@ -34,7 +35,7 @@ from training.modules.autoencoder import Autoencoder
 from training.modules.prior import Prior, PriorOptions
 from training.random import random_state
 from training.sampling import Sampler
-from training.teco.layers import Transformer
+from training.teco.layers import ResBlock, Transformer, TransformerLayer
 from training.teco.losses import Draws, losses, num_kept, num_masked
 from training.teco.networks import POSITIONS, TECO, Decoder, PosteriorEncoder
 from training.teco.presets import WIDTHS
@@ -92,6 +93,7 @@ class TecoOptions(PriorOptions):
         "cosine", "Share of codes that the prior has to predict: cosine, uniform, pow2, log, exp"
     )
     encode_frames: bool = option(False, "Encode frames in each step rather than read their codes; slower")
+    shard: bool = option(False, "Divide parameters and optimiser states among the ranks, block by block (FSDP2)")
     recompute: bool = option(False, "Compute activations again for gradients, rather than keep them in memory")
     legacy: bool = option(False, "Draw kept frames as published, with the fault that the README describes")
 
@@ -118,8 +120,9 @@ class TecoTraining(Prior):
 
     def __init__(self, options: TecoOptions, run: Run):
         super().__init__(options, run)
-        kind = "constant" if run.steps <= 2 * options.warmup_steps else options.schedule
-        self.schedule = Schedule(options.lr, kind, options.warmup_steps, max(run.steps - options.warmup_steps, 1))
+        steps, warmup = max(run.steps, 1), options.warmup_steps
+        warmup = warmup if 2 * warmup < steps else steps // 4  # of a run of few steps, to try something
+        self.schedule = Schedule(options.lr, options.schedule, warmup, steps - warmup)
 
     @classmethod
     def check(cls, options: TecoOptions, train_options: TrainOptions) -> None:
@@ -132,14 +135,10 @@ class TecoTraining(Prior):
                 f"Option context is {options.context}; it must be from n_cond, {options.n_cond}, to below seq_len, "
                 f"{options.seq_len}"
             )
+        if options.shard and options.ema_beta:
+            raise ValueError("a network that is divided has no moving average: leave out --shard or --ema-beta")
         if options.dropout_actions and not options.use_actions:
             raise ValueError("dropout_actions hides actions, but there are none without use_actions: set it to false")
-        steps = train_options.steps
-        if options.schedule == "cosine" and 0 < steps <= 2 * options.warmup_steps:
-            raise ValueError(
-                f"a cosine schedule that warms up for {options.warmup_steps} steps takes more than twice as many, but "
-                f"the run has {steps} steps: train longer, or use fewer --warmup-steps"
-            )
 
     def build(self) -> nn.Module:
         """See `Prior.build`."""
@@ -160,7 +159,28 @@ class TecoTraining(Prior):
         for part in network.modules():
             if isinstance(part, PosteriorEncoder | Decoder | Transformer):
                 part.recompute = o.recompute
+        if o.shard:
+            blocks = [part for part in network.modules() if isinstance(part, ResBlock | TransformerLayer)]
+            sharding.shard(network.to(self.run.device), blocks)
         return network
+
+    def gather(self) -> None:
+        """See `System.gather`: until the next step each rank has a whole network."""
+        if sharding.is_sharded(self.network):
+            state = sharding.whole_state(self.network)
+            self.average = TECO(**self.network.options).to(self.device)
+            self.average.load_state_dict(state)
+
+    def step(self, batches: Iterator[Batch], step: int) -> dict[str, Tensor]:
+        """See `System.step`."""
+        self.forget()
+        return super().step(batches, step)
+
+    def forget(self) -> None:
+        """Leave only the sizes of a whole network, if this one is divided."""
+        if sharding.is_sharded(self.network):
+            with torch.device("meta"):
+                self.average = TECO(**self.network.options)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """See `Prior.parameter_groups`: all parameters decay."""
@@ -235,15 +255,20 @@ class TecoTraining(Prior):
         draws = Draws(batch["unknown"], frames.clamp(max=bound - 1), detached, batch["hidden"], batch["num_hidden"][0])
         with torch.no_grad():
             x = self.tokenizer.quantizer.lookup(codes).transpose(1, 2)
-        found = losses(self.network, x, codes, actions, draws)
-        return {
-            "loss": found.total,
-            "recon_loss": found.recon_loss,
-            "trans_loss": found.trans_loss,
-            "commitment_loss": found.quantized.commitment_loss,
-            "codebook_loss": found.quantized.codebook_loss,
-            "perplexity": found.quantized.perplexity,
-        }
+
+        def terms(network: TECO) -> dict[str, Tensor]:
+            found = losses(network, x, codes, actions, draws)
+            quantized = found.quantized
+            return {
+                "loss": found.total,
+                "recon_loss": found.recon_loss,
+                "trans_loss": found.trans_loss,
+                "commitment_loss": quantized.commitment_loss,
+                "codebook_loss": quantized.codebook_loss,
+                "perplexity": quantized.perplexity,
+            }
+
+        return self.network(terms)
 
     def actions_of(self, batch: Batch, codes: Tensor) -> Tensor:
         """Return the actions (N, T) of a batch, zeros without any."""

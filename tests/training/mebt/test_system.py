@@ -15,11 +15,13 @@ from train import make_options
 from training import loop
 from training.checkpoint import network_path
 from training.contract import Run
+from training.generation.draft_revise import MASK_SCHEDULES
 from training.mebt.masks import divide, window_prior
 from training.mebt.modes import PUBLISHED_MODES
 from training.mebt.networks import MeBT
+from training.mebt.options import SCHEDULES, MeBTOptions, parse_modes
 from training.mebt.presets import PRESETS
-from training.mebt.system import MeBTOptions, MeBTTraining, parse_modes
+from training.mebt.system import MeBTTraining
 from training.network_file import load_bundle
 from training.sampling import Request, open_sampler
 
@@ -274,6 +276,7 @@ def test_impossible_networks_are_refused(tokenizer_file, options, words):
 
 
 def test_modes_by_name():
+    assert tuple(MASK_SCHEDULES) == SCHEDULES
     assert parse_modes("published") == PUBLISHED_MODES and len(PUBLISHED_MODES) == 24
     assert parse_modes("latent_enc, latent_dec") == ["latent_enc", "latent_dec"]
     with pytest.raises(ValueError, match="'decode' is not a mode"):

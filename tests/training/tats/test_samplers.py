@@ -124,14 +124,15 @@ def check_infill_correct(golden, entry):
 @golden_files.entries("tats", "sampling*")
 def test_tokens_are_the_published_ones(entry, golden):
     checks = {
-        "long_fast": check_long_fast,
-        "long_slow": check_long_slow,
-        "hierarchical_released": check_hierarchical_released,
-        "infill_correct": check_infill_correct,
+        "window": check_long_slow,
+        "keys": check_infill_correct,
+        "sample_length": check_hierarchical_released,
+        "T": check_long_fast,
     }
     assert entry["cases"]
     for case in entry["cases"]:
-        checks.get(case["case"], check_short)(golden | {"sampling": entry}, case)
+        found = next((check for field, check in checks.items() if field in case), check_short)
+        found(golden | {"sampling": entry}, case)
 
 
 def test_filled_joins_groups_of_any_size():

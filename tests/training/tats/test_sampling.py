@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.training.tats import tiny
+from torch_utils.precision import set_precision
 from training.contract import Bundle
 from training.generation.token_sampling import Draw, uniform_numbers
 from training.network_file import save_bundle
@@ -162,6 +163,10 @@ def test_bf16_copies_compute_in_bf16():
     network = tiny.transformer()
     found = network.for_sampling(torch.bfloat16)
     assert found.pos_emb.dtype == torch.bfloat16 and network.pos_emb.dtype == torch.float32
+    sampler = tiny.sampler(True)
+    set_precision(sampler.networks, "bf16")
+    assert sampler.copies.get(True).pos_emb.dtype == torch.bfloat16
+    assert video(sampler, [0]).dtype == torch.float32
 
 
 def test_copies_follow_the_weights():
@@ -235,6 +240,8 @@ def test_options_that_do_not_fit_are_refused(options, words):
 
 
 def test_networks_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="table of positions"):
+        LongVideos(tiny.transformer(table=[4, 2, 2]), tiny.tokenizer(), Facts(), options=Writing(size=(12, 8)))
     with pytest.raises(ValueError, match="knows 9 codes, but the tokenizer has 12"):
         LongVideos(tiny.transformer(), tiny.VQGAN3D(8, 8, 8, [4, 4, 4], 2, 4, 12), Facts())
     short = tiny.TATSTransformer(9, 1, 3, 5, 1, 2, 16)

@@ -91,6 +91,78 @@ def test_ranks_give_the_losses_of_one(world_size, tmp_path):
             assert mine["norm"] == pytest.approx(theirs["progress/grad_norm"].item(), rel=1e-4)
 
 
+SHARDED = """
+import copy, sys, torch
+from pathlib import Path
+from tests.training.teco import tiny
+from torch_utils import distributed, misc, sharding
+torch.set_num_threads(1)
+distributed.init("cpu")
+folder, source = Path(sys.argv[1]), sys.argv[2]
+rank, world = distributed.get_rank(), distributed.get_world_size()
+size = 4 // world
+
+def step(system, number):
+    batch = tiny.batch(number, first=rank * size, last=(rank + 1) * size)
+    report = system.step(iter([batch]), number)
+    return distributed.all_reduce_mean(report["loss/loss"].mean()).item(), report["progress/grad_norm"].item()
+
+def state_of(system):
+    states = {"network": sharding.whole_state(system.network)}
+    states["optimizer"] = sharding.whole_optimizer_state(system.optimizers["teco"])
+    return copy.deepcopy(states)  # the count of steps is the optimiser's own
+
+def restore(system, state):
+    sharding.load_state(system.network, state["network"])
+    sharding.load_optimizer_state(system.optimizers["teco"], state["optimizer"])
+
+system = tiny.system(folder, shard=True)
+assert sharding.is_sharded(system.network)
+distributed.broadcast_module(system.network)
+misc.check_ddp_consistency(system.network)
+assert sum(distributed.own_part(p).numel() for p in system.network.parameters()) < 0.7 * sum(
+    p.numel() for p in system.network.parameters())
+system.validate(iter([tiny.batch(0, first=rank * size, last=(rank + 1) * size)]))
+if source != "none":
+    restore(system, torch.load(source))
+found = {"losses": [step(system, number) for number in (1, 2)], "middle": state_of(system)}
+found["losses"] += [step(system, 3)]
+found["end"] = state_of(system)
+again = tiny.system(folder, shard=True)
+restore(again, found["middle"])
+assert step(again, 3) == found["losses"][2]
+end = state_of(again)["network"]
+assert all(torch.equal(value, end[name]) for name, value in found["end"]["network"].items())
+system.gather()
+bundle = system.export()
+assert all(torch.equal(bundle.networks["teco"].state_dict()[name], value) for name, value in end.items())
+system.sampler()
+step(system, 4)
+assert next(system.average.parameters()).is_meta
+torch.save(found, f"{folder}/sharded{rank}.pt")
+distributed.shutdown()
+"""
+
+
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_that_share_a_network_give_the_losses_of_one(world_size, tmp_path):
+    """They continue bit for bit, and one rank continues what several have begun, and the reverse."""
+    alone = tiny.system(tmp_path)
+    reports = train(alone, (1, 2, 3))
+    ranks = run_ranks(SHARDED, tmp_path, "none", world_size=world_size, timeout=250)
+    assert [code for code, *_ in ranks] == [0] * world_size, ranks
+    found = torch.load(tmp_path / "sharded0.pt")
+    for (loss, norm), report in zip(found["losses"], reports, strict=True):
+        assert loss == pytest.approx(report["loss/loss"].mean().item(), rel=1e-5)
+        assert norm == pytest.approx(report["progress/grad_norm"].item(), rel=1e-4)
+    other = tiny.system(tmp_path)
+    other.network.load_state_dict(found["middle"]["network"])
+    other.optimizers["teco"].load_state_dict(found["middle"]["optimizer"])
+    (report,) = train(other, (3,))
+    assert report["loss/loss"].mean().item() == pytest.approx(found["losses"][2][0], rel=1e-5)
+    assert distance(weights(other), found["end"]["network"]) < 5e-3
+
+
 def test_what_is_drawn(tmp_path):
     system = tiny.system(tmp_path, batch=64)
     rngs = system.run.rngs("teco", 1)
@@ -181,7 +253,7 @@ REFUSED = [
     ({"context": 8}, "Option context is 8; it must be from n_cond, 1, to below seq_len, 8"),
     ({"drop_loss_rate": 1.0}, "Option drop_loss_rate is 1.0"),
     ({"mask_schedule": "linear"}, "the mask schedule 'linear' is unknown"),
-    ({"warmup_steps": 10}, "warms up for 10 steps takes more than twice as many, but the run has 20 steps"),
+    ({"shard": True, "ema_beta": 0.9}, "a network that is divided has no moving average"),
     ({"use_actions": False}, "dropout_actions hides actions"),
 ]
 
@@ -191,6 +263,13 @@ def test_options_that_do_not_fit_are_refused(changes, message):
     options = TecoOptions(**{**tiny.SIZES, "tokenizer": "x.pkl", "warmup_steps": 2, **changes})
     with pytest.raises(ValueError, match=message):
         TecoTraining.check(options, TrainOptions(outdir="", dataset="", system="teco", steps=20))
+
+
+@pytest.mark.parametrize(("warmup", "found"), [(5, 5), (10, 5), (5000, 5)])
+def test_a_warm_up_longer_than_half_of_the_run_is_shortened(warmup, found, tmp_path):
+    system = tiny.system(tmp_path, warmup_steps=warmup)  # of 20 steps
+    assert system.schedule.warmup == found and system.schedule.at(found) == system.schedule.peak
+    assert system.schedule.at(0) == system.schedule.at(20 - found) == 0
 
 
 def test_tokenizers_of_clips_are_refused(tmp_path):

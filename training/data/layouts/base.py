@@ -3,7 +3,7 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from training.data.stream_files import to_list
 from training.data.stream_values import Values
 from training.data.streams import StreamShard
 
+_CHUNK_FRAMES = 32  # frames that are read at once
 _ENDS_BYTES = 1 << 16  # at the begin and at the end of a file, by which it is recognised
 
 
@@ -56,6 +57,12 @@ class Layout(ABC):
 
         Raises `ValueError` naming the file and the clip if they cannot be read.
         """
+
+    def iterate(self, clip: int) -> Iterator[np.ndarray]:
+        """Yield all frames of clip number `clip` in order, each uint8 (H, W, 3), in constant memory."""
+        num_frames = self.clips[clip].num_frames
+        for start in range(0, num_frames, _CHUNK_FRAMES):
+            yield from self.read(clip, range(start, min(start + _CHUNK_FRAMES, num_frames)))
 
     @abstractmethod
     def fingerprint(self, clip: int) -> bytes:

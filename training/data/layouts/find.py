@@ -7,7 +7,10 @@ layout = find_layout("data/dmlab/train")                   # npz files of TECO, 
 layout = find_layout("data/dmlab")                         # its split train
 """
 
+import contextlib
 import functools
+import hashlib
+import os
 from pathlib import Path
 
 from training.data.clip_files import NoFootage
@@ -58,7 +61,7 @@ def _has_actions(folder: Path) -> bool:
         return False  # whoever reads the folder tells what is wrong
 
 
-def _place(path: Path) -> tuple[str, Path, str | None, int] | None:
+def _place(path: Path) -> tuple[str, Path, str | None, str] | None:
     """Return kind, path and split of the layout at a path, and a stamp that changes with it."""
     split = None
     if not path.exists():
@@ -74,20 +77,28 @@ def _place(path: Path) -> tuple[str, Path, str | None, int] | None:
         return ("list", path, None, _stamp(path)) if path.suffix == ".txt" else None
     if not path.is_dir():
         return None
-    if (path / _TRAIN).is_dir() and any((path / other).is_dir() for other in _OTHERS):
-        inside = _place(path / _TRAIN)
-        return inside
+    train = path / _TRAIN
+    if train.is_dir() and (hdf5_files(train) or any((path / other).is_dir() for other in _OTHERS)):
+        return _place(train)
     if (path / f"{_TRAIN}.txt").is_file() and any((path / f"{other}.txt").is_file() for other in _OTHERS):
         return "list", path / f"{_TRAIN}.txt", None, _stamp(path / f"{_TRAIN}.txt")
     return ("hdf5" if hdf5_files(path) else "folder"), path, None, _stamp(path)
 
 
-def _stamp(path: Path) -> int:
-    return path.stat().st_mtime_ns
+def _stamp(path: Path) -> str:
+    """Return what changes with the names, sizes and times of the files at or below a path."""
+    digest = hashlib.blake2b(digest_size=16)
+    folders = os.walk(path) if path.is_dir() else [(str(path.parent), [], [path.name])]
+    for folder, _, names in folders:
+        for name in sorted(names):
+            with contextlib.suppress(OSError):  # a broken link, or a file that is just being removed
+                status = os.stat(os.path.join(folder, name))
+                digest.update(f"{folder}/{name} {status.st_size} {status.st_mtime_ns}\n".encode(errors="replace"))
+    return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=8)
-def _open(kind: str, path: Path, split: str | None, _stamp: int) -> Layout:
+def _open(kind: str, path: Path, split: str | None, _stamp: str) -> Layout:
     if kind == "hdf5":
         return open_hdf5_layout(path, split)
     return FrameList(path) if kind == "list" else Folder(path)

@@ -6,7 +6,7 @@
 - Recordings: `clip.mp4` with `clip.actions.json`, .npy or .csv.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -59,6 +59,11 @@ class Folder(Layout):
                 "is damaged, so make or copy it again"
             )
         return video
+
+    def iterate(self, clip: int) -> Iterator[np.ndarray]:
+        """See `Layout.iterate`."""
+        iterate = self._files[clip].iterate
+        return super().iterate(clip) if iterate is None else iterate()
 
     def fingerprint(self, clip: int) -> bytes:
         """See `Layout.fingerprint`."""

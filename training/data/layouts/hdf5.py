@@ -130,6 +130,36 @@ def read_values(dataset: Any, selection: Any = ()) -> Any:
         ) from error
 
 
+def read_into(group: Any, name: str, out: np.ndarray, place: str) -> None:
+    """Read a dataset of a group into `out`, an array of its shape and of type uint8 or int64, to which ints are cast.
+
+    It does what `member` and `read_values` do in a third of their time, by the functions under h5py's objects. Raises
+    `ValueError` with `place`.
+    """
+    h5py = load_h5py()
+    kind, encoded = h5py.h5d, name.encode()
+    try:
+        if not group.id.links.exists(encoded):
+            raise ValueError("it is missing")
+        if group.id.links.get_info(encoded).type != h5py.h5l.TYPE_HARD:
+            raise ValueError("it is a link to another place, which is not followed")
+        dataset = kind.open(group.id, encoded)
+        properties = dataset.get_create_plist()
+        layout = properties.get_layout()
+        if layout == kind.VIRTUAL or properties.get_external_count():
+            raise ValueError("it is stored in other files, which are not read")
+        is_fit = dataset.dtype == np.uint8 if out.dtype == np.uint8 else dataset.dtype.kind in "iu"
+        if dataset.shape != out.shape or not is_fit:
+            wanted = f"{out.dtype} of shape {list(out.shape)}"
+            raise ValueError(f"it is {dataset.dtype} of shape {list(dataset.shape)}, expected {wanted}")
+        if layout == kind.CHUNKED and int(np.prod(properties.get_chunk(), dtype=object)) > _MAX_CHUNK_BYTES:
+            raise ValueError("it is stored in chunks that take too much memory")
+        native = h5py.h5t.NATIVE_UINT8 if out.dtype == np.uint8 else h5py.h5t.NATIVE_INT64
+        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, out, native)
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError, MemoryError) as error:
+        raise ValueError(f"{place} cannot be read ({one_line(error)}); copy or make the file again") from error
+
+
 # ----------------------------------------------------------------------------
 # RIVER.
 
@@ -165,10 +195,11 @@ class RiverHdf5(Layout):
         lengths = member(file, "len", is_group=True)
         found = []
         there = set(names_in(file))
+        value = np.zeros((), np.int64)
         for key in sorted(_clip_number(name, path) for name in names_in(lengths)):
-            value = np.asarray(read_values(member(lengths, str(key))))
-            if value.shape or value.dtype.kind not in "iu" or not 0 <= value <= MAX_COUNT:
-                raise ValueError(f"{path}: len/{key} is {one_line(value, 40)}, expected a number of frames")
+            read_into(lengths, str(key), value, f"{path}: len/{key}")
+            if not 0 <= value <= MAX_COUNT:
+                raise ValueError(f"{path}: len/{key} is {value}, expected a number of frames")
             if str(key) not in there:
                 # The published converter leaves the length of a video behind that it could not read.
                 self.remarks.add("Left out, a clip with a length but without frames", f"{path.name} {key}")
@@ -185,25 +216,21 @@ class RiverHdf5(Layout):
         """See `Layout.read`."""
         shard, number = self._places[clip]
         group = member(self._files.file(shard), str(number), is_group=True)
-        found: np.ndarray | None = None
-        for place, frame in enumerate(frames):
-            dataset = member(group, str(frame))
-            where = f"{self._files.paths[shard]}: {number}/{frame}"
-            size = check_frames(dataset.shape, dataset.dtype, where)
-            if dataset.ndim != 3 or (found is not None and found.shape[1:3] != size):
-                raise ValueError(f"{where} has the shape {list(dataset.shape)}, unlike other frames of its clip")
-            if found is None:
-                found = np.empty((len(frames), *size, 3), np.uint8)
-            found[place] = read_values(dataset)
-        assert found is not None
+        first = member(group, str(frames[0]))
+        where = f"{self._files.paths[shard]}: {number}/"
+        size = check_frames(first.shape, first.dtype, f"{where}{frames[0]}")
+        if first.ndim != 3:
+            raise ValueError(f"{where}{frames[0]} has the shape {list(first.shape)}, expected [height, width, 3]")
+        found = np.empty((len(frames), *size, 3), np.uint8)
+        for out, frame in zip(found, frames, strict=True):
+            read_into(group, str(frame), out, f"{where}{frame}")
         return found
 
     def fingerprint(self, clip: int) -> bytes:
         """See `Layout.fingerprint`; the stored bytes of the first and the last frame tell contents apart."""
         shard, number = self._places[clip]
-        group = member(self._files.file(shard), str(number), is_group=True)
-        ends = [member(group, str(frame)) for frame in (0, self.clips[clip].num_frames - 1)]
-        return repr([(end.shape, read_values(end).tobytes()) for end in ends]).encode()
+        ends = self.read(clip, sorted({0, self.clips[clip].num_frames - 1}))
+        return f"{ends.shape[1:]}".encode() + ends.tobytes()
 
 
 def hdf5_files(path: Path) -> list[Path]:
