@@ -12,6 +12,7 @@ and the values stay the same.
 """
 
 import dataclasses
+import difflib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ import numpy as np
 
 from dnnlib.util import format_time
 from metrics import families
-from metrics.protocols import PROTOCOLS
+from metrics.protocols import EvalProtocol, protocols
 from training import registry
 from training.command_line import SIZE, Given, combine, model_options, on_ranks, take_model
 
@@ -52,6 +53,15 @@ def _check_names(context: click.Context, option: click.Parameter, names: Sequenc
     return names
 
 
+def _find_protocol(context: click.Context, option: click.Parameter, name: str) -> EvalProtocol:
+    found = protocols()
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        raise click.BadParameter(f"there is no protocol {name!r}, but {', '.join(found)}{guess}")
+    return found[name]
+
+
 def _parse_pairs(context: click.Context, option: click.Parameter, pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         if "=" not in pair:
@@ -66,23 +76,27 @@ def _parse_pairs(context: click.Context, option: click.Parameter, pairs: Sequenc
     click.option("--real", "real_path", help="Instead of --dataset: what is measured against",
                  metavar="VIDEOS|NETWORKS"),
     click.option("--fake", "fake_path", help="Instead of a model: what is measured", metavar="VIDEOS|NETWORKS"),
-    click.option("--metric", "-m", "metrics", multiple=True, default=DEFAULT_METRICS, show_default=True,
+    click.option("--metric", "-m", "metrics", multiple=True,
                  callback=_check_names, metavar="NAME",
                  help=f"Repeatable: {', '.join(families.list_valid_metrics())}, or with other numbers; of long videos: "
-                 f"{', '.join(families.LONG_MEASURES)}"),
-    click.option("--protocol", help="How clips are chosen and Gaussians fitted", default="lvg", show_default=True,
-                 type=click.Choice(list(PROTOCOLS))),
+                 f"{', '.join(families.LONG_MEASURES)}  [default: those of the protocol, else "
+                 f"{', '.join(DEFAULT_METRICS)}]"),
+    click.option("--protocol", default="lvg", show_default=True, callback=_find_protocol, metavar="NAME",
+                 help=f"How clips are chosen, predicted and compared: {', '.join(protocols())}"),
     click.option("--context-frames", "context", type=click.IntRange(min=0),
                  help="Real frames before each prediction  [default: those that the model needs]"),
     click.option("--horizon", type=COUNT, help="Frames of each prediction  [default: those that a metric needs]"),
+    click.option("--samples", type=COUNT, help="Predictions of each context  [default: 1, or as the protocol says]"),
     click.option("--size", help="Height and width, where a dataset has several", type=SIZE),
     click.option("--fps", help="Read video files at this rate, and refuse others", type=click.FloatRange(min=1)),
-    click.option("--num-videos", help="Videos a side, for measures of long videos", default=256, show_default=True,
-                 type=SEVERAL),
-    click.option("--num-frames", help="Frames of each, for measures of long videos", default=300, show_default=True,
-                 type=SEVERAL),
-    click.option("--num-runs", help="Measure this often, with other clips each time", default=1, show_default=True,
-                 type=COUNT),
+    click.option("--num-videos", help="Videos a side, for measures of long videos  [default: 256, or as the protocol "
+                 "says]", type=SEVERAL),
+    click.option("--num-frames", help="Frames of each, for measures of long videos  [default: 300, or as the protocol "
+                 "says]", type=SEVERAL),
+    click.option("--num-runs", help="Measure this often, with other clips each time  [default: 1, or as the protocol "
+                 "says]", type=COUNT),
+    click.option("--bound", type=bool, help="Measure first what the tokenizer of the model reconstructs, which bounds "
+                 "its distances  [default: no, or as the protocol says]"),
     click.option("--batch", help="Clips at a time  [default: 64 frames]", type=COUNT),
     click.option("--detector-path", "detector_paths", multiple=True, callback=_parse_pairs, metavar="NAME=FILE|URL",
                  help="Weights of a detector, in place of those in the cache; repeatable"),
@@ -101,7 +115,8 @@ def main(
     metrics: Sequence[str],
     size: tuple[int, int] | None,
     fps: float | None,
-    num_runs: int,
+    num_runs: int | None,
+    bound: bool | None,
     output_path: Path | None,
     device: str | None,
     seed: int,
@@ -110,29 +125,34 @@ def main(
     """See the module's docstring."""
     import torch
 
-    from metrics import metric_main
     from metrics.inputs import Videos
     from torch_utils import distributed, host_memory
 
     given = take_model(values)
     real_text = _check_given(given, dataset_path, real_path, fake_path)
-    changes = {"context": values.pop("context"), "horizon": values.pop("horizon")}
-    values["protocol"] = dataclasses.replace(PROTOCOLS[values["protocol"]], **changes)
+    names = ("context", "horizon", "samples", "num_videos", "num_frames")
+    changes = {name: value for name in names if (value := values.pop(name)) is not None}
+    rules = values["protocol"] = dataclasses.replace(values["protocol"], **changes)
+    values |= {"num_videos": rules.num_videos, "num_frames": rules.num_frames}
+    metrics = metrics or rules.metrics or DEFAULT_METRICS
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with on_ranks():
         where = distributed.init(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         host_memory.keep_freed(where)
         with distributed.together():
             sides = real, fake = _open_sides(real_text, fake_path or "", given, size, fps, where)
+            is_wanted = rules.has_bound if bound is None else bound
+            reconstructed = _open_bound(given, sides, bool(bound), where) if is_wanted else None
         if distributed.is_main():
             _say_left_out(sides)
-        runs = [
-            metric_main.calc_metrics(metrics, real, fake, seed=seed + run, device=where, **values)
-            for run in range(num_runs)
-        ]
-        if distributed.is_main():
-            for results in zip(*runs, strict=True):
-                _report({**_combine(list(results)), **_named(given, real_text, fake_path)}, output_path)
+        repeats = {"device": where, "seeds": range(seed, seed + (num_runs or rules.runs))}
+        if reconstructed is not None:
+            alone = dataclasses.replace(rules, context=None, horizon=None, samples=1)
+            bounds = _measure(_distances(metrics), (real, reconstructed), **{**values, "protocol": alone, **repeats})
+            for result in bounds:
+                _report({**result, **_named(given, real_text, fake_path), "bounds": True}, output_path)
+        for result in _measure(metrics, sides, **values, **repeats):
+            _report({**result, **_named(given, real_text, fake_path)}, output_path)
         words = ["generate.py", "--outdir=outputs", "--seed=0", *given.flags]
         if not isinstance(fake, Videos) and fake.prompts is not None and fake.sampler.needs.frames:
             words.append(f"--context={real_text}")
@@ -194,6 +214,22 @@ def _open_sides(
     return metric_main.prompted(real, fake, real_text), metric_main.prompted(fake, real, fake_text)
 
 
+def _open_bound(given: Given, sides: "tuple[Side, Side]", is_asked: bool, device: "torch.device") -> "Side | None":
+    """Return the side that the tokenizer of the model reconstructs, None if there is none and it was not asked for."""
+    from metrics import inputs, metric_main
+    from training.sampling import open_reconstruction
+
+    real, fake = sides
+    sampler = None
+    if isinstance(real, inputs.Videos) and not isinstance(fake, inputs.Videos) and not fake.reconstructs:
+        sampler = open_reconstruction(given.models, device)
+    if sampler is not None and isinstance(real, inputs.Videos):
+        return metric_main.prompted(sampler, real, given.models[-1].path)
+    if is_asked:
+        raise ValueError("--bound is for models whose file holds a tokenizer, against footage: leave it out")
+    return None
+
+
 def _say_left_out(sides: "tuple[Side, Side]") -> None:
     from dnnlib.text import escape
     from metrics import inputs
@@ -208,25 +244,52 @@ def _say_left_out(sides: "tuple[Side, Side]") -> None:
 # Results.
 
 
+def _distances(metrics: Sequence[str]) -> list[str]:
+    """Return the distances among some metrics that reconstructions have, too."""
+    parsed = [families.parse(name) for name in metrics if name not in families.LONG_MEASURES]
+    return [metric.name for metric in parsed if metric.family.is_distance and not metric.shape.context]
+
+
+def _measure(
+    metrics: Sequence[str], sides: "tuple[Side, Side]", seeds: Sequence[int], **options: Any
+) -> list[dict[str, Any]]:
+    """Return the result of each metric, over runs with these seeds."""
+    from metrics import metric_main
+
+    if not metrics:
+        return []
+    runs = [metric_main.calc_metrics(metrics, *sides, seed=seed, **options) for seed in seeds]
+    return [_combine(list(results)) for results in zip(*runs, strict=True)]
+
+
 def _combine(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return one result of several runs: each value under <key>_run01, <key>_run02 ..., and their mean and population
-    standard deviation; errors and floors of each run likewise."""
+    standard deviation; errors and floors of each run likewise, of floors and baselines the mean."""
     if len(runs) == 1:
         return runs[0]
-    combined: dict[str, dict[str, float]] = {}
+    combined: dict[str, dict[str, Any]] = {}
     for part in ("results", "errors", "floors"):
         combined[part] = {}
         for key in runs[0].get(part, {}):
             values = [run[part][key] for run in runs]
             combined[part] |= {f"{key}_run{number:02d}": value for number, value in enumerate(values, start=1)}
+            if part != "errors":
+                combined[part][f"{key}_mean"] = float(np.mean(values))
             if part == "results":
-                combined[part] |= {f"{key}_mean": float(np.mean(values)), f"{key}_std": float(np.std(values))}
+                combined[part][f"{key}_std"] = float(np.std(values))
+    for what, found in runs[0].get("baselines", {}).items():
+        means = {f"{key}_mean": float(np.mean([run["baselines"][what][key] for run in runs])) for key in found}
+        combined.setdefault("baselines", {})[what] = means
     total_time = sum(run["total_time"] for run in runs)
     times = {"total_time": total_time, "total_time_str": format_time(total_time)}
     return {**runs[0], **combined, **times, "num_runs": len(runs)}
 
 
 def _report(result: dict[str, Any], output_path: Path | None) -> None:
+    from torch_utils import distributed
+
+    if not distributed.is_main():
+        return
     line = json.dumps(result)
     click.echo(line)
     if output_path is not None:

@@ -284,6 +284,8 @@ def _open(given: Given, device: str, precision: str, trust: bool) -> Sampler:
         click.echo(
             "Faster here, with frames that differ by less than a grey level in the mean: --precision=auto", err=True
         )
+    if sampler.costs:
+        click.echo("  ".join(f"{name.replace('_', ' ')}: {value}" for name, value in sampler.costs.items()), err=True)
     return sampler
 
 

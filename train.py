@@ -142,8 +142,9 @@ def make_options(name: str, preset: str, given: dict[str, Any]) -> Any:
     presets, system = registry.resolve(spec.presets), registry.resolve(spec.system)
     if preset not in presets:
         raise click.BadParameter(f"{preset!r} is unknown; there are {', '.join(presets)}", param_hint="--preset")
-    row = presets[preset]
-    model = merge_fields(row["model"], take_fields(system.Options, given))
+    own = take_fields(system.Options, given)
+    row = system.read_preset(presets[preset], own)
+    model = merge_fields(row["model"], own)
     given = {name: value for name, value in given.items() if value not in (None, ())}
     options = TrainOptions(system=name, **{**row, **given, "model": {}})
     resolved = resolve(system.Options, model, f"the preset {preset}")

@@ -1,8 +1,11 @@
-"""Explore the videos of trained models in a browser: play, jump to any frame, compare seeds, save clips.
+"""Explore the videos of trained models in a browser: play, jump to any frame, compare seeds, save clips, and steer.
 
 # The included models, or your own; repeat --model where a model is several files
 python view.py
 python view.py --model=MODEL.pkl
+
+# Walk with the arrow keys through the world of a model with actions; the page is at http://localhost:8008/play
+python view.py --model=PREDICTOR.pkl --context=data/labdoom-val
 
 # On a machine without a screen: start it there, make a tunnel here, and open http://localhost:8008
 ssh -N -L 8008:127.0.0.1:8008 USER@MACHINE
@@ -92,11 +95,11 @@ def _run(given: Given, host: str, port: int, **arguments: Any) -> Session:
     )  # fmt: skip
     with stopping() as stop, session:
         if given.models:  # say at once what is wrong with what was given
-            opening = session.worker.submit(session.open(next(iter(session.models))))
+            opening = session.worker.submit(session.open_any(next(iter(session.models))))
             while not opening.wait(POLL_SEC) and not stop.is_set():
                 pass
-            if opening.has_ended:
-                opening.result()
+            if opening.has_ended and (reason := opening.result()):
+                click.echo(reason)
         with Server(host, port, partial(Handler, session)) as server:
             _serve(server, session, stop)
     return session
@@ -130,6 +133,8 @@ def _serve(server: Server, session: Session, stop: threading.Event) -> None:
         )
     else:
         click.echo("All who reach this port may use it: the server knows no passwords.")
+    if session.play.known:
+        click.echo(f"To steer it with the arrow keys: {server.url}/play")
     click.echo("Ctrl-C ends it.")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": POLL_SEC}, daemon=True)
     thread.start()

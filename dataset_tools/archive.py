@@ -74,11 +74,13 @@ class ShardReport:
 class ClipWriter:
     """A function that takes the frames of a clip, called with the files of one frame, one for each size.
 
-    `cuts` may be set to the numbers of the frames that begin a new shot; the clip is then stored shot by shot.
+    `cuts` may be set to the numbers of the frames that begin a new shot; the clip is then stored shot by shot. `notes`
+    may get further notes of `ShardWriter.clip`.
     """
 
     def __init__(self, spools: Sequence[IO[bytes]]) -> None:
         self.cuts: Sequence[int] | None = None
+        self.notes: dict[str, Sequence[Any]] = {}
         self.lengths: list[list[int]] = []
         self._spools = spools
 
@@ -170,7 +172,7 @@ class ShardWriter:
                     self.dropped.append((piece, len(frames)))
                     continue
                 self._add(piece, spools, lengths, facts or {})
-                for note, values in notes.items():
+                for note, values in {**notes, **clip.notes}.items():
                     assert len(values) == len(clip.lengths), f"{note} of {name}: {len(values)} values"
                     self._notes.setdefault(note, {})[piece] = list(values[frames.start : frames.stop])
 

@@ -14,7 +14,7 @@ import click
 @click.command(
     epilog="Example: python -m dataset_tools.encode_dataset data/mine --tokenizer=runs/tokenizer/00000/tokenizer.pkl"
 )
-@click.argument("root", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("root", type=click.Path(path_type=Path))
 # fmt: off
 @click.option("--tokenizer", "tokenizer_path", help="File of the tokenizer", required=True, metavar="FILE")
 @click.option("--latents", "is_latents", help="Store latents before quantization instead of tokens", is_flag=True)

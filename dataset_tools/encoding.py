@@ -26,6 +26,8 @@ from torch_utils.precision import tf32
 from training.contract import Tokenizer
 from training.data import codes, grids, latents
 from training.data.dataset import ClipDataset, Size, to_float
+from training.data.layouts.base import LayoutStore
+from training.data.shards import FrameStore
 from training.data.streams import read_stream, stored_streams
 from training.network_file import load_tokenizer
 
@@ -246,9 +248,12 @@ def _member(job: _Job, clip: int) -> str:
 
 
 def _stream_values(job: _Job, clips: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Return the streams of clips from the zips of their frames, so that tokens can be used without frames."""
+    """Return the streams of clips, so that tokens can be used without frames."""
+    store, layout = job.dataset.store(job.size), job.dataset.layout
+    if isinstance(store, LayoutStore):
+        assert layout is not None
+        return {name: layout.values(name, clips) for name in layout.stream_names()}
     found: dict[str, dict[str, Any]] = {}
-    store = job.dataset.store(job.size)
     for path in dict.fromkeys(store.shards[store.clip_shards[clip]] for clip in clips):
         for name in stored_streams(path):
             found.setdefault(name, {}).update(read_stream(path, name))
@@ -313,7 +318,10 @@ def encode_dataset(
     tokenizer, sha256 = load_tokenizer(tokenizer_path, where)
     size = (tokenizer.height, tokenizer.width)
     dataset = ClipDataset(root, [size])
-    num_partitions = num_partitions or len(dataset.store(size).shards)
+    if out is None and not root.is_dir():
+        raise ValueError(f"{root} is no folder, beside whose frames the result could be written: give --out")
+    store = dataset.store(size)
+    num_partitions = num_partitions or (len(store.shards) if isinstance(store, FrameStore) else 1)
     with tf32(False):  # so that equal frames give equal tokens
         facts: dict[str, Any] = {
             "tokenizer": sha256,
@@ -342,8 +350,8 @@ def _make(job: _Job, indices: Sequence[int]) -> None:
     parts = {index: archive.partition(numbers, index, job.manifest.num_partitions) for index in indices}
     _refuse_mixture(job, indices)
     missing = {index: clips for index, clips in parts.items() if not _is_made(job, index, clips)}
-    members = [job.dataset.store(job.size).members_of(clip)[:, 1].sum() for clips in parts.values() for clip in clips]
-    job.tally.update({"shards": len(parts), "made": len(missing), "frame bytes": int(sum(members))})
+    num_bytes = sum(job.dataset.store(job.size).num_bytes(clip) for clips in parts.values() for clip in clips)
+    job.tally.update({"shards": len(parts), "made": len(missing), "frame bytes": num_bytes})
     total = sum(len(span) for clips in missing.values() for _, span, _ in _chunks(job, clips))
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:

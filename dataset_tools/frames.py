@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from training.data.pictures import center_crop_and_resize as center_crop_and_resize
+from training.data.resizing import RESIZERS
 
 # Colour resolutions, as Pillow numbers them.
 CHROMAS = {"4:4:4": 0, "4:2:0": 2}
@@ -53,9 +54,16 @@ def encode_jpeg(frame: np.ndarray, quality: int = 100, chroma: str = "4:4:4") ->
     return buffer.getvalue()
 
 
-def encode_at_sizes(frame: np.ndarray, sizes: Sequence[Size], quality: int = 100, chroma: str = "4:4:4") -> list[bytes]:
-    """Return one JPEG of `frame` (uint8 H W 3) for each size, each resized from the whole frame."""
-    return [encode_jpeg(center_crop_and_resize(frame, height, width), quality, chroma) for height, width in sizes]
+def encode_at_sizes(
+    frame: np.ndarray, sizes: Sequence[Size], quality: int = 100, chroma: str = "4:4:4", resize: str = "lanczos"
+) -> list[bytes]:
+    """Return one JPEG of `frame` (uint8 H W 3) for each size, each resized from the whole frame.
+
+    `resize` is a key of `training.data.resizing.RESIZERS`.
+    """
+    if resize == "lanczos":
+        return [encode_jpeg(center_crop_and_resize(frame, height, width), quality, chroma) for height, width in sizes]
+    return [encode_jpeg(RESIZERS[resize](frame[None], size)[0], quality, chroma) for size in sizes]
 
 
 def encode_stream(frames: Iterable[np.ndarray], sizes: Sequence[Size], num_threads: int) -> Iterator[list[bytes]]:

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -204,10 +205,20 @@ def command_again(
         root = root.resolve().parent
     if "yt-dlp" in versions:
         maker, arguments = "youtube", [source, root, "path/to/cache"]
+    elif "gymnasium" in versions:
+        maker, arguments = "gymnasium", [str(facts.get("source", "ENV")), root]
+    elif "layout" in facts:
+        maker, arguments = "hdf5" if "h5py" in versions else "npz", [source, root]
     else:
         maker = "videos" if "imageio-ffmpeg" in versions or not versions else "frames"
         arguments = [source, root]
-    usual = {**making.Recipe().facts(), "val_fraction": 0.0, "source_fps": None, "max_height": None}
+    usual = {**making.Recipe().facts(), "val_fraction": 0.0, "source_fps": None, "max_height": None, "resize": None}
+    usual |= {"action_timing": "into"}
+    if maker == "gymnasium":
+        usual |= dict.fromkeys(("seed", "policy", "hold", "frame_skip", "frames"))
+        facts["clips"] = facts.get("num_sources")
+        usual["clips"] = None
+        arguments += [f"--env-arg={name}={json.dumps(value)}" for name, value in facts.get("env_args", {}).items()]
     options = {name: facts[name] for name, value in usual.items() if name in facts and facts[name] != value}
     options["fps"] = options.pop("resampled_fps", None)
     options["split"] = split if split != "train" and not facts.get("val_fraction") else None

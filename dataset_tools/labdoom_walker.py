@@ -123,6 +123,11 @@ def _distances(open_tiles: np.ndarray, goal: tuple[int, int]) -> np.ndarray:
     return distance
 
 
+def neighbours(open_tiles: np.ndarray, tile: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return the open tiles beside one."""
+    return [_add(tile, step) for step in _steps(open_tiles, tile)]
+
+
 def _steps(open_tiles: np.ndarray, tile: tuple[int, int]) -> list[tuple[int, int]]:
     return [step for step in ((0, 1), (1, 0), (0, -1), (-1, 0)) if open_tiles[_add(tile, step)]]
 

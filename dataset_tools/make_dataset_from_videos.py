@@ -1,11 +1,15 @@
 """Make a dataset of clips from a folder of video files, at one or more frame sizes in a single pass.
 
+Values of each frame, such as actions, are stored with a video that has a file of them beside it, named like
+`clip.actions.json`, .npy or .csv for `clip.mp4`.
+
 Example:
   python -m dataset_tools.make_dataset_from_videos my_videos data/mine --sizes 36x64,144x256
 """
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,8 @@ from dataset_tools import making
 from dataset_tools.frames import Size
 from dnnlib import video
 from training.data.frames import find_videos as find_videos
-from training.data.listing import VIDEO_SUFFIXES, clip_name, clip_names, list_footage
+from training.data.listing import VIDEO_SUFFIXES, Listing, clip_name, clip_names, list_footage
+from training.data.stream_files import fit_length, read_streams, to_list
 
 
 def name_clips(videos: list[Path], folder: Path) -> dict[str, Path]:
@@ -27,6 +32,11 @@ def name_clips(videos: list[Path], folder: Path) -> dict[str, Path]:
 
 def list_videos(folder: Path) -> list[Path]:
     """Return all videos below a folder, sorted, and print what is left out."""
+    return find_recordings(folder).videos
+
+
+def find_recordings(folder: Path) -> Listing:
+    """Return the listing of a folder's videos and of the files of streams beside them; print what is left out."""
     listing = list_footage(folder)
     for path, names in listing.pictures.items():
         for name in names:
@@ -40,7 +50,7 @@ def list_videos(folder: Path) -> list[Path]:
     if not listing.videos:
         remedy = ", but images, which make_dataset_from_frames takes" if listing.pictures else ""
         raise ValueError(f"{folder} holds no videos, whose names end in {', '.join(VIDEO_SUFFIXES)}{remedy}")
-    return listing.videos
+    return listing
 
 
 def size_of_long_edge(info: video.VideoInfo, long_edge: int) -> Size:
@@ -59,20 +69,49 @@ def choose_size(videos: list[Path], long_edge: int) -> Size:
     raise ValueError(f"none of {len(videos)} videos can be read, so --long-edge leads to no size ({reason})")
 
 
-def _open(path: Path, long_edge: int | None, recipe: making.Recipe) -> making.Footage:
+def _streams_of(path: Path, files: Mapping[str, Path], is_after: bool, num_frames: int) -> dict[str, list]:
+    """Return the values of each frame of a video; raise ValueError if they are not as many."""
+    found = {}
+    for name, values in read_streams(files).items():
+        fitted = fit_length(values, num_frames, is_after)
+        if len(fitted.array) != num_frames:
+            raise ValueError(
+                f"{path} has {num_frames} frames, but {files.get(name, files.get(''))} has {len(values.array)} {name}: "
+                "give one for each frame, or one less, as nothing leads into the first frame"
+            )
+        found[name] = to_list(fitted)
+    return found
+
+
+def _open(
+    path: Path, long_edge: int | None, files: Mapping[str, Path], is_after: bool, recipe: making.Recipe
+) -> making.Footage:
     if long_edge is not None and (size := size_of_long_edge(video.probe(path), long_edge)) != recipe.sizes[0]:
         raise ValueError(
             f"{path} would be {size[0]}x{size[1]} with --long-edge {long_edge}, but the first video makes it "
             f"{recipe.sizes[0][0]}x{recipe.sizes[0][1]}; give --sizes, which crops, instead"
         )
-    return making.open_video(path, recipe)
+    footage = making.open_video(path, recipe)
+    if not files:
+        return footage
+    if recipe.fps is not None or recipe.trim_start or recipe.trim_end:
+        name = next(iter(files.values())).name
+        raise ValueError(f"{path} has {name}, one value for each of its frames: leave out --fps and --trim-*")
+    read_streams(files)  # raises before the video is decoded
+    return dataclasses.replace(footage, streams=functools.partial(_streams_of, path, files, is_after))
 
 
-def _describe(path: Path, long_edge: int | None, recipe: making.Recipe) -> str:
-    footage = _open(path, long_edge, recipe)  # decodes nothing until frames are requested
+def _describe(
+    path: Path, long_edge: int | None, files: Mapping[str, Path], is_after: bool, recipe: making.Recipe
+) -> str:
+    footage = _open(path, long_edge, files, is_after, recipe)  # decodes nothing until frames are requested
     info, timing = video.probe(path), video.scan(path)
     num_frames = round((timing.duration_sec - recipe.trim_start - recipe.trim_end) * footage.fps)
-    return f"{info.height}x{info.width}, {timing.fps:g} fps, {timing.duration_sec:.1f} s, makes {num_frames} frames"
+    streams = "".join(f", {name or path.suffix}" for name, path in sorted(files.items()))
+    return (
+        f"{info.height}x{info.width}, {timing.fps:g} fps, {timing.duration_sec:.1f} s{streams}, makes {num_frames} "
+        "frames"
+    )
 
 
 @click.command(epilog="Example: python -m dataset_tools.make_dataset_from_videos my_videos data/mine")
@@ -83,14 +122,32 @@ def _describe(path: Path, long_edge: int | None, recipe: making.Recipe) -> str:
     help="Length of the longer edge, instead of a size: the other follows from the first video, as nothing is cropped",
     type=click.IntRange(1, 9999),
 )
+@click.option(
+    "--action-timing",
+    help="Whether action t of a file led into frame t, or was taken at frame t and leads out of it",
+    type=click.Choice(["into", "after"]),
+    default="into",
+    show_default=True,
+)
 @making.maker_options()
-def main(input_dir: Path, output_dir: Path, long_edge: int | None, recipe: making.Recipe, job: dict[str, Any]) -> None:
+def main(
+    input_dir: Path,
+    output_dir: Path,
+    long_edge: int | None,
+    action_timing: str,
+    recipe: making.Recipe,
+    job: dict[str, Any],
+) -> None:
     """Store all videos below INPUT_DIR as a dataset in OUTPUT_DIR, each as one clip named by its path.
 
     Frames are centre-cropped to the aspect ratio of each size. To distribute the work, run the command once for each
     --partition, on any number of machines; repeating a partition replaces it. A broken video is reported and left out.
+
+    A file clip.actions.json, .npy, .npz, .csv or .txt beside clip.mp4 has one action for each frame of it, or one less;
+    likewise for any other name than actions. They are stored with the clip, such that action t leads into frame t.
     """
-    videos = list_videos(input_dir)
+    listing = find_recordings(input_dir)
+    videos, is_after = listing.videos, action_timing == "after"
     if long_edge is not None:
         context = click.get_current_context()
         if any(context.get_parameter_source(name) != ParameterSource.DEFAULT for name in ("sizes", "height", "width")):
@@ -101,13 +158,14 @@ def main(input_dir: Path, output_dir: Path, long_edge: int | None, recipe: makin
             name,
             # Videos whose names differ in the suffix alone may show the same, so both train or both validate.
             clip_name(path.relative_to(input_dir).with_suffix("")),
-            functools.partial(_open, path, long_edge),
-            functools.partial(_describe, path, long_edge),
+            functools.partial(_open, path, long_edge, listing.streams.get(path, {}), is_after),
+            functools.partial(_describe, path, long_edge, listing.streams.get(path, {}), is_after),
         )
         for name, path in name_clips(videos, input_dir).items()
     ]
     origin, packages = input_dir.resolve().name, ("imageio-ffmpeg", "pillow", "numpy")
-    making.make(output_dir, sources, recipe, **job, origin=origin, packages=packages)
+    facts = {"action_timing": action_timing} if is_after else {}
+    making.make(output_dir, sources, recipe, **job, origin=origin, packages=packages, facts=facts)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import numpy as np
 from dataset_tools import archive
 from dataset_tools.frames import Size, SizesType, encode_stream
 from dataset_tools.labdoom_maze import DIFFICULTIES, SPLITS, TEXTURES, build_maze, build_wad
+from dataset_tools.labdoom_person import PERSON_ACTIONS, plan_person_walk
 from dataset_tools.labdoom_walker import DISCRETE_ACTIONS, plan_walk
 from dataset_tools.names import train_command
 from training.random import random_state
@@ -37,7 +38,8 @@ _THRUST = 32  # button value for a change of velocity of one map unit per tick; 
 _SUPERSAMPLING = 1.5  # rendered pixels per stored pixel, along each edge
 # Acceleration of the player, relative to the default: enough to start and stop within a frame, at the cost of
 # precision.
-_STRENGTH = {"smooth": 1, "discrete": 6}
+_STRENGTH = {"smooth": 1, "discrete": 6, "person": 6}
+_ACTIONS = {"discrete": DISCRETE_ACTIONS, "person": PERSON_ACTIONS}  # in the order of their numbers
 
 # The resolutions, width x height, that the engine supports: wide images have a larger field of view.
 _WIDE = ((256, 144), (320, 180), (400, 225), (512, 288), (640, 360), (800, 450), (1024, 576), (1280, 720), (1920, 1080))
@@ -63,7 +65,7 @@ class Plan:
         return {
             "looks": self.looks,
             "textures": None if self.textures == "full" else self.textures,
-            **({"actions": list(DISCRETE_ACTIONS)} if self.walker == "discrete" else {}),
+            **({"actions": list(_ACTIONS[self.walker])} if self.walker in _ACTIONS else {}),
             "source": "LabDoom",
             "split": self.split,
             "seed": self.seed,
@@ -166,7 +168,11 @@ def make_clip(writer: archive.ShardWriter, plan: Plan, index: int) -> None:
     difficulty = DIFFICULTIES[name]
     random = random_state(f"labdoom-{plan.split}", plan.seed, index)
     maze = build_maze(random, plan.split, difficulty)
-    warmup, walk = plan_walk(maze, random, plan.num_frames, _WARMUP_FRAMES, plan.walker == "discrete", difficulty)
+    lengths = plan.num_frames, _WARMUP_FRAMES
+    if plan.walker == "person":
+        warmup, walk = plan_person_walk(maze, random, *lengths)
+    else:
+        warmup, walk = plan_walk(maze, random, *lengths, plan.walker == "discrete", difficulty)
     strength = _STRENGTH[plan.walker]
     facts = {"difficulty": name, **maze.facts()}
     if plan.looks is not None:
@@ -254,8 +260,9 @@ def _start_worker(scratch: str) -> None:
 )
 @click.option(
     "--walker",
-    help="Smooth turns, or the three actions forward, left and right",
-    type=click.Choice(["smooth", "discrete"]),
+    help="Smooth turns; the three actions forward, left and right; or a person with a keyboard, who also stands, backs "
+    "off, runs into walls and comes back to places",
+    type=click.Choice(["smooth", "discrete", "person"]),
     default="smooth",
     show_default=True,
 )
@@ -297,8 +304,9 @@ def main(
 ) -> None:
     """Render first-person walks through random textured mazes into the dataset folder OUT.
 
-    The walks are smooth, like a rider's. Besides the frames each zip holds actions.json and poses.json: for each clip
-    the action that led into each frame ("none" for the first), and x, y (map units) and angle (degrees) of each frame.
+    The walks are smooth, like a rider's, unless --walker says otherwise. Besides the frames each zip holds actions.json
+    and poses.json: for each clip the action that led into each frame ("none" for the first), and x, y (map units) and
+    angle (degrees) of each frame.
     """
     _require_extras()
     plan = Plan(sizes, num_clips, num_frames, split, seed, walker, difficulty, looks, textures)

@@ -27,13 +27,14 @@ from dnnlib import video
 from dnnlib.text import escape, quote, to_text
 from training.data.frames import iter_video, reading_rate
 from training.data.listing import to_texts
+from training.data.resizing import RESIZERS
 
 DEFAULT_SIZES: tuple[Size, ...] = ((36, 64), (144, 256))
 
 # A video is broken if more frames than these are missing, since a few may be coded but never shown.
 _MISSING_SHARE, _MISSING_FRAMES = 0.1, 2
 
-_CONTENT = ("fps", "trim_start", "trim_end", "min_frames", "split_shots", "quality", "chroma")
+_CONTENT = ("fps", "trim_start", "trim_end", "min_frames", "split_shots", "quality", "chroma", "resize")
 _JOB = ("partition", "num_partitions", "val_fraction", "split", "workers", "skip_bad", "skip_made", "dry_run")
 
 # Number of sources that are read ahead, and of encoded frames that each may buffer.
@@ -52,11 +53,14 @@ class Recipe:
     split_shots: bool = False
     quality: int = 100
     chroma: str = "4:4:4"
+    resize: str | None = None  # None: as the maker does
 
     def facts(self) -> dict[str, Any]:
         """Return the entries of dataset.json; sizes and frame rate are added when they are known."""
         facts = dataclasses.asdict(self)
         del facts["sizes"]
+        if facts["resize"] in (None, "lanczos"):
+            del facts["resize"]
         return {"resampled_fps": facts.pop("fps"), **facts}
 
 
@@ -65,10 +69,13 @@ class Footage:
     """An opened source: its frame rate, and its frames, each uint8 (H, W, 3).
 
     The generator raises ValueError if the source is broken or ends early, and is closed when no more frames are needed.
+    `streams` returns the values of streams, such as "actions", given the number of frames: one value for each, as JSON
+    has them. It raises ValueError for values that do not fit.
     """
 
     fps: float
     frames: Generator[np.ndarray, None, None]
+    streams: Callable[[int], Mapping[str, Sequence[Any]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,13 +131,13 @@ def _refuse_early_end(
         raise ValueError(f"{path} ends early: only {num_frames} of {expected_frames} frames could be decoded")
 
 
-def _options(default_sizes: Sequence[Size]) -> list[Callable[..., Any]]:
+def _options(default_sizes: Sequence[Size] | None) -> list[Callable[..., Any]]:
     edge, seconds, count = click.IntRange(1, 9999), click.FloatRange(min=0), click.IntRange(min=1)
 
     def option(name: str, text: str, kind: click.ParamType, default: Any = None, **more: Any) -> Callable[..., Any]:
         return click.option(name, help=text, type=kind, default=default, show_default=default is not None, **more)
 
-    sizes = ",".join(f"{height}x{width}" for height, width in default_sizes)
+    sizes = ",".join(f"{height}x{width}" for height, width in default_sizes or ()) or "that of the source"
     return [
         option("--sizes", f"Frame sizes to store, height x width  [default: {sizes}]", SizesType(), metavar="HxW,..."),
         option("--height", "Height of the only size to store, with --width", edge),
@@ -142,6 +149,12 @@ def _options(default_sizes: Sequence[Size]) -> list[Callable[..., Any]]:
         click.option("--split-shots", help="Store each shot between two cuts as a clip of its own", is_flag=True),
         option("--quality", "Quality of the JPEGs", click.IntRange(1, 100), 100),
         option("--chroma", "Colour resolution of the JPEGs: full, or half", click.Choice(list(CHROMAS)), "4:4:4"),
+        option(
+            "--resize",
+            "Crop and filter: lanczos, or as a published system does (docs/dataset.md)  [default: lanczos, or that of "
+            "the layout]",
+            click.Choice(list(RESIZERS)),
+        ),
         option(
             "--val-fraction",
             "Fraction of the sources to hold out; the datasets are OUTPUT_DIR/train and OUTPUT_DIR/val",
@@ -163,12 +176,13 @@ def _options(default_sizes: Sequence[Size]) -> list[Callable[..., Any]]:
 
 
 def maker_options(
-    default_sizes: Sequence[Size] = DEFAULT_SIZES,
+    default_sizes: Sequence[Size] | None = DEFAULT_SIZES,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that adds the options shared by all makers.
 
     The command's function gets two arguments for them: `recipe`, a Recipe, and `job`, the keyword arguments of `make`
-    that do not affect the contents of clips. A ValueError in it becomes the command's error message.
+    that do not affect the contents of clips. Without `default_sizes` the recipe has no sizes unless some are given. A
+    ValueError in the function becomes the command's error message.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -187,7 +201,7 @@ def maker_options(
             if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show ends nothing
                 sys.stdout.reconfigure(errors="backslashreplace")
             try:
-                function(recipe=Recipe(sizes or tuple(default_sizes), **content), job=job, **others)
+                function(recipe=Recipe(sizes or tuple(default_sizes or ()), **content), job=job, **others)
             except ValueError as error:
                 raise click.ClickException("\n".join(map(escape, str(error).split("\n")))) from error
 
@@ -428,12 +442,15 @@ def _store(writer: archive.ShardWriter, source: Source, reader: "_Reader", recip
     """Write one source as a clip, or shot by shot; if it is broken, write nothing and raise ValueError."""
     facts = {"fps": reader.start(), "group": source.group}
     with writer.clip(source.name, recipe.min_frames, facts) as clip:
+        num_frames = -1
         for num_frames, files in enumerate(reader):
             clip(files)
             if num_frames % 100 == 99:
                 bar.current_item = f"{source.name}, frame {num_frames + 1}"
                 bar.render_progress()
         clip.cuts = reader.cuts
+        if reader.streams is not None:
+            clip.notes = dict(reader.streams(num_frames + 1))
 
 
 def _read_ahead(sources: Sequence[Source], recipe: Recipe, workers: int) -> Generator["_Reader", None, None]:
@@ -473,6 +490,7 @@ class _Reader:
     ) -> None:
         self.fps = 0.0
         self.cuts: list[int] | None = None
+        self.streams: Callable[[int], Mapping[str, Sequence[Any]]] | None = None
         self._source, self._recipe, self._pool, self._budget = source, recipe, pool, budget
         self._results = queue.SimpleQueue[Any]()
         self._room = threading.Semaphore(_FRAMES_AHEAD)
@@ -503,6 +521,7 @@ class _Reader:
     def _run(self) -> None:
         try:
             footage = self._source.open(self._recipe)
+            self.streams = footage.streams
             self._results.put(footage.fps)
             with contextlib.closing(footage.frames):
                 self._read(footage)
@@ -518,7 +537,8 @@ class _Reader:
             if self._stopped:
                 return
             self._budget.acquire()
-            future = self._pool.submit(encode_at_sizes, frame, recipe.sizes, recipe.quality, recipe.chroma)
+            how = (recipe.quality, recipe.chroma, recipe.resize or "lanczos")
+            future = self._pool.submit(encode_at_sizes, frame, recipe.sizes, *how)
             future.add_done_callback(lambda _: self._budget.release())
             self._results.put(future)
             if detector is not None:

@@ -11,27 +11,26 @@ origin.
 import dataclasses
 import io
 import ipaddress
-import json
 import re
 import select
 import socket
-import struct
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, quote, urlsplit
+from typing import Any
+from urllib.parse import urlsplit
 
-import numpy as np
 import torch
-from PIL import Image
 
 from explorer import views
+from explorer.play_routes import PlayRoutes, takes_file
+from explorer.requests import Answer, Query, Refused, as_file, as_json, as_png, pack, shown
 from explorer.session import DEFAULT_FPS, VIDEO_FORMATS, Session
+from explorer.starts import UPLOAD_BYTES
 from explorer.views import About, View
 from explorer.worker import Busy, Cancelled, Task
 from training.command_line import parse_grid
@@ -49,9 +48,13 @@ STATIC = {
     "/saving.js": ("saving.js", "text/javascript"),
     "/drawing.js": ("drawing.js", "text/javascript"),
     "/controls.js": ("controls.js", "text/javascript"),
+    "/play": ("play.html", "text/html"),
+    "/play.css": ("play.css", "text/css"),
+    "/play.js": ("play.js", "text/javascript"),
+    "/walking.js": ("walking.js", "text/javascript"),
+    "/steering.js": ("steering.js", "text/javascript"),
 }
 
-FRAME_HEADER = struct.Struct(">qI")  # number of a frame, bytes of the PNG file that follows
 PARAMETERS = frozenset("model kind seed grid frame start count tab turn fps format view pixels".split())
 
 MAX_CONNECTIONS = 64
@@ -62,68 +65,16 @@ REQUEST_SEC = 10.0  # from the first byte of a request to its last
 ANSWER_SEC = 60.0  # to take an answer, and as long again for every so many bytes of it
 ANSWER_BYTES = 8 << 20
 PIECE_BYTES = 1 << 20
+BODY_BYTES = 9999  # of a request that is no file; a body tells nothing then
+FILE_BYTES_PER_SEC = 128 << 10  # at least, of a file that comes
 
 
 # ----------------------------------------------------------------------------
-# What is asked.
-
-
-class Refused(Exception):
-    """A request that is answered with another status than 400, which is that of a `ValueError`."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
+# Connections.
 
 
 class _Left(Exception):
     """The browser has closed the connection."""
-
-
-class Query:
-    """The values behind the question mark of an address. Raises `ValueError` for those that cannot be read."""
-
-    def __init__(self, text: str) -> None:
-        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=32)
-        self.values = dict(pairs)
-        if len(self.values) < len(pairs):
-            raise ValueError("a value is given twice: give each once")
-
-    def text(self, name: str, default: str | None = None) -> str:
-        """Take a value as it is."""
-        value = self.values.pop(name, default)
-        if value is None:
-            raise ValueError(f"{name} is missing: give one")
-        return value
-
-    def whole(self, name: str, default: int | None = None) -> int:
-        """Take a whole number."""
-        value = self.text(name, None if default is None else str(default)).strip()
-        if not re.fullmatch(r"[+-]?[0-9]{1,18}", value):
-            raise ValueError(f"{name} is {shown(value)}: use a whole number, such as 0 or 42")
-        return int(value)
-
-    def number(self, name: str, default: float) -> float:
-        """Take a number."""
-        value = self.text(name, str(default)).strip()
-        if not re.fullmatch(r"[+-]?([0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9})", value):
-            raise ValueError(f"{name} is {shown(value)}: use a number, such as 0.7")
-        return float(value)
-
-    def rest(self) -> dict[str, str]:
-        """Take all values that have not been taken."""
-        values, self.values = self.values, {}
-        return values
-
-    def finish(self) -> None:
-        """Raise `ValueError` for a value that has not been taken."""
-        if self.values:
-            raise ValueError(f"{shown(next(iter(self.values)))} is nothing that can be given here: leave it out")
-
-
-def shown(text: str) -> str:
-    """Return a text from outside for a message: quoted, and not too long."""
-    return repr(text if len(text) <= 40 else f"{text[:40]}...")
 
 
 def is_own_name(host: str) -> bool:
@@ -145,34 +96,6 @@ def is_own_name(host: str) -> bool:
     return True
 
 
-# ----------------------------------------------------------------------------
-# What is answered.
-
-
-class Answer(NamedTuple):
-    """A response."""
-
-    body: bytes | Path  # a file is sent piece by piece
-    content_type: str = "application/json"
-    status: int = 200
-    headers: Mapping[str, str] = {}
-
-
-def as_json(value: Any, status: int = 200) -> Answer:
-    """Return a value as JSON."""
-    return Answer(json.dumps(value).encode(), status=status)
-
-
-def pack(frames: np.ndarray, start: int) -> bytes:
-    """Return each frame of uint8 (T, H, W, 3) as its number, the size of its PNG file, and this file."""
-    parts = []
-    for index, frame in enumerate(frames):
-        file = io.BytesIO()
-        Image.fromarray(frame).save(file, "PNG", compress_level=1)
-        parts += [FRAME_HEADER.pack(start + index, file.tell()), file.getvalue()]
-    return b"".join(parts)
-
-
 class _Incoming(io.RawIOBase):
     """The bytes of a connection, all of which must come before a deadline.
 
@@ -186,6 +109,10 @@ class _Incoming(io.RawIOBase):
     def expect(self) -> None:
         """Wait for a new request."""
         self.deadline, self.has_begun = time.monotonic() + self.idle_sec, False
+
+    def extend(self, extra_sec: float) -> None:
+        """Give the request at hand more time."""
+        self.deadline += extra_sec
 
     def readable(self) -> bool:
         """Return True, for the buffer around this."""
@@ -211,6 +138,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers the requests of one connection. Nothing is computed here: that is the work of the session's thread."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a picture must not wait until the headers before it have been confirmed
     server_version, sys_version = "Longtake", ""
 
     def __init__(
@@ -256,7 +184,7 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, method: str) -> None:
         try:
             try:
-                self._read_body()
+                self._read_body(method)
                 self._check_sender()
                 answer = self.route(method, *self.path.partition("?")[::2])
             except Exception as error:
@@ -282,21 +210,39 @@ class Handler(BaseHTTPRequestHandler):
         traceback.print_exception(error)
         return as_json({"error": f"something went wrong ({type(error).__name__}): see the terminal"}, 500)
 
-    def _read_body(self) -> None:
-        """Read a body, which tells nothing, before the next request."""
+    def _read_body(self, method: str) -> None:
+        """Read a body before the next request: a file where one is taken, of the page alone; else it tells nothing."""
+        self.body = b""
         length = self.headers.get("Content-Length", "0")
-        if "Transfer-Encoding" in self.headers or not re.fullmatch(r"[0-9]{1,4}", length):
+        if "Transfer-Encoding" in self.headers or not re.fullmatch(r"[0-9]{1,9}", length):
             self.close_connection = True
             raise Refused(413, "the request has a body: say everything in its address")
-        self.rfile.read(int(length))
+        num_bytes = int(length)
+        if num_bytes <= BODY_BYTES:
+            self.body = self.rfile.read(num_bytes)
+            return
+        self.close_connection = True  # unless the body is read to its end
+        if not takes_file(method, self.path.partition("?")[0]):
+            raise Refused(413, "the request has a body: say everything in its address")
+        if num_bytes > UPLOAD_BYTES:
+            raise Refused(413, f"the file has {num_bytes >> 20} MiB: use at most {UPLOAD_BYTES >> 20}")
+        self._check_sender()
+        if not self.session.play.uploads.acquire(blocking=False):
+            raise Busy("others are sending files")
+        try:
+            self.incoming.extend(num_bytes / FILE_BYTES_PER_SEC)
+            self.body = self.rfile.read(num_bytes)
+        finally:
+            self.session.play.uploads.release()
+        self.close_connection = "close" in self.headers.get("Connection", "").lower()
 
     def _check_sender(self) -> None:
         """Refuse requests that other pages have the browser make."""
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
         if not is_own_name(host):
             raise Refused(403, f"the host {shown(host)} is not this machine: open the page by its address or localhost")
-        site = self.headers.get("Sec-Fetch-Site", "none")  # a link to the page itself may stand anywhere
-        is_foreign = site not in ("none", "same-origin") and self.path != "/"
+        site = self.headers.get("Sec-Fetch-Site", "none")  # a link to a page itself may stand anywhere
+        is_foreign = site not in ("none", "same-origin") and self.path not in ("/", "/play")
         if is_foreign or (origin is not None and urlsplit(origin).netloc != host):
             raise Refused(403, "another page asks for this: only the page of this server may")
 
@@ -305,8 +251,8 @@ class Handler(BaseHTTPRequestHandler):
         if method == "GET" and path in STATIC:
             name, content_type = STATIC[path]
             return Answer((PAGE / name).read_bytes(), f"{content_type}; charset=utf-8")
-        clip = re.fullmatch(r"/api/clips/([0-9]{1,9})(/file|/cancel|)", path)
-        name = re.sub(r"/[0-9]+", "/N", path) if clip else path
+        numbered = re.fullmatch(r"/api/(clips|walks)/([0-9]{1,9})(/[a-z]+|)", path)
+        name = f"/api/{numbered[1]}/N{numbered[3]}" if numbered else path
         handle = {
             "GET /api/models": self.models,
             "GET /api/model": self.model,
@@ -318,11 +264,12 @@ class Handler(BaseHTTPRequestHandler):
             "GET /api/clips/N/file": self.clip_file,
             "POST /api/clips/N/cancel": self.cancel_clip,
             "POST /api/close": self.close_tab,
+            **PlayRoutes(self.session, self.wait, self.body, f"{self.client_address}").table,
         }.get(f"{method} {name}")
         if handle is None:
             raise Refused(404, f"there is nothing at {method} {shown(path)}")
         query = Query(text)
-        return handle(query, int(clip[1])) if clip else handle(query)
+        return handle(query, int(numbered[2])) if numbered else handle(query)
 
     def models(self, query: Query) -> Answer:
         """Answer with the names of the models."""
@@ -379,7 +326,8 @@ class Handler(BaseHTTPRequestHandler):
         if frames is None:
             steps = self.session.frames(view, start, count)
             frames = self.wait(self.session.worker.submit(steps, tab or f"{self.client_address}", turn))
-        return Answer(pack(frames, start), "application/octet-stream")
+        pictures = ((start + index, as_png(frame)) for index, frame in enumerate(frames))
+        return Answer(pack(pictures), "application/octet-stream")
 
     def progress(self, query: Query) -> Answer:
         """Answer with how far the rollout is that a tab waits for; null if it waits for none."""
@@ -414,8 +362,7 @@ class Handler(BaseHTTPRequestHandler):
         if clip.task is None or not clip.task.has_ended:
             raise ValueError(f"clip {number} has {clip.done} of {clip.num_frames} frames so far: wait for the others")
         clip.task.result()
-        disposition = f"attachment; filename*=UTF-8''{quote(clip.name)}"
-        return Answer(clip.path, "application/octet-stream", headers={"Content-Disposition": disposition})
+        return as_file(clip.path, clip.name)
 
     def cancel_clip(self, query: Query, number: int) -> Answer:
         """Give a clip up."""

@@ -5,12 +5,13 @@ frames are computed and kept by `explorer.blocks`.
 """
 
 import collections
+import contextlib
 import itertools
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -19,11 +20,14 @@ import numpy as np
 
 from dnnlib.frames_out import SUFFIXES
 from dnnlib.video import VideoWriter
+from explorer.actions import is_steered
 from explorer.blocks import Cache, Model, Progress
+from explorer.play import Play
 from explorer.views import About, View, check_sampler, compose, describe
 from explorer.worker import Busy, Cancelled, Result, Steps, Task, Worker
 from torch_utils.precision import set_precision
 from training import network_file
+from training.data.footage import is_dataset
 from training.data.given_prompt import make_prompt
 from training.network_file import ModelPath
 from training.sampling import Prompt, Sampler, open_sampler
@@ -74,6 +78,12 @@ class SavedClip:
     done: int = 0  # frames
     asked_sec: float = field(default_factory=time.monotonic)  # when its state was last asked for
     task: Task[None] | None = None
+
+
+def check_fps(fps: float) -> None:
+    """Raise `ValueError` for a frame rate that a clip cannot have."""
+    if not 1 <= fps <= 120:
+        raise ValueError(f"a clip of {fps} frames a second was asked for: use a number from 1 to 120")
 
 
 def clip_name(view: View, start: int, num_frames: int, suffix: str) -> str:
@@ -134,7 +144,9 @@ class Session:
         self.cache = Cache(cache_bytes)
         self.about: dict[str, About] = {}  # of models that have been opened
         self.has_stopped = False  # at the end: no step was still at work
-        self._opened: collections.OrderedDict[str, Model] = collections.OrderedDict()
+        self.play = Play(self)
+        self._loaded: collections.OrderedDict[str, Sampler] = collections.OrderedDict()
+        self._opened: dict[str, Model] = {}  # those of them that can be shown
         self._clips: dict[int, SavedClip] = {}
         self._clip_numbers = itertools.count(1)
         self._lock = threading.Lock()  # of the clips
@@ -146,26 +158,82 @@ class Session:
 
     def __exit__(self, *exception: Any) -> None:
         self.has_stopped = self.worker.stop(timeout_sec=5)
-        for model in self._opened.values() if self.has_stopped else []:
-            model.prompt.close()
+        if self.has_stopped:
+            for model in self._opened.values():
+                model.prompt.close()
+            self.play.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # Steps, which only the worker's thread takes.
 
-    def open(self, name: str) -> Steps[Model]:
-        """Bring a model into memory, in place of the one that was not used for longest."""
+    def load(self, name: str) -> Steps[Sampler]:
+        """Bring a model into memory, in place of the one that was not used for longest and that nobody steers."""
         self.check_model(name)
-        if name not in self._opened:
-            while len(self._opened) >= MAX_OPEN:
-                self._opened.popitem(last=False)
+        if name not in self._loaded:
+            while len(self._loaded) >= MAX_OPEN:
+                self._forget_one()
             sampler = open_sampler(self.models[name].files, self.options, self.device, self.trust)
             set_precision(sampler.networks, self.precision)
-            prompt = self.prompt or (self.prompt_files or PromptFiles()).open(sampler)
-            check_sampler(sampler, name, prompt)
-            self._opened[name], self.about[name] = Model(name, sampler, prompt, self.cache), describe(sampler)
+            self._loaded[name] = sampler
             yield
-        self._opened.move_to_end(name)
+        self._loaded.move_to_end(name)
+        return self._loaded[name]
+
+    def _forget_one(self) -> None:
+        """Remove a model from memory."""
+        name = next((name for name in self._loaded if not self.play.is_played(name)), None)
+        if name is None:
+            raise Busy(f"{len(self._loaded)} models are being played, more do not fit into memory")
+        del self._loaded[name]
+        self._opened.pop(name, None)
+        self.play.suspend(name)
+
+    def open(self, name: str) -> Steps[Model]:
+        """Bring a model into memory whose videos can be shown; raise `ValueError` for one of which none can."""
+        sampler = yield from self.load(name)
+        if name not in self._opened:
+            try:
+                prompt = self.prompt or (self.prompt_files or PromptFiles()).open(sampler)
+                check_sampler(sampler, name, prompt)
+            except ValueError as error:
+                hint = "; or steer it: see Play" if is_steered(sampler) else ""
+                raise ValueError(f"{error}{hint}") from error
+            self._opened[name], self.about[name] = Model(name, sampler, prompt, self.cache), describe(sampler)
         return self._opened[name]
+
+    def open_any(self, name: str) -> Steps[str | None]:
+        """Bring a model into memory that can be shown, or steered, or both; return why it can only be steered, or None.
+
+        Raises `ValueError` for a model that can be neither.
+        """
+        try:
+            yield from self.open(name)
+        except ValueError as error:
+            try:
+                yield from self.play.open(name)
+            except ValueError:
+                raise error from None
+            return str(error)
+        with contextlib.suppress(ValueError):
+            yield from self.play.open(name)
+        return None
+
+    def start_of(self, name: str, sampler: Sampler) -> tuple[str | None, Prompt | None]:
+        """Return where walks in a model begin: a dataset or file at a path, or a prompt, or neither.
+
+        Unless a prompt was given, a dataset NAME.starts beside the model's file NAME.pkl serves.
+        """
+        files = self.prompt_files or PromptFiles()
+        if self.prompt is not None:
+            return None, self.prompt
+        if files.context is not None:
+            return (files.context, None) if files.actions is None else (None, files.open(sampler))
+        for file in (file for file in self.models[name].files if isinstance(file, str | ModelPath)):
+            for found in network_file.expand(file):
+                beside = Path(found.path).with_suffix(".starts")
+                if beside.is_dir() and is_dataset(beside):
+                    return str(beside), None
+        return None, None
 
     def frames(self, view: View, start: int, count: int) -> Steps[np.ndarray]:
         """Return frames [start, start + count) of a view, fewer where a video ends: uint8 (T, height, width, 3)."""
@@ -245,16 +313,19 @@ class Session:
                 f"a clip of {count} frames was asked for: save at most {MAX_CLIP_FRAMES} here, and longer ones with "
                 "generate.py"
             )
-        if not 1 <= fps <= 120:
-            raise ValueError(f"a clip of {fps} frames a second was asked for: use a number from 1 to 120")
+        check_fps(fps)
         if file_format not in VIDEO_FORMATS:
             raise ValueError(f"a clip as {file_format[:40]!r} was asked for: use one of {', '.join(VIDEO_FORMATS)}")
-        suffix = SUFFIXES[file_format]
+        name = clip_name(view, start, count, SUFFIXES[file_format])
+        return self.add_clip(name, count, owner, lambda clip: self._write_clip(clip, view, start, fps))
+
+    def add_clip(self, name: str, count: int, owner: str, write: Callable[[SavedClip], Steps[None]]) -> SavedClip:
+        """Begin to write a clip under a name, by the steps that `write` returns."""
         with self._lock:
             self._make_room()
             number = next(self._clip_numbers)
-            clip = SavedClip(number, clip_name(view, start, count, suffix), self.folder / f"{number}{suffix}", count)
-            clip.task = self.worker.submit(self._write_clip(clip, view, start, fps), f"{owner}/clip")
+            clip = SavedClip(number, name, self.folder / f"{number}{Path(name).suffix}", count)
+            clip.task = self.worker.submit(write(clip), f"{owner}/clip")
             self._clips[number] = clip
         return clip
 
@@ -279,6 +350,7 @@ class Session:
         """Cancel all that this owner has asked for."""
         self.worker.drop(owner)
         self.worker.drop(f"{owner}/clip")
+        self.play.drop(owner)
 
 
 def _patiently(clip: SavedClip, steps: Steps[Result]) -> Steps[Result]:

@@ -5,8 +5,10 @@ task = worker.submit(steps(), owner="a tab", turn=3)    # `steps` is a generator
 task.wait(0.5) and task.result()
 worker.stop(timeout_sec=5)
 
-Tasks take turns after each `yield`. A task that is cancelled, or whose owner has asked for something else since, is
-closed at its next turn, by this thread too. What a task yields is kept until its next step, as its progress.
+Tasks take turns after each `yield`. The next step is one of the owner whose last step was longest ago, so that many
+tasks of one owner do not slow down those of others; an owner's own tasks take turns too. A task that is cancelled, or
+whose owner has asked for something else since, is closed at its next turn, by this thread too. What a task yields is
+kept until its next step, as its progress.
 """
 
 import collections
@@ -92,6 +94,8 @@ class Worker:
         self.max_tasks, self.max_per_owner = max_tasks, max_per_owner
         self._queue: collections.deque[Task[Any]] = collections.deque()
         self._current: Task[Any] | None = None
+        self._served: dict[str, int] = {}  # owner -> number of the last step that was his
+        self._num_steps = 0
         self._is_stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
@@ -152,13 +156,24 @@ class Worker:
     def _tasks(self) -> list[Task[Any]]:
         return [*self._queue, *([self._current] if self._current else [])]
 
+    def _take(self) -> Task[Any]:
+        """Remove the task of the next step from the queue."""
+        task = min(self._queue, key=lambda waiting: self._served.get(waiting.owner, 0))
+        self._queue.remove(task)
+        self._num_steps += 1
+        self._served[task.owner] = self._num_steps
+        if len(self._served) > 4 * self.max_tasks:
+            owners = {waiting.owner for waiting in (task, *self._queue)}
+            self._served = {owner: number for owner, number in self._served.items() if owner in owners}
+        return task
+
     def _run(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._is_stopping)
                 if not self._queue:
                     return
-                task = self._current = self._queue.popleft()
+                task = self._current = self._take()
             goes_on = task._step()
             with self._changed:
                 self._current = None

@@ -4,6 +4,7 @@ One function for each kind of metric; `ESTIMATORS` names them as `metrics.famili
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,48 @@ NEIGHBOURS = 3
 Estimate = tuple[float, list[float], float | None]
 
 
+def estimate(metric: Metric, real: Features | None, fake: Features, work: Work) -> dict[str, dict[str, Any]]:
+    """Return the results, errors and floors of a metric of two sides."""
+    results, errors, floors = {}, {}, {}
+    for name, (value, left_out, floor) in ESTIMATORS[metric.family.estimator](metric, real, fake, work).items():
+        results[name] = value
+        if left_out:
+            results[f"{name}_jk"], errors[name] = jackknife.summarize(value, left_out)
+        if floor is not None:
+            floors[name] = floor
+    if metric.family.estimator == "score":
+        results = _score_splits(metric, fake) | results
+    return {"results": results, "errors": errors, "floors": floors}
+
+
+def grouped(metric: Metric, real: Features, fake: Features, work: Work) -> dict[str, dict[str, Any]]:
+    """Return the mean of a distance over groups of clips of both sides, their standard deviation, and the error.
+
+    The floor is the mean distance of each group of real clips and the next one. Raises `ValueError` unless the clips
+    make whole groups.
+    """
+    size = work.protocol.group_size
+    assert size is not None
+    if len(real) % size:
+        raise ValueError(f"{metric.name} is a mean over groups of {size} clips: take a multiple of {size}")
+    num_groups = len(real) // size
+    reals, fakes = _values(metric, real).chunk(num_groups), _values(metric, fake).chunk(num_groups)
+
+    def distance(x: Tensor, y: Tensor) -> float:
+        if metric.family.estimator == "kernel":
+            return metric.family.scale * kernel.polynomial_distance(x, y)
+        return frechet_distance_from_features(x, y, is_unbiased=work.protocol.is_unbiased)
+
+    values = [distance(x, y) for x, y in zip(reals, fakes, strict=True)]
+    floor = np.mean([distance(x, y) for x, y in zip(reals, reals[1:] + reals[:1], strict=True)])
+    deviation = float(np.std(values))
+    return {
+        "results": {metric.name: float(np.mean(values)), f"{metric.name}_std": deviation},
+        "errors": {metric.name: deviation / (num_groups - 1) ** 0.5},
+        "floors": {metric.name: float(floor)},
+    }
+
+
 def _frechet(metric: Metric, real: Features | None, fake: Features, work: Work) -> dict[str, Estimate]:
     assert real is not None, "a distance has two sides"
     groups = _Groups(real, fake)
@@ -32,7 +75,7 @@ def _frechet(metric: Metric, real: Features | None, fake: Features, work: Work) 
 def _is_low_rank(real: Features, fake: Features) -> bool:
     if real.values is None or fake.values is None:
         return False
-    return min(len(real), len(fake)) < real.values.shape[1]
+    return min(len(real.values), len(fake.values)) < real.values.shape[1]
 
 
 def _frechet_low_rank(real: Features, fake: Features, groups: "_Groups", is_unbiased: bool) -> Estimate:
@@ -94,7 +137,7 @@ def _score(metric: Metric, real: Features | None, fake: Features, work: Work) ->
     return {metric.name: (inception_score.score(probabilities), left_out, None)}
 
 
-def score_splits(metric: Metric, fake: Features) -> dict[str, float]:
+def _score_splits(metric: Metric, fake: Features) -> dict[str, float]:
     """Return the published values, over splits; the score of all items at once follows them."""
     probabilities = _probabilities(metric, fake)
     if metric.family.detector == families.C3D:

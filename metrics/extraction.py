@@ -33,10 +33,14 @@ Progress = Callable[[str, int, int], None]  # "real" or "generated", clips done,
 class FeatureRequest:
     """Features that one side must give: of which frames, how many, by which detector.
 
-    Where prompts are windows of footage, `past` and `future` frames of a window come before and after the clip.
+    Where prompts are windows of footage, `past` and `future` frames of a window come before and after the new frames of
+    the clip. The output "pairs" are the values of each frame, compared with that of the original; "frames" are features
+    of each frame of a clip by itself.
     """
 
-    frames: str  # "clips", or of footage also "all" frames, "some", or "continuations" of prompts
+    # "clips", or of footage also "all" frames, "some", "continuations" of prompts, "others" (the continuations of other
+    # prompts), or "copies" (the last frame before the continuation, repeated).
+    frames: str
     shape: ClipShape
     num_items: int
     detector: str
@@ -45,28 +49,38 @@ class FeatureRequest:
     future: int = 0
 
     @property
+    def is_frame(self) -> bool:
+        """Return whether an item is a single frame, of no clip."""
+        return self.shape.num_frames == 1 and self.output not in ("pairs", "frames")
+
+    @property
+    def rows(self) -> int:
+        """Return the number of feature vectors of an item."""
+        return self.shape.num_frames if self.output == "frames" else 1
+
+    @property
     def window_span(self) -> int:
         """Return the number of frames of a window."""
-        return self.past + self.shape.span + self.future
+        return self.past + self.shape.new_span + self.future
 
 
 class Features:
     """The features of one request, collected batch by batch.
 
-    `values` are float32 (N, d), whole on rank 0 after `merge`; where there are too many to keep they are None, and
-    `stats` has their sums by groups of videos. `videos` (N,) says which video each item was taken from, `weights` (N,)
-    what it counts, `colours` (N, 4) the mean red, green, blue and the maximum of its first frame. `is_whole` keeps all
-    values, however many they are.
+    `values` are float32 (R, d), whole on rank 0 after `merge`; where there are too many to keep they are None, and
+    `stats` has their sums by groups of videos. `videos` (R,) says which video each was taken from, `weights` (R,) what
+    it counts. An item has `request.rows` of the R rows, and in `colours` (N, 4) the mean red, green, blue and the
+    maximum of its first frame. `is_whole` keeps all values, however many they are.
     """
 
     def __init__(
         self, request: FeatureRequest, videos: Sequence[int], weights: np.ndarray | None = None, is_whole: bool = False
     ) -> None:
         self.request = request
-        self.videos = np.asarray(videos)
+        self.videos = np.repeat(np.asarray(videos), request.rows)
         self.weights = weights
         self.is_whole = is_whole
-        self.colours = np.zeros((len(self.videos), 4), np.float32)
+        self.colours = np.zeros((len(videos), 4), np.float32)
         self.values: Tensor | None = None
         self.stats: FeatureStats | None = None
         self.num_different: int | None = None  # clips that the footage has; None where they never repeat
@@ -75,27 +89,29 @@ class Features:
         self.groups = group_videos(self.videos, self.num_groups)
 
     def __len__(self) -> int:
-        return len(self.videos)
+        return len(self.colours)
 
     def _allocate(self, num_features: int) -> None:
         """Make room for values, or begin their sums, unless that is done."""
         if self.values is None and self.stats is None:
-            if self.is_whole or len(self) * num_features * 4 <= KEEP_BYTES:
-                self.values = torch.zeros(len(self), num_features)
+            if self.is_whole or len(self.videos) * num_features * 4 <= KEEP_BYTES:
+                self.values = torch.zeros(len(self.videos), num_features)
             else:
                 self.stats = FeatureStats(num_features, self.num_groups)
 
     def add(self, items: list[int], features: Tensor, colours: np.ndarray) -> None:
-        """Add features (N, d) and colours (N, 4) of some items."""
+        """Add features (N rows, d) and colours (N, 4) of N items."""
         features = features.float().cpu()
         self._allocate(features.shape[1])
         self.colours[items] = colours
+        each = self.request.rows
+        rows = (np.asarray(items)[:, None] * each + np.arange(each)).ravel()
         if self.values is not None:
-            self.values[items] = features
+            self.values[rows] = features
         else:
             assert self.stats is not None, "one of both was begun"
-            weights = None if self.weights is None else self.weights[items]
-            self.stats.append(features, weights, self.groups[items])
+            weights = None if self.weights is None else self.weights[rows]
+            self.stats.append(features, weights, self.groups[rows])
 
     def merge(self, device: torch.device) -> None:
         """Merge the features of all ranks."""
@@ -105,10 +121,10 @@ class Features:
         total = distributed.all_reduce_sum(torch.tensor([num_features, num_features > 0], device=device)).tolist()
         self._allocate(total[0] // total[1])
         colours = torch.from_numpy(self.colours)
-        for first in range(self.num_stored, len(self), REDUCED_ROWS):
-            rows = slice(first, first + REDUCED_ROWS)
-            for tensor in [colours] if self.values is None else [colours, self.values]:
-                tensor[rows] = distributed.all_reduce_sum(tensor[rows].to(device)).cpu()
+        each = self.request.rows
+        for tensor, rows in [(colours, 1)] if self.values is None else [(colours, 1), (self.values, each)]:
+            for part in tensor[self.num_stored * rows :].split(REDUCED_ROWS):
+                part[:] = distributed.all_reduce_sum(part.to(device)).cpu()
         if self.stats is not None:
             self.stats.reduce(device)
 
@@ -120,12 +136,13 @@ class Features:
                 self.colours[:] = arrays["colours"]
                 self.stats, self.num_stored = FeatureStats.from_arrays(dict(arrays)), num_items
             return
-        num_features = arrays["values"].shape[1]
-        if num_stored < num_items and not self.is_whole and num_items * num_features * 4 > KEEP_BYTES:
+        num_features, num_rows = arrays["values"].shape[1], len(self.videos)
+        if num_stored < num_items and not self.is_whole and num_rows * num_features * 4 > KEEP_BYTES:
             return
-        num_stored, values = min(num_stored, num_items), torch.zeros(num_items, num_features)
+        num_stored, values = min(num_stored, num_items), torch.zeros(num_rows, num_features)
         self.colours[:num_stored] = arrays["colours"][:num_stored]
-        values[:num_stored] = torch.from_numpy(arrays["values"][:num_stored])
+        stored_rows = num_stored * self.request.rows
+        values[:stored_rows] = torch.from_numpy(arrays["values"][:stored_rows])
         self.values, self.num_stored = values, num_stored
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -204,9 +221,16 @@ class Extractor:
             skip = sum(item < features.num_stored for item in batch.items)
             part = slice(skip, skip + count)
             if (shape, name, output) not in made:
-                before = made.get((shape, name, "features"))
-                made[shape, name, output] = self._extract(self.detectors[name], output, batch.clips[shape], before)
-            features.add(batch.items[part], made[shape, name, output][part], colours[shape][part])
+                if output == "pairs":
+                    values = self.detectors[name].compare(batch.clips[shape], batch.originals[shape])
+                elif output == "frames":
+                    values = self.detectors[name].features(batch.clips[shape].transpose(1, 2).flatten(0, 1))
+                else:
+                    before = made.get((shape, name, "features"))
+                    values = self._extract(self.detectors[name], output, batch.clips[shape], before)
+                made[shape, name, output] = values
+            rows = slice(part.start * features.request.rows, part.stop * features.request.rows)
+            features.add(batch.items[part], made[shape, name, output][rows], colours[shape][part])
 
     def _extract(self, detector: Any, output: str, clips: Tensor, features: Tensor | None) -> Tensor:
         """Return (N, d) of uint8 (N, 3, T, H, W); a single frame is an image."""

@@ -32,6 +32,7 @@ class ProbeOptions:
     detector_paths: Mapping[str, str] = field(default_factory=dict)  # files of weights by the name of the detector
     window: int = 16  # frames of a clip, for drift and motion energy
     stride: int = 8  # frames between the clips of a generated video, for drift
+    is_unbiased: bool = False  # covariances are divided by N - 1, else by N
     lags: tuple[int, ...] = ()  # frame separations for feature similarity; () for 1, 2, 5, 10, 20, 50, ...
 
     def open(self, name: str) -> Any:
@@ -85,6 +86,7 @@ class Measure:
     probe: Callable[[ProbeOptions, str], Probe]  # of the side "real" or "generated"
     compare: Callable[[Rows, Rows, ProbeOptions], dict[str, Any]]  # of the real and of the generated videos
     detector: str | None = None  # its feature network
+    needs_real_clips: bool = False  # of existing real videos only clips of `ProbeOptions.window` frames, not long ones
 
     def __call__(self, real: VideoGroups, fake: VideoGroups, options: ProbeOptions = DEFAULTS) -> dict[str, Any]:
         return compare_sides([self], real, fake, options)[self.name]

@@ -126,6 +126,9 @@ def compare_drift(
     real: Rows, fake: Rows, options: ProbeOptions, name: str, detector: str, distance: Callable[..., float]
 ) -> dict[str, Any]:
     """Return the curve over the first frame of the clip, its slope per 100 frames, and its ends."""
+    has_no_bias = distance is polynomial_distance
+    if not has_no_bias:
+        distance = functools.partial(distance, is_unbiased=options.is_unbiased)
     starts = options.stride * np.arange(fake.values.shape[1])
     if len(starts) < 3:
         raise ValueError(
@@ -144,12 +147,14 @@ def compare_drift(
     network = options.open(detector)
     own = [distance(fake.values[:, 0], fake.values[:, i]) for i in range(1, len(starts))]
     title = name.removesuffix("_drift").upper()
-    # The unbiased kernel distance needs no warning.
-    warning = None if distance is polynomial_distance else checks.size_warning(name, len(real), len(fake))
+    warning = None if has_no_bias else checks.size_warning(name, len(real), len(fake))
+    halves = [half[:, 0] for half in real.halves()]
+    floors = dict.fromkeys(names[1:], distance(*halves)) if min(map(len, halves)) > 1 else {}
     return {
         **({"warning": warning} if warning else {}),
         "results": dict(zip(names, values[:3].tolist(), strict=True)),
         "errors": dict(zip(names, errors[:3].tolist(), strict=True)),
+        "floors": floors,
         "curves": [
             chart(f"{title} of clips from here on", "first frame", lines, band="standard error"),
             chart(f"{title} from the first clips of all videos", "first frame", [line("generated", starts[1:], own)]),
@@ -160,6 +165,8 @@ def compare_drift(
             "real_clips": "the first of each video, the same for every first frame",
             "slope": "least squares, per 100 frames",
             "errors": "delete-a-group jackknife over videos of both sides",
+            "floors": "two halves of the real clips",
+            **({} if has_no_bias else {"covariance": "N - 1" if options.is_unbiased else "N"}),
         },
         "detector": network.identity,
     }
@@ -167,7 +174,7 @@ def compare_drift(
 
 def _drift(name: str, detector: str, distance: Callable[..., float], probe: Callable[..., Any]) -> Measure:
     compare = functools.partial(compare_drift, name=name, detector=detector, distance=distance)
-    return Measure(name, probe, compare, detector)
+    return Measure(name, probe, compare, detector, needs_real_clips=True)
 
 
 def _features(detector: Any, video: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ Every result holds the protocol, the number of clips on both sides and the ident
 these changes the value.
 """
 
+import dataclasses
 import itertools
 import platform
 import sys
@@ -22,30 +23,33 @@ import torch
 from torch import Tensor
 
 from dnnlib.util import format_time
-from metrics import checks, estimators, families, inception_score, jackknife, long_video, plan, samplers
+from metrics import checks, estimators, families, inception_score, long_video, paired, plan, samplers
 from metrics.detectors import i3d, registry
-from metrics.estimators import ESTIMATORS, NEIGHBOURS
+from metrics.estimators import NEIGHBOURS
 from metrics.extraction import FeatureRequest, Features, Progress
 from metrics.families import ClipShape, Metric, check_names, list_valid_metrics, parse
 from metrics.frechet import frechet_distance_from_features
 from metrics.inputs import Videos
 from metrics.long_video_base import Rows, compare_rows
 from metrics.plan import Generated, Side, Work
-from metrics.protocols import PROTOCOLS, EvalProtocol
+from metrics.protocols import EvalProtocol, protocols
 from torch_utils import distributed
 from torch_utils.precision import tf32
 from training.contract import System
 from training.data.dataset import ClipDataset
-from training.data.shards import size_name
+from training.data.parts import has_size
 from training.sampling import Sampler
 
 __all__ = ["calc_metrics", "check_names", "fvd_between", "list_valid_metrics", "prompted", "training_metrics"]
 
 REPORT_INTERVAL_SEC = 10.0
 CONTINUATIONS = "the continuations of the context frames of the generated side"
-NEED_WHOLE = ("kernel", "score", "manifold")  # estimators that need the features themselves, not only their sums
+ORIGINALS = "the clips that the generated side reconstructs"
+STILL = "copy of the last frame"  # the baseline of a prediction
+NEED_WHOLE = ("kernel", "score", "manifold", "paired")  # estimators that need the features, not only their sums
 
-Sides = tuple[Side, Side]  # real, generated
+LABELS = ("real", "generated")
+Sides = tuple[Side, Side]  # in this order
 
 
 def calc_metrics(
@@ -74,14 +78,16 @@ def calc_metrics(
     Returns for each name a dict that JSON can hold: `results` {name: value, name_jk: value without the bias of a finite
     sample}, `errors` {name: standard error over videos}, `floors` {name: value of two halves of the real videos},
     `metric`, `num_real`, `num_fake`, `protocol`, `detector`, `real`, `fake`, `seed`, `versions`, `total_time`,
-    `total_time_str`, `world_size`, and `warnings`, if there are any. Raises `ValueError` on every rank for an unknown
-    name, absent weights, clips that are too short, or sides that do not fit.
+    `total_time_str`, `world_size`, and, if there are any, `warnings`, `curves` to draw, and `baselines` {what: {name:
+    value}}: of predictions the value of the last context frame, repeated. Raises `ValueError` on every rank for an
+    unknown name, absent weights, clips that are too short, or sides that do not fit.
     """
     start_time = time.monotonic()
     check_names(names)
-    metrics = [parse(name) for name in names if name not in long_video.MEASURES]
+    parsed = {name: parse(name) for name in names if name not in long_video.MEASURES}
+    metrics = list(dict.fromkeys(parsed.values()))
     measures = [long_video.MEASURES[name] for name in names if name in long_video.MEASURES]
-    rules = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
+    rules = protocols()[protocol] if isinstance(protocol, str) else protocol
     report = progress or (_Printer() if verbose else None)
     work = Work(rules, seed, torch.device(device), batch, replace_cache, report, detector_paths or {}, measures)
     sides = real, fake
@@ -89,26 +95,33 @@ def calc_metrics(
         for detector in [metric.family.detector for metric in metrics] + [m.detector for m in measures if m.detector]:
             work.open(detector)
         _check_sides(sides, rules)
+        _check_metrics(metrics, sides, rules)
         requests = [
             {metric: _request(metric, sides, is_real, rules) for metric in metrics} for is_real in (True, False)
         ]
+        stills = {metric: _still_request(metric, sides, rules) for metric in metrics}
         shape = ClipShape(num_frames)
         long = [_clips(sides, side, rules, shape, num_videos) if measures else None for side in sides]
+        needs_clips = bool(long[0]) and long[0].frames == "clips" and all(m.needs_real_clips for m in measures)
+        if long[0] and needs_clips and isinstance(real, Videos):
+            long[0] = dataclasses.replace(long[0], shape=ClipShape(min(num_frames, work.probe_options.window)))
         for side, wanted, videos in zip(sides, requests, long, strict=True):
             footage = side if isinstance(side, Videos) else side.prompts
             if footage is not None:
                 footage.footage.eligible(max(r.window_span if r else 0 for r in (*wanted.values(), videos)))
     collected = []
-    for side, label, wanted, videos in zip(sides, ("real", "generated"), requests, long, strict=True):
+    baselines = (stills, {})
+    for side, label, wanted, also, videos in zip(sides, LABELS, requests, baselines, long, strict=True):
         whole = {request for m, request in wanted.items() if request and m.family.estimator in NEED_WHOLE}
-        unique = [request for request in wanted.values() if request]
+        unique = [request for request in (*wanted.values(), *also.values()) if request]
         collected.append(plan.collect(unique, side, label, work, whole, videos))
 
     def results() -> dict[str, dict[str, Any]]:
-        by_name = _long_results(sides, [rows for _, rows in collected], long[1], work) if long[1] else {}
-        for metric in metrics:
-            found = [features.get(wanted[metric]) for wanted, (features, _) in zip(requests, collected, strict=True)]
-            by_name[metric.name] = _result(metric, sides, found[0], found[1], work)
+        by_name = _long_results(sides, [rows for _, rows in collected], long, work) if measures else {}
+        (reals, _), (fakes, _) = collected
+        for name, metric in parsed.items():
+            found = [reals.get(requests[0][metric]), fakes.get(requests[1][metric]), reals.get(stills[metric])]
+            by_name[name] = _result(metric, sides, found, work)
         return by_name
 
     by_name = plan.on_main(results)
@@ -172,18 +185,19 @@ def prompted(side: Videos | Sampler, other: Videos | Sampler, model: str) -> Sid
     needs = side.needs
     if not needs.frames and not needs.streams:
         return Generated(side)
+    reals = other if isinstance(other, Videos) and other.size == side.size else None
     size = side.size if needs.size is None else needs.size
     if isinstance(other, Videos):
         fits = not needs.frames or side.size == size == other.size
         if fits and set(needs.streams) <= set(getattr(other.footage, "streams", {})):
-            return Generated(side, other)
-        if isinstance(other.footage, ClipDataset) and (other.footage.path / size_name(size)).is_dir():
+            return Generated(side, other, reals)
+        if isinstance(other.footage, ClipDataset) and has_size(other.footage.path, size):
             sizes = list(dict.fromkeys([other.size if fits else side.size, size]))  # refused if of different clips
             vocabularies = {name: side.vocabularies[name] for name in needs.streams if name in side.vocabularies}
             dataset = ClipDataset(other.footage.path, sizes, streams=needs.streams, vocabularies=vocabularies)
-            return Generated(side, Videos(dataset, size, "dataset"))
+            return Generated(side, Videos(dataset, size, "dataset"), reals)
         if fits:
-            return Generated(side, other)  # whose lack of streams is told with the other faults
+            return Generated(side, other, reals)  # whose lack of streams is told with the other faults
     name = other.footage.name if isinstance(other, Videos) else "the other model"
     raise ValueError(
         f"{model} needs context frames of {size[0]}x{size[1]} for frames of {side.size[0]}x{side.size[1]}, which "
@@ -197,7 +211,10 @@ def _check_sides(sides: Sides, rules: EvalProtocol) -> None:
     rates = [side.footage.fps if isinstance(side, Videos) else side.sampler.fps for side in sides]
     checks.check_same_rate(rates[0], rates[1], *_names(sides))
     if (rules.context, rules.horizon) != (None, None) and all(isinstance(s, Videos) or not s.prompts for s in sides):
-        raise ValueError("context frames and a horizon are for models that need real frames: leave them out")
+        raise ValueError(
+            "context frames and a horizon are for models that need real frames: leave them out, or take a protocol "
+            f"other than {rules.name}"
+        )
     for side, name in zip(sides, _names(sides), strict=True):
         if isinstance(side, Videos):
             continue
@@ -212,8 +229,30 @@ def _check_sides(sides: Sides, rules: EvalProtocol) -> None:
             )
 
 
+def _check_metrics(metrics: Sequence[Metric], sides: Sides, rules: EvalProtocol) -> None:
+    """Raise `ValueError` for a metric that compares with real clips which the sides do not have."""
+    real, fake = sides
+    continues = isinstance(fake, Generated) and fake.continues and isinstance(real, Videos)
+    if rules.samples > 1 and not continues:
+        raise ValueError(f"{rules.samples} samples a context are for models that continue videos: take one")
+    for metric in metrics:
+        if metric.shape.context and not continues:
+            raise ValueError(
+                f"{metric.name} includes context frames, which only models that continue videos have: leave out "
+                f"_context{metric.shape.context}"
+            )
+        if metric.of_reconstructions and not (isinstance(fake, Generated) and fake.reconstructs):
+            raise ValueError(f"r{metric.name} is of reconstructions, which a tokenizer makes: ask for {metric.name}")
+        is_aligned = isinstance(real, Videos) and isinstance(fake, Generated) and fake.originals is not None
+        if metric.family.is_paired and not is_aligned:
+            raise ValueError(
+                f"{metric.name} compares each clip with the real one that it should equal: measure a tokenizer, or a "
+                "model that continues videos, against footage"
+            )
+
+
 def _names(sides: Sides) -> list[str]:
-    labels = zip(sides, ("real", "generated"), strict=True)
+    labels = zip(sides, LABELS, strict=True)
     return [s.footage.name if isinstance(s, Videos) else f"the network of the {label} side" for s, label in labels]
 
 
@@ -222,6 +261,10 @@ def _request(metric: Metric, sides: Sides, is_real: bool, rules: EvalProtocol) -
     family, num_items, side = metric.family, metric.num_items, sides[0 if is_real else 1]
     if is_real and family.real == "none":
         return None
+    if is_real and family.real == "others":
+        shape = _clips(sides, side, rules, metric.shape, num_items, family.detector, family.output)
+        has_others = isinstance(side, Videos) and len(side.footage.eligible(shape.window_span)) > 1
+        return dataclasses.replace(shape, frames="others") if has_others else None
     if isinstance(side, Generated) or not is_real or family.real == "clips":
         return _clips(sides, side, rules, metric.shape, num_items, family.detector, family.output)
     most = family.most_real if family.real == "all" else num_items
@@ -233,54 +276,84 @@ def _request(metric: Metric, sides: Sides, is_real: bool, rules: EvalProtocol) -
 def _clips(
     sides: Sides, side: Side, rules: EvalProtocol, shape: ClipShape, num: int, detector: str = "", output: str = ""
 ) -> FeatureRequest:
-    """Return a request for clips; real ones are the continuations of the prompts of a sampler that predicts them."""
+    """Return a request for clips; real ones are those that a sampler should predict or reconstruct."""
     fake = sides[1]
-    is_continuation = isinstance(side, Videos) and isinstance(fake, Generated) and fake.continues
+    is_aligned = isinstance(fake, Generated) and (fake.continues or fake.reconstructs or output == "pairs")
+    is_continuation = isinstance(side, Videos) and is_aligned
     maker = fake if is_continuation else side
-    margins = maker.margins(shape.span, rules) if isinstance(maker, Generated) else (0, 0)
+    margins = maker.margins(shape, rules) if isinstance(maker, Generated) else (0, 0)
+    if isinstance(side, Generated) and side.continues:
+        num *= rules.samples
     return FeatureRequest("continuations" if is_continuation else "clips", shape, num, detector, output, *margins)
+
+
+def _still_request(metric: Metric, sides: Sides, rules: EvalProtocol) -> FeatureRequest | None:
+    """Return the request for the last context frame, repeated, in place of a prediction; None without context."""
+    real, fake = sides
+    is_frame = metric.family.clip is not None
+    if not isinstance(real, Videos) or not isinstance(fake, Generated) or not fake.continues or is_frame:
+        return None
+    family = metric.family
+    request = _clips(sides, real, rules, metric.shape, metric.num_items, family.detector, family.output)
+    return dataclasses.replace(request, frames="copies") if request.past else None
 
 
 # ----------------------------------------------------------------------------
 # Results.
 
 
-def _result(metric: Metric, sides: Sides, real: Features | None, fake: Features | None, work: Work) -> dict[str, Any]:
+def _result(metric: Metric, sides: Sides, found: Sequence[Features | None], work: Work) -> dict[str, Any]:
+    """Return the result of a metric from the features of the real clips, the generated ones, and repeated frames."""
+    real, fake, still = found
     assert fake is not None, "every metric takes generated clips"
-    results, errors, floors = {}, {}, {}
-    for name, (value, left_out, floor) in ESTIMATORS[metric.family.estimator](metric, real, fake, work).items():
-        results[name] = value
-        if left_out:
-            results[f"{name}_jk"], errors[name] = jackknife.summarize(value, left_out)
-        if floor is not None:
-            floors[name] = floor
-    if metric.family.estimator == "score":
-        results = estimators.score_splits(metric, fake) | results
+    family, rules = metric.family, work.protocol
+    is_reconstruction = isinstance(sides[1], Generated) and sides[1].reconstructs
+    if is_reconstruction and family.is_distance:
+        metric = dataclasses.replace(metric, name=f"r{metric.name}")
+    if family.is_paired:
+        samples = rules.samples if isinstance(sides[1], Generated) and sides[1].continues else 1
+        values = paired.summarize(metric, fake, samples, real, {} if still is None else {STILL: still})
+    else:
+        values = _values(metric, real, fake, still, work)
     return {
-        "results": results,
-        "errors": errors,
-        "floors": floors,
+        **values,
         "metric": metric.name,
-        **({"higher_is_better": True} if metric.family.is_higher_better else {}),
+        **({"higher_is_better": True} if family.is_higher_better else {}),
         "num_real": 0 if real is None else len(real),
         "num_fake": len(fake),
         "protocol": {
-            **_choices(sides, fake.request, work.protocol),
-            "policy_real": "none" if real is None else _policy(sides[0], metric, real.request, work.protocol, True),
-            "policy_fake": _policy(sides[1], metric, fake.request, work.protocol, False),
-            **_estimation(metric, work.protocol),
+            **_choices(sides, fake.request, rules),
+            "policy_real": "none" if real is None else _policy(sides, 0, metric, real.request, rules),
+            "policy_fake": _policy(sides, 1, metric, fake.request, rules),
+            **_estimation(metric, work),
         },
-        "detector": work.open(metric.family.detector).identity,
+        "detector": work.open(family.detector).identity,
         **_described(sides),
         **_reported(_warnings(metric, sides, real, fake)),
     }
 
 
+def _values(
+    metric: Metric, real: Features | None, fake: Features, still: Features | None, work: Work
+) -> dict[str, dict[str, Any]]:
+    """Return results, errors and floors of two sides, and baselines, if there are any."""
+    size = work.protocol.group_size
+    if metric.family.is_distance and size and real is not None and len(real) > size:
+        values = estimators.grouped(metric, real, fake, work)
+        others = estimators.grouped(metric, real, still, work)["results"] if still is not None else {}
+    else:
+        values = estimators.estimate(metric, real, fake, work)
+        others = estimators.estimate(metric, real, still, work)["results"] if still is not None else {}
+    others = {name: value for name, value in others.items() if name in values["results"] and not name.endswith("_jk")}
+    return {**values, **({"baselines": {STILL: others}} if others else {})}
+
+
 def _long_results(
-    sides: Sides, rows: Sequence[list[Rows]], long: FeatureRequest, work: Work
+    sides: Sides, rows: Sequence[list[Rows]], long: Sequence[FeatureRequest | None], work: Work
 ) -> dict[str, dict[str, Any]]:
     results = compare_rows(work.measures, rows[0], rows[1], work.probe_options)
-    protocol = _choices(sides, long, work.protocol)
+    asked = [request for request in long if request is not None]
+    protocol = _choices(sides, asked[1], work.protocol)
     for side, policy in zip(sides, ("policy_real", "policy_fake"), strict=True):
         protocol[policy] = "shuffled passes over videos, random windows"
         if isinstance(side, Generated):
@@ -288,9 +361,11 @@ def _long_results(
             protocol[policy] = f"from frame 0 on{given}"
         elif "context" in protocol:
             protocol[policy] = CONTINUATIONS
+        elif asked[0].frames == "continuations":
+            protocol[policy] = ORIGINALS
     repeats = [
-        checks.repeat_warning(name, samplers.num_different(side.footage, long.window_span), long.num_items)
-        for side, name in zip(sides, _names(sides), strict=True)
+        checks.repeat_warning(name, samplers.num_different(side.footage, request.window_span), request.num_items)
+        for side, name, request in zip(sides, _names(sides), asked, strict=True)
         if isinstance(side, Videos)
     ]
     for result in results.values():
@@ -307,7 +382,11 @@ def _described(sides: Sides) -> dict[str, Any]:
 def _describe(side: Side) -> dict[str, Any]:
     if isinstance(side, Videos):
         return {"name": side.footage.name, "id": side.content, "kind": side.kind, "fps": side.footage.fps}
-    return {"kind": "network", **({"condition": _describe(side.prompts)} if side.prompts else {})}
+    sampler = side.sampler
+    described: dict[str, Any] = {"kind": "network"}
+    options = dataclasses.asdict(sampler.options)
+    described |= {name: value for name, value in (("sampler", dict(sampler.costs)), ("options", options)) if value}
+    return {**described, **({"condition": _describe(side.prompts)} if side.prompts else {})}
 
 
 def _reported(warnings: Sequence[str | None]) -> dict[str, Any]:
@@ -325,18 +404,24 @@ def _choices(sides: Sides, request: FeatureRequest, rules: EvalProtocol) -> dict
     if isinstance(fake, Generated) and fake.continues:
         described |= {
             "context": request.past,
-            "horizon": request.shape.span + request.future - fake.sampler.needs.future,
+            "horizon": request.shape.new_span + request.future - fake.sampler.needs.future,
+            "context_in_clips": request.shape.context,
+            "samples": rules.samples,
         }
     return {**described, "quantisation": "uint8"}
 
 
-def _estimation(metric: Metric, rules: EvalProtocol) -> dict[str, Any]:
+def _estimation(metric: Metric, work: Work) -> dict[str, Any]:
     """Describe how features are extracted, and the value computed of them."""
-    family = metric.family
+    family, rules = metric.family, work.protocol
+    if family.is_paired:
+        comparison = work.open(family.detector)
+        return {"comparison": comparison.averaged, "averaged": "over frames, then samples, then contexts"}
     covariance = "unbiased (divided by N - 1)" if rules.is_unbiased else "population (divided by N)"
     return {
         "frame_spacing": metric.shape.spacing,
         "resize": families.PREPARATION[family.detector],
+        **({"group_size": rules.group_size} if family.is_distance and rules.group_size else {}),
         **{
             "frechet": {"covariance": covariance},
             "kernel": {"estimator": f"U-statistic over all pairs, (x.y / d + 1)^3, times {family.scale:g}"},
@@ -346,8 +431,10 @@ def _estimation(metric: Metric, rules: EvalProtocol) -> dict[str, Any]:
     }
 
 
-def _policy(side: Side, metric: Metric, request: FeatureRequest, rules: EvalProtocol, is_real: bool) -> str:
+def _policy(sides: Sides, index: int, metric: Metric, request: FeatureRequest, rules: EvalProtocol) -> str:
     """Describe how the clips of a side were chosen. Weights are those of Frechet distances; others have none."""
+    side, is_real = sides[index], index == 0
+    is_reconstruction = isinstance(sides[1], Generated) and not sides[1].continues
     is_weighted = rules.has_weights and metric.family.estimator == "frechet"
     if isinstance(side, Generated):
         if side.prompts is None:
@@ -355,6 +442,8 @@ def _policy(side: Side, metric: Metric, request: FeatureRequest, rules: EvalProt
         if metric.shape.num_frames == 1:
             weight = ", weighted 1 / windows of its video" if is_weighted else ""
             return f"conditioned on different windows of real clips at random, once each{weight}"
+        if rules.windows == "first":
+            return "conditioned on the first window of each real clip, in shuffled order"
         return "conditioned on random windows of real clips, in shuffled passes over these"
     passes = "endless shuffled passes over videos, one random window each visit"
     if rules.windows == "sorted":
@@ -363,15 +452,16 @@ def _policy(side: Side, metric: Metric, request: FeatureRequest, rules: EvalProt
     return {
         "all": "every frame, weighted 1 / length of its video" if is_weighted else "every frame, weighted alike",
         "some": "different frames at random, of all frames",
-        "continuations": CONTINUATIONS,
+        "continuations": ORIGINALS if is_reconstruction else CONTINUATIONS,
+        "others": f"{ORIGINALS if is_reconstruction else CONTINUATIONS}; for the floor those of another video",
         "clips": passes,
     }[request.frames]
 
 
 def _warnings(metric: Metric, sides: Sides, real: Features | None, fake: Features) -> list[str | None]:
     counts = [len(features) for features in (real, fake) if features is not None]
-    is_unbiased = metric.family.estimator == "kernel"
-    found = [None if is_unbiased else checks.size_warning(metric.name, min(counts), max(counts))]
+    has_no_bias = metric.family.estimator == "kernel" or metric.family.is_paired
+    found = [None if has_no_bias else checks.size_warning(metric.name, min(counts), max(counts))]
     names = _names(sides)
     for side, features, name in zip(sides, (real, fake), names, strict=True):
         if features is not None and isinstance(side, Videos):

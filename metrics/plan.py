@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from metrics import cache, extraction, samplers
+from metrics import cache, extraction, paired, samplers
 from metrics.detectors import registry
 from metrics.extraction import Extractor, FeatureRequest, Features, Progress
 from metrics.families import ClipShape
@@ -33,10 +34,14 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Generated:
-    """A side that a sampler makes; where it needs frames or streams, windows of `prompts` are given to it."""
+    """A side that a sampler makes; where it needs frames or streams, windows of `prompts` are given to it.
+
+    `reals` are the same videos as `prompts`, at the size of the output; None: `prompts`, if they have that size.
+    """
 
     sampler: Sampler
     prompts: Videos | None = None
+    reals: Videos | None = None
 
     @property
     def size(self) -> Size:
@@ -48,18 +53,31 @@ class Generated:
         """Return whether the videos are continuations of real ones, and not transformations."""
         return self.prompts is not None and not self.sampler.needs.follows
 
-    def margins(self, span: int, protocol: EvalProtocol) -> tuple[int, int]:
-        """Return how many frames of a window come before and after the `span` frames that are compared.
+    @property
+    def reconstructs(self) -> bool:
+        """Return whether the videos are the real ones again, as of a tokenizer."""
+        return self.prompts is not None and self.sampler.needs.follows and self.prompts.size == self.size
 
-        Raises `ValueError` if the sampler needs more context than the protocol gives, or the metric a longer horizon.
+    @property
+    def originals(self) -> Videos | None:
+        """Return the real videos that the generated ones should equal, if there are any."""
+        return self.reals or (self.prompts if self.prompts is not None and self.prompts.size == self.size else None)
+
+    def margins(self, shape: ClipShape, protocol: EvalProtocol) -> tuple[int, int]:
+        """Return how many frames of a window come before and after the new frames of a clip of this shape.
+
+        Raises `ValueError` if the sampler or the metric need more context than the protocol gives, or the metric a
+        longer horizon.
         """
         if self.prompts is None:
             return 0, 0
-        needs = self.sampler.needs
+        needs, span = self.sampler.needs, shape.new_span
         past = needs.past if protocol.context is None else protocol.context
         horizon = span if protocol.horizon is None else protocol.horizon
         if past < needs.past:
             raise ValueError(f"the model needs {needs.past} context frames, and {past} are given: give more")
+        if past < shape.context:
+            raise ValueError(f"{shape.context} context frames are compared, and {past} are given: give more")
         if horizon < span:
             raise ValueError(f"{span} generated frames are compared, and the horizon is {horizon}: use a longer one")
         return past, horizon - span + needs.future
@@ -82,13 +100,16 @@ class Work:
     measures: Sequence[Measure] = ()  # of long videos
 
     def open(self, detector: str) -> Any:
-        """Return a detector by its name."""
+        """Return a detector, or the comparison of pairs, by its name."""
+        if detector in paired.TITLES:
+            return paired.open_comparison(detector, self.device, self.detector_paths.get(detector))
         return registry.open_detector(detector, self.device, self.detector_paths.get(detector))
 
     @property
     def probe_options(self) -> ProbeOptions:
         """Return the options of the measures."""
-        return ProbeOptions(device=self.device, detector_paths=self.detector_paths)
+        paths = self.detector_paths
+        return ProbeOptions(device=self.device, detector_paths=paths, is_unbiased=self.protocol.is_unbiased)
 
 
 def on_main(compute: Callable[[], Value]) -> Value:
@@ -120,7 +141,7 @@ def collect(
         if isinstance(side, Videos):
             key = (request is long, request.frames, request.shape, request.past, request.future)
         elif side.prompts is not None:
-            key = (request.window_span, request.shape.num_frames == 1)
+            key = (request.window_span, request.is_frame)
         passes.setdefault(key, []).append(request)
     found: list[Features] = []
     rows: list[Rows] = []
@@ -157,8 +178,12 @@ def _generate(
     num_items = max(num_long, *counts.values(), 0)
     windows, weights, make_prompt = [Window(item, 0) for item in range(num_items)], None, None
     if side.prompts is not None:
-        windows, weights = _prompt_windows(side.prompts.footage, (*requests, long)[0], num_items, work)
+        samples = work.protocol.samples if side.continues else 1
+        windows, weights = _prompt_windows(side.prompts.footage, (*requests, long)[0], num_items // samples, work)
+        windows = [window for window in windows for _ in range(samples)]
+        weights = None if weights is None else weights.repeat(samples)
         make_prompt = _prompt_maker(side.prompts.footage, side.sampler.needs.streams, windows)
+        num_long = min(num_long, len(windows))
     videos = [window.clip for window in windows]
     counts = {shape: min(count, len(windows)) for shape, count in counts.items()}
     batches = samplers.generated_batches(
@@ -171,11 +196,14 @@ def _generate(
         work.protocol.has_phase,
         make_prompt,
         (num_long, long.shape.num_frames if long else 0),
+        _real_reader(side.originals, windows),
+        {request.shape for request in requests if request.output == "pairs"},
     )
     found = []
     for request in requests:
         count = min(request.num_items, counts[request.shape])
-        found.append(Features(request, videos[:count], None if weights is None else weights[:count], request in whole))
+        weighted = None if weights is None else weights[:count]
+        found.append(Features(request, videos[:count], weighted, request in whole))
     probes = SideProbes(work.measures, label, work.probe_options) if long else None
     _run(found, probes, batches, range(len(windows)), label, work, num_long)
     return found, probes.merge(videos[:num_long], work.device) if probes else []
@@ -192,8 +220,9 @@ def _prompt_windows(
     """
     assert request is not None, "a pass has a request"
     span, past = request.window_span, request.past
-    if request.shape.num_frames > 1:
-        return samplers.shuffled_windows(footage, "metric-condition", work.seed, num_items, span, past), None
+    if not request.is_frame:
+        is_first = work.protocol.windows == "first"
+        return samplers.shuffled_windows(footage, "metric-condition", work.seed, num_items, span, past, is_first), None
     windows = samplers.some_windows(footage, "metric-condition", work.seed, num_items, span, past)
     counts = np.array([samplers.num_windows(clip, span) for clip in footage.clips])
     return windows, 1 / counts[[window.clip for window in windows]] if work.protocol.has_weights else None
@@ -206,6 +235,21 @@ def _prompt_maker(
     return lambda items: ClipPrompt(footage, [windows[item] for item in items], streams)
 
 
+def _real_reader(
+    originals: Videos | None, windows: Sequence[Window]
+) -> Callable[[Sequence[int], int, int], Tensor] | None:
+    """Return the function that reads frames [first, first + count) of the windows of items."""
+    if originals is None:
+        return None
+
+    def read(items: Sequence[int], first: int, count: int) -> Tensor:
+        starts = [(windows[item].clip, windows[item].start + first) for item in items]
+        frames = {at: originals.footage.read(at[0], originals.size, range(at[1], at[1] + count)) for at in set(starts)}
+        return samplers.channels_first(np.stack([frames[at] for at in starts]))
+
+    return read
+
+
 # ----------------------------------------------------------------------------
 # Existing sides.
 
@@ -215,7 +259,10 @@ def _read(
 ) -> list[Features]:
     """Make one pass over the same frames of footage for requests that differ in number, detector or output."""
     frames, shape = requests[0].frames, requests[0].shape
-    windows = _windows(side, requests[0], max(request.num_items for request in requests), label, work)
+    most = max(request.num_items for request in requests)
+    originals = windows = _windows(side, requests[0], most, label, work)
+    if frames == "others":
+        windows = samplers.partners(_windows(side, requests[0], most + 2, label, work))[: len(windows)]
     videos = [window.clip for window in windows]
     weights = None
     if frames == "all" and work.protocol.has_weights:
@@ -231,8 +278,14 @@ def _read(
             last = max(len(features) for features in missing)
             batch = work.batch or max(1, FRAMES_AT_ONCE // shape.num_frames)
             own = _own_blocks(first, last, batch if shape.num_frames == 1 else 1)
-            clips = samplers.read_windows(side.footage, side.size, shape, windows, own, batch)
-            _run(missing, None, (ItemBatch(n, {shape: c}) for n, c in clips), range(first, last), label, work)
+            is_still, place = frames == "copies", (side.footage, side.size, shape)
+            clips = samplers.read_windows(*place, windows, own, batch, is_still)
+            batches = (ItemBatch(numbers, {shape: clip}) for numbers, clip in clips)
+            if any(request.output == "pairs" for request in requests):
+                reals = samplers.read_windows(*place, originals, own, batch)
+                both = zip(clips, reals, strict=True)
+                batches = (ItemBatch(numbers, {shape: clip}, {shape: real}) for (numbers, clip), (_, real) in both)
+            _run(missing, None, batches, range(first, last), label, work)
     for features in found:
         features.num_different = samplers.num_different(side.footage, requests[0].window_span)
     return found
@@ -273,7 +326,7 @@ def _windows(side: Videos, request: FeatureRequest, num_items: int, label: str, 
         return samplers.all_frames(footage)
     if request.frames == "some":
         return samplers.some_windows(footage, purpose, work.seed, num_items)
-    if request.frames == "continuations":
+    if request.frames in ("continuations", "others", "copies"):
         return _prompt_windows(footage, request, num_items, work)[0]
     if work.protocol.windows == "sorted":
         return samplers.sorted_windows(footage, purpose, work.seed, num_items, span, label == "generated")
@@ -295,7 +348,8 @@ def _description(request: FeatureRequest, side: Videos, content: str, label: str
         "frame_spacing": request.shape.spacing,
         "detector": {key: identity[key] for key in ("name", "sha256")},
         "output": request.output,
-        **({"margins": [request.past, request.future]} if request.frames == "continuations" else {}),
+        **({} if request.frames in ("clips", "all", "some") else {"margins": [request.past, request.future]}),
+        **({"context": request.shape.context} if request.shape.context else {}),
     }
 
 
@@ -306,17 +360,30 @@ def _own_blocks(first: int, last: int, block: int) -> list[int]:
 
 
 def _read_long(side: Videos, label: str, work: Work, long: FeatureRequest) -> list[Rows]:
-    """Probe long windows of footage."""
-    num_videos, num_frames = long.num_items, long.shape.num_frames
+    """Probe long windows of footage, or clips of real footage for measures that need no more."""
+    is_free = label == "real" and long.frames == "clips"
+    found: dict[Any, Rows] = {}
+    for is_short in (False, True):
+        measures = [measure for measure in work.measures if (is_free and measure.needs_real_clips) == is_short]
+        if measures:
+            num_frames = work.probe_options.window if is_short else long.shape.num_frames
+            probes = SideProbes(measures, label, work.probe_options)
+            found |= zip(probes.makers, _probe(side, label, work, long, num_frames, probes), strict=True)
+    return [found[maker] for maker in dict.fromkeys(measure.probe for measure in work.measures)]
+
+
+def _probe(
+    side: Videos, label: str, work: Work, long: FeatureRequest, num_frames: int, probes: SideProbes
+) -> list[Rows]:
     if long.frames == "continuations":
-        windows = _windows(side, long, num_videos, label, work)
+        windows = _windows(side, long, long.num_items, label, work)
     else:
         purpose = {"real": "long-real", "generated": "long-fake"}[label]
-        windows = samplers.shuffled_windows(side.footage, purpose, work.seed, num_videos, num_frames)
+        windows = samplers.shuffled_windows(side.footage, purpose, work.seed, long.num_items, num_frames)
+    num_videos = len(windows)
     own = range(distributed.get_rank(), num_videos, distributed.get_world_size())
     batch = min(work.batch or samplers.MAX_GENERATED, num_videos)
     batches = samplers.read_long(side.footage, side.size, num_frames, windows, own, batch)
-    probes = SideProbes(work.measures, label, work.probe_options)
     _run([], probes, batches, range(num_videos), label, work, num_videos)
     return probes.merge([window.clip for window in windows], work.device)
 

@@ -124,12 +124,14 @@ def collect(files: dict[str, list[dict[str, Any]]]) -> Report:
 
 def _rows(result: dict[str, Any], label: str, colour: str) -> list[Row]:
     counts = f"{result['num_real']} / {result['num_fake']}" if "num_fake" in result else ""
-    errors, floors, facts = (result.get(key, {}) for key in ("errors", "floors", "facts"))
-    return [
-        Row(name, label, value, errors.get(name), floors.get(name), counts, colour, name in facts)
-        for name, value in {**result["results"], **facts}.items()
-        if isinstance(value, int | float)
-    ]
+    errors, floors, facts, baselines = (result.get(key, {}) for key in ("errors", "floors", "facts", "baselines"))
+    rows = []
+    for name, value in {**result["results"], **facts}.items():
+        if isinstance(value, int | float):
+            rows.append(Row(name, label, value, errors.get(name), floors.get(name), counts, colour, name in facts))
+    for what, values in baselines.items():
+        rows += [Row(name, what, value, None, None, "", REAL_COLOUR) for name, value in values.items()]
+    return rows
 
 
 def _add_curve(charts: dict[str, Chart], drawn: dict[str, Any], label: str | None, colour: str) -> None:
@@ -137,13 +139,17 @@ def _add_curve(charts: dict[str, Chart], drawn: dict[str, Any], label: str | Non
     old = charts.get(drawn["title"])
     lines = list(old.lines) if old else []
     for line in drawn["lines"]:
-        name, is_real = line["label"], line["label"] == REAL
-        if any(is_real and other.colour == REAL_COLOUR and list(other.y) == line["y"] for other in lines):
-            continue  # files of one dataset share its curve
-        if label is not None:
-            name = f"{REAL} ({label})" if is_real and old else name if is_real else label
-        shade = line.get("band")
-        lines.append(Line(name, line["x"], line["y"], shade, REAL_COLOUR if is_real else colour))
+        name = what = line["label"]
+        is_shared = any(list(other.y) == line["y"] and other.label.split(" (")[0] == what for other in lines)
+        if what != GENERATED and is_shared:
+            continue  # files of one dataset share its curves
+        if label is not None and what == GENERATED:
+            name = label
+        elif label is not None and (what != REAL or old):
+            name = f"{what} ({label})"
+        own = {REAL: REAL_COLOUR, GENERATED: colour}
+        shade = COLOURS[-1 - len(lines) % (len(COLOURS) - 1)]
+        lines.append(Line(name, line["x"], line["y"], line.get("band"), own.get(what, shade)))
     lines.sort(key=lambda line: line.colour == REAL_COLOUR)
     limits = drawn.get("limits")
     charts[drawn["title"]] = Chart(

@@ -8,7 +8,7 @@ generators of its own, so its frames do not depend on batch size, on the number 
 
 import math
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -41,6 +41,7 @@ class ItemBatch:
 
     items: list[int]  # ascending numbers of N items
     clips: Mapping[ClipShape, Tensor] = field(default_factory=dict)  # uint8 (N, 3, T, H, W) each
+    originals: Mapping[ClipShape, Tensor] = field(default_factory=dict)  # the real clips that they should equal
     chunk: np.ndarray | Tensor | None = None  # the next frames of N long videos, uint8 (N, T, H, W, 3)
     is_end: bool = False  # of the long videos
 
@@ -50,16 +51,20 @@ class ItemBatch:
 
 
 def shuffled_windows(
-    footage: Footage, purpose: str, seed: int, num_items: int, span: int, past: int = 0
+    footage: Footage, purpose: str, seed: int, num_items: int, span: int, past: int = 0, is_at_start: bool = False
 ) -> list[Window]:
     """Return random windows of the first items, in endless shuffled passes over the videos that are long enough.
 
-    A window has `span` frames, of which `past` come before the one that is returned as its start.
+    A window has `span` frames, of which `past` come before the one that is returned as its start. With `is_at_start`
+    it is the first window of a video, and there is one pass only.
     """
     eligible = footage.eligible(span)
+    num_items = min(num_items, len(eligible)) if is_at_start else num_items
     visits = range(math.ceil(num_items / len(eligible)))
     orders = [random_state(f"{purpose}-order", seed, visit).permutation(len(eligible)) for visit in visits]
     clips = [eligible[i] for order in orders for i in order][:num_items]
+    if is_at_start:
+        return [Window(clip, past) for clip in clips]
     return [_window_in(footage, clip, purpose, seed, item, span, past) for item, clip in enumerate(clips)]
 
 
@@ -72,6 +77,15 @@ def sorted_windows(
     if is_at_start:
         return [Window(clip, 0) for clip in clips]
     return [_window_in(footage, clip, purpose, seed, item, span) for item, clip in enumerate(clips)]
+
+
+def partners(windows: Sequence[Window]) -> list[Window]:
+    """Return for each window one of the two after it, of another video if there is one; they repeat."""
+    after = [[windows[(i + step) % len(windows)] for step in (1, 2)] for i in range(len(windows))]
+    return [
+        next((other for other in both if other.clip != window.clip), both[0])
+        for window, both in zip(windows, after, strict=True)
+    ]
 
 
 def all_frames(footage: Footage) -> list[Window]:
@@ -118,23 +132,34 @@ def real_clips(
 
 
 def read_windows(
-    footage: Footage, size: Size, shape: ClipShape, windows: Sequence[Window], items: Sequence[int], batch: int
+    footage: Footage,
+    size: Size,
+    shape: ClipShape,
+    windows: Sequence[Window],
+    items: Sequence[int],
+    batch: int,
+    is_still: bool = False,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield the windows of these items in batches: (item numbers, uint8 (N, 3, T, H, W)), decoded ahead in threads.
 
-    Frames of one video that follow each other in a batch are read at once.
+    Frames of one video that follow each other in a batch are read at once. With `is_still` the last frame before a
+    window takes the place of all frames in it.
     """
 
     def read(part: list[int]) -> np.ndarray:
         clip = windows[part[0]].clip
         if shape.num_frames == 1:
-            frames = [windows[item].start for item in part]
+            frames = [windows[item].start - is_still for item in part]
             order = np.argsort(frames, kind="stable")
             found = np.empty((len(part), *size, 3), np.uint8)
             found[order] = footage.read(clip, size, [frames[i] for i in order])
             return found[:, None]
-        start = windows[part[0]].start
-        return footage.read(clip, size, range(start, start + shape.span, shape.spacing))[None]
+        start = windows[part[0]].start - shape.context
+        if not is_still:
+            return footage.read(clip, size, range(start, start + shape.span, shape.spacing))[None]
+        given = footage.read(clip, size, range(min(start, windows[part[0]].start - 1), start + shape.context))
+        still = given[-1:].repeat(shape.num_frames - shape.context, axis=0)
+        return np.concatenate([given[: shape.context], still])[None]
 
     def submit(numbers: list[int]) -> list[tuple[list[int], Future[np.ndarray]]]:
         parts: dict[int, list[int]] = {}
@@ -187,18 +212,22 @@ def generated_batches(
     has_phase: bool = True,
     make_prompt: Callable[[Sequence[int]], Prompt] | None = None,
     long: tuple[int, int] = (0, 0),
+    read_real: Callable[[Sequence[int], int, int], Tensor] | None = None,
+    paired: Collection[ClipShape] = (),
 ) -> Iterator[ItemBatch]:
     """Yield generated items: `counts` clips of each shape, and the first `long[0]` videos of `long[1]` frames.
 
     Each item's video is generated once. Its clips of different shapes begin at the same frame of it: a random one of
     the sampler's period with `has_phase`, else frame 0. Long videos come in chunks, before the clips that are cut from
-    the same frames. `make_prompt(items)` returns the prompt of these items, which all begin at frame 0.
+    the same frames. `make_prompt(items)` returns the prompt of these items, which all begin at frame 0;
+    `read_real(items, first, count)` returns frames [first, first + count) of their real videos, uint8 (N, 3, T, H, W):
+    the context of clips, and the originals of those whose shape is in `paired`.
     """
     num_long, long_frames = long
     most = min(batch, MAX_GENERATED, sampler.max_batch or MAX_GENERATED)
     for numbers in batched(items, most, [*counts.values(), num_long]):
         shapes = [shape for shape, num_items in counts.items() if numbers[0] < num_items]
-        span = max([shape.span for shape in shapes], default=0)
+        span = max([shape.new_span for shape in shapes], default=0)
         starts = [0] * len(numbers)
         if has_phase and shapes and make_prompt is None:
             starts = [int(random_state(f"{purpose}-start", seed, i).randint(sampler.period)) for i in numbers]
@@ -216,7 +245,13 @@ def generated_batches(
                 yield ItemBatch(numbers, chunk=part, is_end=done + part.shape[1] == long_frames)
             done += chunk.shape[1]
         if cuts:
-            yield ItemBatch(numbers, {shape: cut.video() for shape, cut in cuts.items()})
+            clips = {shape: cut.video() for shape, cut in cuts.items()}
+            for shape in [shape for shape in shapes if shape.context]:
+                assert read_real is not None, "context frames are those of prompts"
+                context = read_real(numbers, -shape.context, shape.context).to(clips[shape].device)
+                clips[shape] = torch.cat([context, clips[shape]], dim=2)
+            originals = {shape: read_real(numbers, 0, shape.span) for shape in shapes if read_real and shape in paired}
+            yield ItemBatch(numbers, clips, originals)
 
 
 def fake_seeds(purpose: str, seed: int, items: Iterable[int]) -> list[int]:
@@ -236,16 +271,15 @@ class _Cut:
         assert chunk.dtype == torch.uint8, "frames are uint8"
         for number, (start, first) in enumerate(zip(self.starts, firsts, strict=True)):
             begin = max(start, start - (start - first) // self.shape.spacing * self.shape.spacing)
-            end = min(start + self.shape.span, first + chunk.shape[1])
+            end = min(start + self.shape.new_span, first + chunk.shape[1])
             if begin < end:
                 self.kept[number].append(chunk[number, begin - first : end - first : self.shape.spacing])
 
     def video(self) -> Tensor:
-        """Return the clips: uint8 (N, 3, T, H, W)."""
+        """Return the generated frames of the clips: uint8 (N, 3, T, H, W)."""
         video = torch.stack([torch.cat(frames) for frames in self.kept])
-        assert video.shape[1] == self.shape.num_frames, (
-            f"the sampler made {video.shape[1]} of {self.shape.num_frames} frames"
-        )
+        wanted = self.shape.num_frames - self.shape.context
+        assert video.shape[1] == wanted, f"the sampler made {video.shape[1]} of {wanted} frames"
         return channels_first(video)
 
 

@@ -28,6 +28,7 @@ VAL_CLIPS=${VAL_CLIPS:-256}      # to measure against, in other mazes
 FRAMES=${FRAMES:-300}            # of each clip, at 30 a second
 DIFFICULTY=${DIFFICULTY:-normal} # easy, normal, hard, mixed
 LOOKS=${LOOKS-}                  # so many sets of textures and colours; empty: each maze its own
+TEXTURES=${TEXTURES:-full}       # full; soft and flat have less detail, for small models
 DATA_SEED=${DATA_SEED:-0}        # of mazes, textures, colours and walks
 LRES_STEPS=${LRES_STEPS-}        # empty: as many as the preset says
 SRES_STEPS=${SRES_STEPS-}
@@ -51,7 +52,7 @@ for split in train val; do
     say "Record $clips clips for the $split split"
     once "$DATA/.done/$split" python -m dataset_tools.make_dataset_from_vizdoom "$DATA/$split" --split="$split" \
         --clips="$clips" --frames="$FRAMES" --sizes="$LRES_SIZE,$SRES_SIZE" --difficulty="$DIFFICULTY" \
-        --seed="$DATA_SEED" ${LOOKS:+--looks="$LOOKS"}
+        --seed="$DATA_SEED" --textures="$TEXTURES" ${LOOKS:+--looks="$LOOKS"}
 done
 
 say "Train the low-resolution stage"

@@ -8,6 +8,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.explorer.browser import browser, downloads
+
+__all__ = ["browser", "downloads"]  # fixtures
+
 # How long an example takes depends on what else the machine does, and is no matter of right and wrong.
 settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any_machine")

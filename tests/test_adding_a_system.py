@@ -23,11 +23,9 @@ from selenium.webdriver.common.keys import Keys
 from dataset_tools.archive import ShardWriter, describe_dataset
 from dataset_tools.frames import encode_jpeg
 from dnnlib.video import VideoWriter, iter_video_frames
+from tests.explorer.browser import needs_chromium
 from tests.explorer.helpers import until
 from tests.overlay import REPO, Overlay
-from tests.test_view_page import browser as browser
-from tests.test_view_page import downloads as downloads
-from tests.test_view_page import needs_chromium
 from training import checkpoint
 from training.random import random_state
 
@@ -41,26 +39,61 @@ class Case:
 
     name: str
     size: tuple[int, int]
-    train: tuple[str, ...]  # options of train.py
+    train: tuple[str, ...] = ()  # options of train.py
     low: tuple[int, int] | None = None  # another size that it reads
-    prompted: bool = False  # whether its videos need context and actions
+    prompted: bool = False  # whether its videos need a context
+    tokenizer: str = ""  # program that saves its frozen tokenizer
+    encode: tuple[str, ...] | None = None  # options of encode_dataset, None if it reads frames
+    past: int = 0  # frames of context that its videos need, if actions lead into all frames
+    held_out: bool = False  # whether it has held-out losses
     option: str = ""  # of its sampler
     output: str = "video"
     bitwise: bool = True  # whether two ranks are as one to 1e-5
 
 
+SAVE_TOKENIZER = """
+import sys, torch
+from tests.recall.networks import Blocks
+from training.modules.vqgan2d import VQGAN2D
+from training.modules.vqgan3d import VQGAN3D
+from training.network_file import save_network
+torch.manual_seed(0)
+save_network({}, sys.argv[1])
+"""
+BLOCKS = "Blocks()"
+VQGAN2D = "VQGAN2D(32, 64, resolution=64, ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, attn_resolutions=(), "
+VQGAN2D += "z_channels=4, embedding_dim=4, num_codes=32)"
+VQGAN3D = "VQGAN3D(32, 64, downsample=(4, 8, 8), hidden=8, embedding_dim=8, num_codes=32)"
+
 CASES = {
     "walk": Case(
         "walk", (8, 16), ("--size=8x16", "--num-latents=4", "--channels=8", "--walk-frames=6"), option="spread=0.5"
     ),
-    "recall": Case("recall", (16, 32), ("--tokenizer={tokenizer}",), prompted=True, option="temperature=0.5"),
+    "recall": Case(
+        "recall", (16, 32), prompted=True, tokenizer=BLOCKS, encode=(), past=36, held_out=True, option="temperature=0.5"
+    ),
 }
 OWN = {
     "longvideogan-lres": Case("longvideogan-lres", (18, 32), (), option="truncation=0.7", output="lres"),
     "longvideogan-sres": Case("longvideogan-sres", (72, 128), (), (18, 32), prompted=True, output="sres"),
     # With 32 groups of one channel, biases in front of a norm have no gradient but rounding, which Adam enlarges.
     "tokenizer": Case("tokenizer", (32, 64), ("--ch=64",), prompted=True),
-}
+    "river": Case(
+        "river", (32, 64), ("--latents=true", "--num-actions=4"), prompted=True, tokenizer=VQGAN2D,
+        encode=("--latents",), past=4, held_out=True, option="steps=2",
+    ),
+    "river-refiner": Case("river-refiner", (32, 64), prompted=True, tokenizer=VQGAN2D),
+    "tats": Case("tats", (32, 64), tokenizer=VQGAN3D, encode=(), held_out=True, option="temperature=0.5"),
+    "tats-interpolation": Case(
+        "tats-interpolation", (32, 64), prompted=True, tokenizer=VQGAN3D, encode=(), held_out=True,
+        option="temperature=0.5",
+    ),
+    "mebt": Case("mebt", (32, 64), tokenizer=VQGAN3D, encode=(), held_out=True, option="steps=4"),
+    "teco": Case(
+        "teco", (32, 64), ("--seq-len=16",), prompted=True, tokenizer=VQGAN2D, encode=(), past=8, held_out=True,
+        option="draft=4",
+    ),
+}  # fmt: skip
 PARAMETERS = [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in OWN)]
 
 
@@ -118,25 +151,16 @@ def data(case, overlay, folder):
     sizes = [size for size in (case.low, case.size) if size]
     for seed, split in enumerate(("train", "val")):
         write_dataset(folder / split, sizes, seed)
-    if case.name != "recall":
-        return [f"--dataset={folder / 'train'}"]
-    overlay.run("-c", SAVE_TOKENIZER, folder / "tokenizer.pkl")
-    for split in ("train", "val"):
-        overlay.run("-m", "dataset_tools.encode_dataset", folder / split, f"--tokenizer={folder / 'tokenizer.pkl'}")
-    return [f"--dataset={folder / 'train'}", f"--val-dataset={folder / 'val'}"]
-
-
-SAVE_TOKENIZER = """
-import sys, torch
-from tests.recall.networks import Blocks
-from training.network_file import save_network
-torch.manual_seed(0)
-save_network(Blocks(), sys.argv[1])
-"""
+    if case.tokenizer:
+        overlay.run("-c", SAVE_TOKENIZER.format(case.tokenizer), folder / "tokenizer.pkl")
+    for split in ("train", "val") if case.encode is not None else ():
+        words = [folder / split, f"--tokenizer={folder / 'tokenizer.pkl'}", *(case.encode or ())]
+        overlay.run("-m", "dataset_tools.encode_dataset", *words)
+    return [f"--dataset={folder / 'train'}", *([f"--val-dataset={folder / 'val'}"] if case.held_out else [])]
 
 
 def training(case, data, folder, outdir, steps):
-    options = [option.format(tokenizer=folder / "tokenizer.pkl") for option in case.train]
+    options = [*case.train, *([f"--tokenizer={folder / 'tokenizer.pkl'}"] if case.tokenizer else [])]
     shared = ["--preset=toy", "--batch=4", f"--steps={steps}", "--device=cpu", "--checkpoint-steps=2", "--keep=9"]
     intervals = ["--tick-steps=1", "--sample-steps=2", "--metric-steps=2", "--workers=0"]
     return ["train.py", case.name, *data, f"--outdir={outdir}", *shared, *intervals, *options]
@@ -172,6 +196,10 @@ def generated(case, overlay, model, folder, name, *options):
         return archive[archive.files[0]].reshape(-1, *case.size, 3)
 
 
+# So that small differences of logits count.
+SHARP = {"recall": ("-o", "temperature=0.1")}
+
+
 def context_of(case, folder):
     return [f"--context={folder / 'train'}:clip1"] if case.prompted else []
 
@@ -191,7 +219,7 @@ def test_a_run_that_was_killed_and_changed_its_ranks_equals_one_that_was_not(cas
     assert [line["step"] for line in lines] == list(range(7))
     assert any(name.startswith("loss/") for name in lines[-1])
     held_out = [line["step"] for line in lines if any(name.startswith("validation/") for name in line)]
-    assert held_out == ([0, 2, 4, 6] if case.name == "recall" else [])
+    assert held_out == ([0, 2, 4, 6] if case.held_out else [])
 
 
 def test_previews_show_it(case, run_dir):
@@ -231,12 +259,12 @@ def test_a_file_and_actions_are_a_prompt(case, overlay, model, folder):
     with VideoWriter(clip, size[0], size[1], 30, crf=1) as writer:
         writer.write(frames)
     options = [f"--context={clip}", "--seed=0", "--len=16"]
-    if case.name == "recall":
+    if case.past:
         made, sharp = [], []
         for number, name in enumerate(("left", "right")):
             actions = folder / f"{name}.json"
-            actions.write_text(json.dumps(["none"] * 36 + [name] * 16))
-            sharp = ["-o", "temperature=0.1", f"--actions={actions}"]  # so that small differences of logits count
+            actions.write_text(json.dumps(["none"] * case.past + [name] * 16))
+            sharp = [*SHARP.get(case.name, ()), f"--actions={actions}"]
             made.append(generated(case, overlay, model, folder, f"prompt{number}", *options, *sharp))
         assert made[0].shape == (16, *case.size, 3) and (made[0] != made[1]).any()
         sharp[-1] = f"--actions={folder / 'left.json'}"
@@ -282,7 +310,7 @@ def test_it_is_explored(case, overlay, model, folder, browser):
 def test_its_file_says_what_it_is(case, overlay, model):
     output = overlay.run("-m", "training.checkpoint", "info", model)
     assert "system" in output and case.name in output
-    assert ("tokenizer" in output) == (case.name in ("recall", "tokenizer"))
+    assert ("tokenizer" in output) == (case.name == "tokenizer" or bool(case.tokenizer))
 
 
 REFUSED = {

@@ -20,7 +20,8 @@ from click.testing import CliRunner
 
 import view
 from dnnlib.video import iter_video_frames
-from explorer.server import STATIC, Answer, Handler, Server
+from explorer.requests import Answer
+from explorer.server import STATIC, Handler, Server
 from explorer.session import MAX_CLIPS, Entry, list_entries
 from tests.explorer.helpers import (
     FAR,

@@ -2,30 +2,21 @@
 
 import base64
 import io
-import os
 import re
-import shutil
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from dnnlib.video import iter_video_frames
 from explorer.session import Entry
+from tests.explorer.browser import needs_chromium
 from tests.explorer.helpers import FAR, frames_of, make_networks, serving, serving_entries, until
 from tests.explorer.toys import Given, Walk, registered
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-CHROMEDRIVER = shutil.which("chromedriver")
-needs_chromium = pytest.mark.skipif(
-    not (CHROMIUM and CHROMEDRIVER),
-    reason="there is no Chromium with its driver: apt-get install chromium chromium-driver",
-)
 
 
 @pytest.fixture(scope="module")
@@ -42,27 +33,6 @@ def toys(tmp_path_factory):
         entries = [Entry(name, (path,)) for name, path in paths.items()]
         with serving_entries(entries, prompt=Given(num_actions=6_000)) as session:
             yield session
-
-
-@pytest.fixture(scope="module")
-def downloads(tmp_path_factory):
-    """Return where the browser saves what it is given."""
-    return tmp_path_factory.mktemp("downloads")
-
-
-@pytest.fixture(scope="module")
-def browser(downloads):
-    """Return a headless Chromium."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    arguments = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1440,900"]
-    for argument in [*arguments, *(["--no-sandbox"] if os.geteuid() == 0 else [])]:  # it refuses to have one as root
-        options.add_argument(argument)
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
-    yield driver
-    driver.quit()
 
 
 class Page:

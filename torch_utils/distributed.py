@@ -187,11 +187,28 @@ def together() -> Iterator[None]:
         raise own or first
 
 
+def is_divided(tensor: torch.Tensor) -> bool:
+    """Return whether each rank has a part of a tensor, which then is a `DTensor` (`torch_utils.sharding`)."""
+    return hasattr(tensor, "to_local")  # importing its class takes a second
+
+
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this rank's part of a tensor, all of one that is not divided; changes of it are changes of the tensor."""
+    return tensor.to_local() if is_divided(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return all of a tensor on every rank; all ranks call it together if it is divided."""
+    return tensor.detach().full_tensor() if is_divided(tensor) else tensor  # pyright: ignore
+
+
 @torch.no_grad()
 def broadcast_module(module: torch.nn.Module) -> None:
-    """Overwrite the parameters and buffers of every rank with those of rank 0."""
+    """Overwrite the parameters and buffers of every rank with those of rank 0, except for those that are divided."""
     if dist.is_initialized():
         for tensor in [*module.parameters(), *module.buffers()]:
+            if is_divided(tensor):
+                continue
             value = tensor.detach().contiguous()
             dist.broadcast(value, src=0)
             tensor.copy_(value)
@@ -201,12 +218,20 @@ def broadcast_module(module: torch.nn.Module) -> None:
 def sync_grads(params: Iterable[torch.Tensor], gain: float = 1.0) -> torch.Tensor:
     """Average the gradients over the ranks, times `gain`, in one flat all-reduce; NaN becomes 0, +-inf becomes +-1e5.
 
-    Parameters without a gradient are skipped; which ones have a gradient must not depend on the rank. Return the number
-    of entries of the averaged gradient that were not finite, equal on all ranks: int64 () on the gradients' device,
-    without waiting for it.
+    Parameters without a gradient are skipped; which ones have a gradient must not depend on the rank. Gradients that
+    are divided among the ranks have been averaged already. Return the number of entries of the averaged gradient that
+    were not finite, equal on all ranks: int64 () on the gradients' device, without waiting for it.
     """
     gradients = [param.grad for param in params if param.grad is not None]
     num_nonfinite = torch.zeros([], dtype=torch.int64, device=gradients[0].device if gradients else None)
+    divided = [own_part(gradient) for gradient in gradients if is_divided(gradient)]
+    gradients = [gradient for gradient in gradients if not is_divided(gradient)]
+    for part in divided:
+        part.mul_(gain)
+        num_nonfinite += part.mul(0).count_nonzero()
+        part.nan_to_num_(nan=0.0, posinf=INF_GRADIENT, neginf=-INF_GRADIENT)
+    if divided:
+        dist.all_reduce(num_nonfinite)
     for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
         group = [gradient for gradient in gradients if gradient.dtype == dtype]
         flat = torch.cat([gradient.flatten() for gradient in group])

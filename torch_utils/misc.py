@@ -95,7 +95,7 @@ def suppress_tracer_warnings() -> Iterator[None]:
 
 
 def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = None) -> None:
-    """Assert that all ranks have equal parameters and buffers; every rank must call it.
+    """Assert that all ranks have equal parameters and buffers, but for those divided among them; all must call it.
 
     Names of the form ClassName.parameter that fully match `ignore_regex` are left out. NaN equals NaN. Raises
     AssertionError on ranks that differ from rank 0.
@@ -103,6 +103,8 @@ def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = No
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         full_name = f"{type(module).__name__}.{name}"
         if ignore_regex is not None and re.fullmatch(ignore_regex, full_name):
+            continue
+        if hasattr(tensor, "to_local"):  # each rank has a part of it
             continue
         own = tensor.detach().clone()
         other = own.clone()

@@ -238,8 +238,10 @@ def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
 def check_changes(stored: Mapping[str, Any], options: TrainOptions, where: str) -> list[str]:
     """Return the differences between `options` and the identity of a run.
 
-    Raises `ValueError` if there are any, unless `options.override`.
+    Frozen networks are compared once their hashes are known. Raises `ValueError` if there are any differences, unless
+    `options.override`.
     """
+    stored = stored if options.frozen else {**stored, "frozen": {}}
     lines = differences(identity(stored), identity(options))
     if lines and not options.override:
         raise ValueError(

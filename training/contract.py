@@ -7,7 +7,7 @@ and `training.sampling`; docs/adding_a_system.md explains the contract with a wo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -88,7 +88,18 @@ class Stream:
     stride: int = 1
 
 
-Part = FrameClip | CodeClip | LatentClip | Stream
+@dataclass(frozen=True)
+class TextClip:
+    """The ids of a description of the clip, `length` of them, made by `Inputs.text_ids`.
+
+    Of several descriptions one is drawn for each clip of a batch. The system receives int64 (N, length).
+    """
+
+    name: str
+    length: int
+
+
+Part = FrameClip | CodeClip | LatentClip | Stream | TextClip
 
 
 @dataclass(frozen=True)
@@ -103,13 +114,15 @@ class BatchSpec:
 class Inputs:
     """The dataset parts that a system needs: frames of these sizes, codes and latents of tokenizers, and streams.
 
-    `codes` and `latents` are the SHA-256 of a tokenizer.
+    `codes` and `latents` are the SHA-256 of a tokenizer. `text_ids` returns the ids of a description of a clip, ints
+    (length,), for a system that reads such.
     """
 
     sizes: tuple[Size, ...] = ()
     codes: str | None = None
     streams: tuple[str, ...] = ()
     latents: str | None = None
+    text_ids: Callable[[str], Sequence[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +136,7 @@ class DataFacts:
     # Mean and standard deviation of each channel of the latents over the dataset.
     latents_mean: tuple[float, ...] = ()
     latents_std: tuple[float, ...] = ()
+    texts: tuple[str, ...] = ()  # some of the descriptions, where such are read
 
 
 # ----------------------------------------------------------------------------
@@ -233,6 +247,14 @@ class System:
     def check(cls, options: Any, train_options: TrainOptions) -> None:
         """Raise `ValueError` for inconsistent options, before anything is built."""
 
+    @classmethod
+    def read_preset(cls, row: Mapping[str, Any], given: dict[str, Any]) -> Mapping[str, Any]:
+        """Return a preset's row, changed by what options name, such as a configuration file of the published code.
+
+        `given` are the fields of `Options` on the command line, which come first; one that is used up may be removed.
+        """
+        return row
+
     def inputs(self) -> Inputs:
         """Return the dataset parts that the system needs."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it reads")
@@ -265,6 +287,12 @@ class System:
     def has_validation(cls) -> bool:
         """Return whether `validate` is defined."""
         return cls.validate is not System.validate
+
+    def gather(self) -> None:
+        """Collect from all ranks what `sampler` and `export` need; all ranks call it together before either is used.
+
+        Optional, for systems whose networks are divided among the ranks.
+        """
 
     def sampler(self) -> Sampler:
         """Return the sampler for previews and metrics."""

@@ -24,12 +24,13 @@ import torch
 from dnnlib import locks
 from dnnlib.text import one_line
 from dnnlib.util import atomic_path
-from torch_utils import distributed, host_memory, misc, training_stats
+from torch_utils import distributed, host_memory, misc, sharding, training_stats
 from training import checkpoint
 from training.config import TrainOptions, make_system, settle, system_class, to_dict
 from training.contract import Batch, BatchSpec, System
 from training.curves import update_curves
 from training.data.dataset import BatchStream, ClipDataset, size_name, to_device
+from training.data.parts import has_size
 from training.evaluation import MetricFunction, best_steps, evaluate, mark_best, validate
 from training.logger import RunLogger, SilentLogger, continue_command, environment_text, listener_names
 from training.network_file import content_hash, save_bundle
@@ -168,6 +169,8 @@ def _train(
             due = stop or late or measured or is_due(step, options.checkpoint_steps, last)
             if ticks or samples or due:
                 clock.settle(device)
+            if samples or due or branches:
+                model.gather()
             if held_out is not None and not seen and is_due(step, options.metric_steps, last):
                 clock.validated_step = step if validate(logger, model, held_out, device) else clock.validated_step
             if ticks:
@@ -221,8 +224,8 @@ def open_dataset(model: System, options: TrainOptions) -> ClipDataset:
     """Return the dataset with all parts that the system needs, and the frames of its previews if there are any."""
     inputs, sampler = model.inputs(), model.sampler()
     wanted = [*inputs.sizes, *sampler.outputs.values(), *([sampler.needs.size] if sampler.needs.size else [])]
-    there = [size for size in wanted if size in inputs.sizes or (Path(options.dataset) / size_name(size)).is_dir()]
-    sizes, parts = list(dict.fromkeys(there)), (inputs.codes, inputs.streams, None, inputs.latents)
+    there = [size for size in wanted if size in inputs.sizes or has_size(options.dataset, size)]
+    sizes, parts = list(dict.fromkeys(there)), (inputs.codes, inputs.streams, None, inputs.latents, inputs.text_ids)
     dataset = ClipDataset(options.dataset, sizes, options.cache, *parts)
     for spec in model.batch_spec(0):
         dataset.eligible(spec.num_frames)
@@ -234,8 +237,8 @@ def open_held_out(model: System, dataset: ClipDataset, options: TrainOptions) ->
     if options.val_dataset is None:
         return None
     inputs, ranks = model.inputs(), (distributed.get_rank(), distributed.get_world_size())
-    parts = list(inputs.sizes), "none", inputs.codes, inputs.streams, dataset.vocabularies(), inputs.latents
-    held_out = ClipDataset(options.val_dataset, *parts)
+    parts = inputs.codes, inputs.streams, dataset.vocabularies(), inputs.latents, inputs.text_ids
+    held_out = ClipDataset(options.val_dataset, list(inputs.sizes), "none", *parts)
     for spec in model.batch_spec(0):
         held_out.eligible(spec.num_frames)
     return BatchStream(held_out, options.seed, options.batch, *ranks, options.workers, x_flip=False)
@@ -408,8 +411,8 @@ def save(
         for module in model.modules.values():
             misc.check_ddp_consistency(module)
     state = {
-        "modules": {name: module.state_dict() for name, module in model.modules.items()},
-        "optimizers": {name: optimizer.state_dict() for name, optimizer in model.optimizers.items()},
+        "modules": {name: sharding.whole_state(module) for name, module in model.modules.items()},
+        "optimizers": {name: sharding.whole_optimizer_state(opt) for name, opt in model.optimizers.items()},
         "system": model.state_dict(),  # may reduce over ranks, so all ranks call it
         "loop": dict(loop_state),
         "options": to_dict(options),

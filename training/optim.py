@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from torch_utils import distributed
+from torch_utils import distributed, sharding
 from training.contract import Batch
 from training.flags import SCHEDULES as SCHEDULES
 from training.flags import check_options as check_options
@@ -73,9 +73,10 @@ def apply_gradients(
     parameters = list(parameters)
     num_nonfinite = distributed.sync_grads(parameters, gain)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
+    norm = distributed.whole(nn.utils.get_total_norm(gradients))
     if clip_norm is not None:
-        torch._foreach_mul_(gradients, (clip_norm / norm.clamp(min=1e-12)).clamp(max=1.0))  # pyright: ignore
+        parts = [distributed.own_part(gradient) for gradient in gradients]
+        torch._foreach_mul_(parts, (clip_norm / norm.clamp(min=1e-12)).clamp(max=1.0))  # pyright: ignore
     optimizer.step()
     return num_nonfinite, norm
 
@@ -174,7 +175,7 @@ def load_weights(modules: Mapping[str, nn.Module], weights: Mapping[str, Mapping
     for name, state in weights.items():
         check_fit(name, state, modules[name].state_dict())
     for name, state in weights.items():
-        modules[name].load_state_dict(state)
+        sharding.load_state(modules[name], state)
 
 
 def check_fit(name: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

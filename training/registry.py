@@ -14,6 +14,13 @@ from typing import Any
 SYSTEMS: dict[str, str] = {
     "longvideogan-lres": "training.longvideogan.spec:LRES",
     "longvideogan-sres": "training.longvideogan.spec:SRES",
+    # Systems with a tokenizer in their published files come before the tokenizer, which would take it out of them.
+    "river": "training.river.spec:SPEC",
+    "river-refiner": "training.river.spec:REFINER",
+    "tats": "training.tats.spec:SPEC",
+    "tats-interpolation": "training.tats.spec:INTERPOLATION",
+    "mebt": "training.mebt.spec:SPEC",
+    "teco": "training.teco.spec:SPEC",
     "tokenizer": "training.tokenizer.spec:SPEC",
 }
 
@@ -51,6 +58,7 @@ class Spec:
     next_command: str = "python generate.py --outdir=outputs --seed=0 --model={network}"
     outdir: str = ""  # parent of run directories made by train.py; "": runs/<name>
     aliases: tuple[Alias, ...] = field(default=())
+    protocols: str = ""  # "module:TABLE": name -> `metrics.protocols.EvalProtocol`, for `calc_metrics.py --protocol`
 
 
 def resolve(path: str) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.util import open_url
-from torch_utils import distributed, training_stats
+from torch_utils import distributed, sharding, training_stats
 from training import checkpoint
 from training.config import TrainOptions, check_changes
 from training.contract import Bundle, System
@@ -67,7 +67,7 @@ def restore(
     """Load a training state into a system; optimisers move their state to the device of their parameters."""
     try:
         for name, module in model.modules.items():
-            module.load_state_dict(state["modules"][name])
+            sharding.load_state(module, state["modules"][name])
         for name, optimizer in model.optimizers.items():
             # Learning rates and the like are options, which may have changed since. Whether the kernel is fused decides
             # on which device the optimiser keeps its step count, so it must be set before the state is loaded.
@@ -76,7 +76,7 @@ def restore(
                 {**group, "params": then["params"]}
                 for group, then in zip(optimizer.param_groups, saved["param_groups"], strict=True)
             ]
-            optimizer.load_state_dict({**saved, "param_groups": groups})
+            sharding.load_optimizer_state(optimizer, {**saved, "param_groups": groups})
         model.load_state_dict(state["system"])
         if collector is not None:
             wrong = checkpoint.find_wrong(state["loop"], checkpoint.RUN_STATE["loop"], "loop")
@@ -120,7 +120,7 @@ def footage_of(model: System, dataset: ClipDataset) -> dict[str, str]:
     footage = {}
     for size in model.inputs().sizes:
         store = dataset.store(size)
-        parts = ((clip.path, store.members_of(number)[:, 1:].tobytes()) for number, clip in enumerate(store.clips))
+        parts = ((clip.path, store.fingerprint(number)) for number, clip in enumerate(store.clips))
         footage[size_name(size)] = _digests(parts)
     for store in (dataset.codes, dataset.latents):
         members = []

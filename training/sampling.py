@@ -138,11 +138,13 @@ class Sampler:
     num_labels: int = 0  # number of classes of a prompt's label
     takes_text: bool = False
     num_actions: int | None = None  # number of values of an integer action stream
+    action_values: int | None = None  # number of entries of an action, where actions are vectors
     vocabularies: Mapping[str, Sequence[str]] = {}  # names of a stream's integer values
     depends_on_length: bool = False  # whether frames of a shorter video differ
     default_frames: int | None = None  # the length of a video, if the options fix it
     fps: float | None = None  # frames per second of the training data, if known
     options: Any = NoOptions()
+    costs: Mapping[str, Any] = {}  # numbers that belong to every result, such as evaluations per frame
     file_labels: Mapping[str, str] = {}  # names of outputs in file names and links, if different
     titles: Mapping[str, str] = {}  # names of outputs on pages, if different
 
@@ -177,6 +179,16 @@ class Sampler:
         """
         other = copy.copy(self)
         other.options = options
+        return other
+
+    def interactive(self) -> Sampler:
+        """Return a rollout of the same frames for a prompt whose streams are not known in advance, such as a keyboard.
+
+        Its chunks hold `live_block` frames, one if that is None, and it reads the streams of a chunk when the chunk is
+        asked for. The default suits samplers whose `frames` makes chunks of `block` frames and reads no further.
+        """
+        other = copy.copy(self)
+        other.block = self.live_block or 1
         return other
 
     def video(self, request: Request) -> Iterator[Tensor]:
@@ -312,3 +324,17 @@ def open_sampler(
     sampler.fps = next((bundle.fps for bundle in bundles if bundle.fps is not None), None)
     sampler.vocabularies = {name: names for bundle in bundles for name, names in bundle.vocabularies.items()}
     return sampler
+
+
+def open_reconstruction(models: Sequence[str | ModelPath], device: torch.device | str = "cpu") -> Sampler | None:
+    """Return the sampler that reconstructs by the tokenizer in the files of a model, None if they hold none."""
+    for item in [item for model in models for item in network_file.expand(model)]:
+        bundle = network_file.load_bundle(item.path, device, role=item.role)
+        network = bundle.networks.get("tokenizer")
+        found = network is not None and registry.find_network(type(network).__name__)
+        if network is not None and found:
+            alone = Bundle({"tokenizer": network}, found[1].name, fps=bundle.fps)
+            sampler: Sampler = registry.resolve(found[1].open_sampler)([alone], {})
+            sampler.fps = bundle.fps
+            return sampler
+    return None

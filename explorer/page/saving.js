@@ -17,11 +17,22 @@ export function savePicture(canvas, name) {
 
 // Have the server make a clip of the videos that `values` say, which begins at `frame` if nothing else is typed.
 export async function saveClip(values, frame) {
-  const box = $("clip-progress");
   const range = { start: $("clip-start").value.trim() || frame, count: $("clip-count").value };
   $("save-clip").disabled = true;
+  await fetchClip(() => askJson("clips", { ...values, ...range, format: $("clip-format").value, tab }, { method: "POST" }));
+  $("save-clip").disabled = false;
+}
+
+// Have the server make a clip of a walk. Its actions are saved by a click of their own, for browsers hold back a second
+// file that comes with one click.
+export const saveWalk = (number, fps) => fetchClip(() => askJson(`walks/${number}/save`, { fps }, { method: "POST" }));
+export const saveActions = (number) => save(`api/walks/${number}/actions`, "walk.actions.json");
+
+// Wait for the clip that `start` has the server make, and save it.
+async function fetchClip(start) {
+  const box = $("clip-progress");
   try {
-    const { clip } = await askJson("clips", { ...values, ...range, format: $("clip-format").value, tab }, { method: "POST" });
+    const { clip } = await start();
     hush();
     box.hidden = false;
     box.lastElementChild.onclick = () => ask(`clips/${clip}/cancel`, {}, { method: "POST" });
@@ -40,7 +51,6 @@ export async function saveClip(values, frame) {
     if (error.status !== 410) say(error.message);
   } finally {
     box.hidden = true;
-    $("save-clip").disabled = false;
   }
 }
 

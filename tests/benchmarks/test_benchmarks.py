@@ -9,7 +9,9 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import all as everything
-from benchmarks import harness, layouts, loader, networks, ops, startup, subjects, train_step
+from benchmarks import harness, layouts, loader, networks, ops, play, startup, subjects, train_step
+from tests.explorer import steered
+from tests.explorer.toys import registered as registered_toys
 from torch_utils.ops import backends
 from training.longvideogan import gan
 
@@ -243,3 +245,21 @@ def test_a_benchmark_that_fails_stops_the_rest(tmp_path, monkeypatch):
     result = CliRunner().invoke(everything.main, [f"--json-dir={tmp_path}", "--quick"])
     assert result.exit_code == 1 and "benchmarks.ops failed" in result.output and len(ran) == 1
     assert "--quick" in ran[0] and "benchmarks.ops" in ran[0] and not (tmp_path / "ops.json").exists()
+
+
+def test_steering(tmp_path):
+    with steered.registered(tmp_path) as paths:
+        steered.write_dataset(tmp_path / "ring.starts")
+        (table,) = run(play.main, tmp_path, "--quick", "--threads=1", "--model", paths["ring"]).tables
+    assert table.title == "ring, 32x48" and [row[0] for row in table.rows] == ["1", "2"]
+    for _, rate, typical, late, model, rest in table.rows:
+        assert rate > 1 and late >= typical >= model > 0 and rest > 0
+
+
+def test_steering_needs_a_model_with_actions(tmp_path):
+    with registered_toys(tmp_path) as paths:
+        result = CliRunner().invoke(play.main, ["--quick", "--model", paths["colours"]])
+    assert result.exit_code == 1 and "colours takes no actions" in result.output
+    with steered.registered(tmp_path) as paths:
+        result = CliRunner().invoke(play.main, ["--quick", "--model", paths["ring"]])
+    assert result.exit_code == 1 and "ring needs frames to begin from: give a dataset as --context" in result.output

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from explorer.server import FRAME_HEADER, Handler, Server
+from explorer.requests import FRAME_HEADER
+from explorer.server import Handler, Server
 from explorer.session import Entry, Session
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.sampling import Sampling, open_sampler

@@ -139,14 +139,15 @@ def test_a_jump_far_ahead_says_how_far_it_is_and_can_be_given_up(serve):
 def test_what_is_missing_is_said_by_the_page(serve, prompt, words):
     with serve("walk", "colours", prompt=prompt) as session:
         status, body = ask(session, "/api/model", model="walk")
-        assert status == 400 and json.loads(body)["error"] == words
-        assert error_of(session, model="walk") == words
+        assert status == 400 and json.loads(body)["error"] == f"{words}; or steer it: see Play"
+        assert error_of(session, model="walk").startswith(words)
         assert ask(session, "/api/model", model="colours")[0] == 200
 
 
-def test_what_is_missing_is_said_by_the_command(paths):
-    result = CliRunner().invoke(view.main, [f"--model={paths['walk']}", "--device=cpu"])
-    assert result.exit_code == 1 and "give --context" in result.output
+def test_what_is_missing_is_said_by_the_command_which_lets_one_steer_all_the_same(paths, monkeypatch):
+    monkeypatch.setattr(view, "_serve", lambda server, session, stop: None)
+    result = CliRunner().invoke(view.main, [f"--model={paths['walk']}", "--device=cpu", "--port=0"])
+    assert result.exit_code == 0 and "8x16 are needed: give --context; or steer it: see Play" in result.output
 
 
 def test_videos_end_where_their_actions_do(serve, tmp_path):

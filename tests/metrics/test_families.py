@@ -14,10 +14,16 @@ PUBLISHED = {
     "fmd2048_16f": (2048, ClipShape(16)),
     "fd50k_efflite0": (50_000, ClipShape(1)),
     "fid50k_full": (50_000, ClipShape(1)),
+    "fid256_16f": (256, ClipShape(16)),
+    "fd256_16f_efflite0": (256, ClipShape(16)),
     "kid50k_full": (50_000, ClipShape(1)),
     "is50k": (50_000, ClipShape(1)),
     "isv2048_ucf": (2048, ClipShape(16)),
     "pr50k3": (50_000, ClipShape(1)),
+    "psnr256_16f": (256, ClipShape(16)),
+    "ssim256_16f": (256, ClipShape(16)),
+    "lpips256_16f": (256, ClipShape(16)),
+    "lpips_vgg256_16f": (256, ClipShape(16)),
 }
 
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from metrics import long_video
+from metrics import inputs, long_video, metric_main
+from metrics.detectors import registry
 from metrics.long_video import MEASURES, ProbeOptions, measure
 from metrics.long_video_base import Rows, jackknife_error, jackknife_variance, slope_per_100
 from metrics.long_video_features import SimilarityProbe, WindowProbe
@@ -403,3 +404,22 @@ def test_generated_videos_depend_on_seed_and_number_alone():
     ]
     assert np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[1], draws[2])
     assert len(set(draws[0][:, 0].tolist())) == 6
+
+
+def test_drift_needs_real_clips_alone(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    """Real videos may be shorter than the generated ones, and values do not depend on the other measures."""
+    monkeypatch.setattr(registry, "open_detector", lambda *_: MeanColour())
+    whole = videos(6, 40)
+    arrays = {"short": whole[:, :20], "long": whole, "fake": videos(6, 40, first=6)}
+    real, long, fake = (inputs.Videos(inputs.Arrays(x, name), SIZE, "array") for name, x in arrays.items())
+    options: dict[str, Any] = {"num_videos": 6, "num_frames": 40}
+    (alone,) = metric_main.calc_metrics(["fmd_drift"], real, fake, **options)
+    assert alone["floors"].keys() == {"fmd_drift_first", "fmd_drift_last"} and alone["protocol"]["covariance"] == "N"
+    assert len(alone["curves"][0]["lines"][0]["x"]) == 4
+    both = metric_main.calc_metrics(["color_similarity", "fmd_drift"], long, fake, **options)
+    (again,) = metric_main.calc_metrics(["fmd_drift"], long, fake, **options)
+    assert both[1]["results"] == again["results"]
+    (other,) = metric_main.calc_metrics(["fmd_drift"], real, fake, protocol="mebt-sliding", **options)
+    assert other["results"]["fmd_drift_first"] > alone["results"]["fmd_drift_first"], "covariances are larger"
+    with pytest.raises(ValueError, match="short has no clip of 40 frames"):
+        metric_main.calc_metrics(["color_similarity"], real, fake, **options)

@@ -12,5 +12,6 @@ SPEC = Spec(
         "tests.recall.networks:Blocks": "tokenizer of blocks",
     },
     open_sampler="tests.recall.sampling:open_sampler",
+    protocols="tests.recall.protocols:PROTOCOLS",
     next_command="python generate.py --outdir=outputs --seed=0 --model={network} --context={dataset}",
 )

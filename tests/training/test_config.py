@@ -185,3 +185,11 @@ def test_a_batch_divides_into_ranks_and_rounds(tmp_path, batch, ranks, remedy):
     else:
         with pytest.raises(ValueError, match=remedy):
             options.check_ranks(ranks)
+
+
+def test_runs_are_named_before_their_frozen_networks_are_known(tmp_path):
+    stored = make(tmp_path, frozen={"tokenizer": "ab"})
+    run = begin(stored)
+    assert find_run(make(tmp_path, resume="latest")) == Beginning(run)
+    with pytest.raises(ValueError, match="frozen.tokenizer: ab in the run, cd asked for"):
+        find_run(make(tmp_path, resume="latest", frozen={"tokenizer": "cd"}))

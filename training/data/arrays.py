@@ -137,6 +137,25 @@ def load_array(path: Path) -> np.ndarray:
     return array
 
 
+def read_array_shape(path: Path) -> tuple[int, int, int]:
+    """Return frames, height and width of the one video that `load_array` returns, without reading it.
+
+    Raises `ValueError` for a file that cannot be read, for several videos, and for any other array.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            with archive.open(names[_choose(list(names))]) as file:
+                shape, _, dtype = read_header(file)
+    except FAULTS as error:
+        raise ValueError(f"{path} cannot be read as an npz file of videos: {error}") from error
+    if len(shape) == 5:
+        raise ValueError(f"{path} holds several videos; in a folder each npz file holds one: give it by itself")
+    if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or 0 in shape:
+        check_array(load_array(path), str(path))  # with a remedy that depends on the values
+    return shape[0], shape[1], shape[2]
+
+
 def iter_array(path: Path) -> Iterator[np.ndarray]:
     """Yield the frames, uint8 (H, W, 3), of the array that `load_array` returns, reading one frame at a time.
 

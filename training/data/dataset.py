@@ -3,6 +3,7 @@
 Layout: `<root>/<HHHHxWWWW>/<shard>.zip`, each zip holding `<clip>/<frame>.jpg` and `frame_paths.json`, an object that
 maps each clip to its frame names in order. `<root>/dataset.json` may give the frame rate. Tokens of the frames are read
 by `training.data.codes`, their latents by `training.data.latents`, values of each frame by `training.data.streams`.
+Footage in other layouts, which others have published, is read as it is by `training.data.layouts`.
 """
 
 import collections
@@ -11,27 +12,31 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dnnlib.text import one_line
 from torch_utils import distributed
-from training.contract import BatchSpec, CodeClip, DataFacts, FrameClip, LatentClip, Part, Stream
+from training.contract import BatchSpec, CodeClip, DataFacts, FrameClip, LatentClip, Part, Stream, TextClip
+from training.data.captions import read_captions
 from training.data.codes import CodeStore
 from training.data.description import DESCRIPTION, read_description
 from training.data.frame_cache import CACHE_KINDS, make_caches
 from training.data.grids import GridStore
 from training.data.latents import LatentStore
+from training.data.layouts.base import LayoutStore
+from training.data.layouts.find import find_layout
+from training.data.parts import check_same_clips, has_own_layout
 from training.data.shards import FrameStore, Size, size_name
 from training.data.streams import LABEL, StreamStore
 from training.random import random_state
 
 ASSUMED_FPS = 30.0  # the frame rate of the published datasets, which do not store it
 WEIGHTINGS = ("clip", "frame")
+MAX_TEXTS = 256  # descriptions that a system is told of
 _BATCHES_AHEAD = 2
 
 
@@ -42,10 +47,13 @@ _BATCHES_AHEAD = 2
 class ClipDataset:
     """The clips of one dataset root at one or several sizes, which must have the same frames of the same clips.
 
+    The root may also be footage in a layout that `training.data.layouts` reads, which then has all sizes.
+
     With `cache` "ram" or "memmap" decoded frames are kept, in memory or in a file below the cache folder, the smallest
     sizes first and as many as fit. `codes` and `latents` are the SHA-256 of the tokenizer whose tokens or latents are
     read, in which case `sizes` may be empty; `streams` are names such as "actions". `vocabularies` gives the names of a
-    stream's integer values, and overrides those of the dataset. Raises ValueError if the dataset is incomplete, does
+    stream's integer values, and overrides those of the dataset. `text_ids` returns the ids of a description; with it
+    each clip must have one. Raises ValueError if the dataset is incomplete, does
     not match its dataset.json, or does not fit into the cache, or if its parts are not of the same clips.
     """
 
@@ -58,6 +66,7 @@ class ClipDataset:
         streams: Sequence[str] = (),
         vocabularies: Mapping[str, Sequence[str]] | None = None,
         latents: str | None = None,
+        text_ids: Callable[[str], Sequence[int]] | None = None,
     ) -> None:
         if cache not in CACHE_KINDS:
             raise ValueError(f"there is no cache {cache!r}; take one of {', '.join(CACHE_KINDS)}")
@@ -66,7 +75,10 @@ class ClipDataset:
         self.sizes = list(sizes)
         description = read_description(self.path)
         listed = None if description is None else description.get("hashes")
-        self._stores = {(height, width): FrameStore(self.path, (height, width), listed) for height, width in sizes}
+        self.layout = find_layout(self.path) if sizes and not has_own_layout(self.path) else None
+        self._stores: dict[Size, FrameStore | LayoutStore] = {}
+        for height, width in sizes:
+            self._stores[height, width] = self._open_store((height, width), listed)
         self.codes = None if codes is None else CodeStore(self.path, codes)
         self.latents = None if latents is None else LatentStore(self.path, latents)
         grids: list[GridStore] = [store for store in (self.codes, self.latents) if store is not None]
@@ -75,7 +87,7 @@ class ClipDataset:
             raise ValueError(f"neither frames nor tokens of {self.path} are read; ask for a frame size or for codes")
         first, *others = stores
         for other in others:
-            _check_same_clips(self.path, first, other)
+            check_same_clips(self.path, first, other)
         self.clips = first.clips
         self.lengths = np.array([clip.num_frames for clip in self.clips], np.int64)  # (clips,) in frames
         self.alignment = 1  # windows begin at multiples of this number of frames
@@ -89,17 +101,41 @@ class ClipDataset:
         for size, store in self._stores.items():
             self._number_in_store[size] = np.array([store.index[clip.path] for clip in self.clips])
         folders = [store.directory for store in stores]
-        self.streams = {
-            name: StreamStore(self.path, name, self.clips, folders, (vocabularies or {}).get(name)) for name in streams
-        }
-        self.fps = _frame_rate(self.path, description, grids)
+        self.streams = {name: self._open_stream(name, folders, (vocabularies or {}).get(name)) for name in streams}
+        self.texts: list[list[str]] = []
+        if text_ids is not None:
+            root, given = (self.path, None) if self.layout is None else (self.layout.root, self.layout.texts())
+            self.texts, self._text_ids = read_captions(root, self.clips, given), text_ids
+        self.fps = _frame_rate(self.path, description, grids, None if self.layout is None else self.layout.fps)
         _warn_if_unfinished(self.path, (description if sizes else None) or {}, grids)
         if cache != "none":
-            wanted = {size: (len(store.members), store.content_key()) for size, store in self._stores.items()}
+            wanted = {size: (store.num_frames, store.content_key()) for size, store in self._stores.items()}
             for size, frames in make_caches(cache, wanted).items():
                 self._stores[size].cache = frames
 
-    def store(self, size: Size) -> FrameStore:
+    def _open_store(self, size: Size, listed: Collection[str] | None) -> FrameStore | LayoutStore:
+        """Return the frames of one size."""
+        if self.layout is None:
+            return FrameStore(self.path, size, listed)
+        _say_once(f"{self.path} is read as {self.layout.title}: {len(self.layout.clips)} clips")
+        for line in self.layout.remarks.lines():
+            _say_once(f"{self.path}: {line}")
+        return LayoutStore(self.layout, size)
+
+    def _open_stream(self, name: str, folders: Sequence[Path], vocabulary: Sequence[str] | None) -> StreamStore:
+        """Return the values of a stream, of the layout if that has such, else of the zips in `folders`."""
+        if self.layout is None:
+            return StreamStore(self.path, name, self.clips, folders, vocabulary)
+        there = self.layout.stream_names()
+        if name != LABEL and name not in there:
+            raise ValueError(
+                f"{self.path} has no {name} beside its frames; it has {', '.join(there) or 'none'}: add a file such as "
+                f"clip.{name}.json beside each video"
+            )
+        shards = None if name == LABEL else self.layout.stream_shards(name)
+        return StreamStore(self.layout.root, name, self.clips, folders, vocabulary, shards)
+
+    def store(self, size: Size) -> FrameStore | LayoutStore:
         """Return all frames of one size; only the clips of the first size are numbered as in the dataset."""
         return self._stores[size]
 
@@ -130,6 +166,14 @@ class ClipDataset:
         assert name in self.streams, f"{name} was not opened"
         return self.streams[name].read(clip_index, start, count, stride)
 
+    def read_text(self, clip_index: int, draw: float, length: int) -> np.ndarray:
+        """Return the ids of one of a clip's descriptions, chosen by a number in [0, 1): int64 (length,)."""
+        assert self.texts, "no descriptions were opened"
+        texts = self.texts[clip_index]
+        ids = np.asarray(self._text_ids(texts[int(draw * len(texts))]), np.int64)
+        assert ids.shape == (length,), f"{ids.shape} ids of a description, expected {length}"
+        return ids
+
     def vocabularies(self) -> dict[str, list[str]]:
         """Return the names that whole numbers stand for, by stream, of the streams that have such."""
         return {name: list(store.vocabulary) for name, store in self.streams.items() if store.vocabulary}
@@ -142,6 +186,7 @@ class ClipDataset:
             vectors=frozenset(name for name, store in self.streams.items() if store.is_vector),
             latents_mean=() if self.latents is None else self.latents.mean,
             latents_std=() if self.latents is None else self.latents.std,
+            texts=tuple(dict.fromkeys(texts[0] for texts in self.texts))[:MAX_TEXTS],
         )
 
     def eligible(self, num_frames: int) -> list[int]:
@@ -155,53 +200,12 @@ class ClipDataset:
         return indices
 
 
-def _check_same_clips(root: Path, first: FrameStore | GridStore, other: FrameStore | GridStore) -> None:
-    """Raise ValueError naming the first difference, unless both have the same frames of the same clips."""
-    names = first.directory.name, other.directory.name
-    are_frames = isinstance(first, FrameStore) and isinstance(other, FrameStore)
-    here, there = (
-        {
-            clip.path: (clip.num_frames, digest)
-            for clip, digest in zip(store.clips, _digests(store, are_frames), strict=True)
-        }
-        for store in (first, other)
-    )
-    if here == there:
-        return
-    differing = min(clip for clip in here.keys() | there.keys() if here.get(clip) != there.get(clip))
-    clip = one_line(differing)
-    if differing not in there or differing not in here:
-        present, absent = names if differing in here else names[::-1]
-        difference = f"clip {clip} is in {present} but not in {absent}"
-    elif here[differing][0] != there[differing][0]:
-        counts = here[differing][0], there[differing][0]
-        difference = f"clip {clip} has {counts[0]} frames in {names[0]} but {counts[1]} in {names[1]}"
-    else:
-        difference = f"the frames of clip {clip} have other names in {names[0]} than in {names[1]}"
-    if isinstance(first, FrameStore) and isinstance(other, FrameStore):
-        raise ValueError(
-            f"the sizes of {root} do not show the same clips: {difference}; make all sizes in one run: --sizes "
-            f"{first.size[0]}x{first.size[1]},{other.size[0]}x{other.size[1]}"
-        )
-    kinds = [store.kind for store in (other, first) if isinstance(store, GridStore)]
-    beside = "frames" if isinstance(first, FrameStore) else first.kind.noun
-    raise ValueError(
-        f"the {kinds[0].noun} of {root} are not of the same clips as its {beside}: {difference}; make the "
-        f"{kinds[0].noun} that lack: " + kinds[0].command(root)
-    )
-
-
-def _digests(store: FrameStore | GridStore, are_compared: bool) -> Iterable[bytes]:
-    """Return for each clip a digest of its frame names, empty if these are not compared."""
-    if are_compared and isinstance(store, FrameStore):
-        return (digest.tobytes() for digest in store.digests)
-    return [b""] * len(store.clips)
-
-
-def _frame_rate(root: Path, description: Mapping[str, Any] | None, grids: Sequence[GridStore]) -> float:
+def _frame_rate(
+    root: Path, description: Mapping[str, Any] | None, grids: Sequence[GridStore], layout_fps: float | None
+) -> float:
     if description is None:
-        if grids:
-            return grids[0].manifest.fps
+        if grids or layout_fps is not None:
+            return grids[0].manifest.fps if layout_fps is None else layout_fps
         _say_once(f"{root} has no dataset.json: assuming {ASSUMED_FPS:g} frames per second")
         return ASSUMED_FPS
     if description.get("fps") is None:
@@ -343,9 +347,9 @@ class BatchStream:
     def batch(self, n: int, spec: BatchSpec) -> dict[str, torch.Tensor]:
         """Return this rank's slice of the n-th global batch by part name, N / world_size clips.
 
-        Frames are uint8 (N, T, H, W, 3), codes int32 (N, T, h, w), latents float16 (N, T, C, h, w), streams int64 (N,
-        T) or float32 (N, T, V). With `x_flip` there is also "x_flip", bool (N,): the clips to mirror, which `to_device`
-        does on the device, where it is cheapest.
+        Frames are uint8 (N, T, H, W, 3), codes int32 (N, T, h, w), latents float16 (N, T, C, h, w), streams int64
+        (N, T) or float32 (N, T, V), ids of descriptions int64 (N, length). With `x_flip` there is also "x_flip", bool
+        (N,): the clips to mirror, which `to_device` does on the device, where it is cheapest.
         """
         batch, jobs = self._plan(n, spec)
         for job in jobs:
@@ -378,14 +382,16 @@ class BatchStream:
         self._check_asked(spec)
         _check_parts(spec, *self._strides())
         num_local = self.batch_size // self.world_size
-        items = self.items(n, spec.num_frames)[self.rank * num_local : (self.rank + 1) * num_local]
+        own = slice(self.rank * num_local, (self.rank + 1) * num_local)
+        items = self.items(n, spec.num_frames)[own]
+        texts = random_state("data-text", self.seed, n).random_sample(self.batch_size)[own].tolist()
         batch, jobs = {}, []
         for part in spec.parts:
             shape, dtype = self._layout(part)
             # Pinned memory lets the copy to a GPU overlap with computation.
             batch[part.name] = torch.empty((num_local, *shape), dtype=dtype, pin_memory=torch.cuda.is_initialized())
-            for out, (clip, start, _) in zip(batch[part.name].numpy(), items, strict=True):
-                jobs.append(functools.partial(_fill, out, self.dataset, clip, part, start))
+            for out, (clip, start, _), text in zip(batch[part.name].numpy(), items, texts, strict=True):
+                jobs.append(functools.partial(_fill, out, self.dataset, clip, part, start, text))
         if self.x_flip:
             batch["x_flip"] = torch.tensor([flip for _, _, flip in items])
         return batch, jobs
@@ -394,6 +400,8 @@ class BatchStream:
         """Return shape and dtype of one clip of a part."""
         if isinstance(part, FrameClip):
             return (part.count, part.height, part.width, 3), torch.uint8
+        if isinstance(part, TextClip):
+            return (part.length,), torch.int64
         if isinstance(part, CodeClip):
             assert self.dataset.codes is not None, "no codes were opened"
             return (part.count, *self.dataset.codes.grid), torch.int32
@@ -429,9 +437,11 @@ def _can_be_mirrored(part: Part) -> bool:
     return isinstance(part, FrameClip) or (isinstance(part, Stream) and part.name == LABEL)
 
 
-def _fill(out: np.ndarray, dataset: ClipDataset, clip: int, part: Part, start: int) -> None:
-    """Read a part of the window of a clip that begins at frame `start` into `out`."""
-    if isinstance(part, FrameClip):
+def _fill(out: np.ndarray, dataset: ClipDataset, clip: int, part: Part, start: int, text: float) -> None:
+    """Read a part of the window of a clip that begins at frame `start` into `out`; `text` chooses its description."""
+    if isinstance(part, TextClip):
+        out[...] = dataset.read_text(clip, text, part.length)
+    elif isinstance(part, FrameClip):
         dataset.read_into(out, clip, _steps(part, start))
     elif isinstance(part, CodeClip):
         assert dataset.codes is not None
@@ -445,7 +455,7 @@ def _fill(out: np.ndarray, dataset: ClipDataset, clip: int, part: Part, start: i
         out[...] = dataset.read_stream(clip, part.name, start + part.first, part.count, part.stride)
 
 
-def _steps(part: Part, start: int) -> range:
+def _steps(part: FrameClip | CodeClip | LatentClip | Stream, start: int) -> range:
     """Return the frames, or steps of the tokens, of a part in a window that begins at `start`."""
     first = start + part.first
     return range(first, first + part.count * part.stride, part.stride)
@@ -457,6 +467,8 @@ def _check_parts(spec: BatchSpec, codes_stride: int, latents_stride: int) -> Non
     names = [part.name for part in spec.parts]
     assert len({*names, "x_flip"}) == len(names) + 1, f"parts share a name, or take that of the flips: {names}"
     for part in spec.parts:
+        if isinstance(part, TextClip):
+            continue
         frames = {CodeClip: codes_stride, LatentClip: latents_stride}.get(type(part), 1)
         num_steps = spec.num_frames // frames
         inside = part.first >= 0 and part.count > 0 and part.stride > 0 and _steps(part, 0)[-1] < num_steps

@@ -14,10 +14,9 @@ import functools
 import hashlib
 import json
 import math
-import re
+import operator
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Protocol
@@ -27,27 +26,22 @@ import numpy as np
 from dnnlib.download import file_sha256
 from dnnlib.text import quote
 from dnnlib.util import size_name
-from dnnlib.video import pixel_factor, scan
 from training.data.arrays import ARRAY_SUFFIX, check_array, load_array
+from training.data.clip_files import ClipFile, in_threads, open_clip_files
 from training.data.dataset import ClipDataset
-from training.data.frames import RATE_TOLERANCE, check_rate, iter_video, reading_rate
+from training.data.frames import RATE_TOLERANCE, check_rate
 from training.data.frames import frame_rate as frame_rate
 from training.data.frames import iter_frames as iter_frames
+from training.data.frames import reading_rate as reading_rate
+from training.data.layouts.base import Layout
+from training.data.layouts.find import find_special
 from training.data.listing import (
-    VIDEO_SUFFIXES,
     Remarks,
-    clip_name,
     generated_stem,
     kind_of,
-    list_footage,
 )
-from training.data.pictures import PictureClip, picture_clips
+from training.data.parts import SIZE_FOLDER, has_own_layout
 from training.data.shards import Clip, Size
-
-READ_THREADS = 4
-ARRAYS_HELD = 4
-SIZE_FOLDER = re.compile(r"(\d{4,})x(\d{4,})")
-READER_VERSION = 3  # increment when the decoded pixels of images or videos change
 
 
 class Footage(Protocol):
@@ -113,18 +107,6 @@ class Arrays:
         return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """One video of a folder."""
-
-    clip: Clip
-    size: Size
-    fps: float | None
-    read: Callable[[Sequence[int]], np.ndarray]  # ascending frame numbers -> uint8 (T, H, W, 3)
-    files: tuple[Path, ...]
-    version: str = ""  # of how the files are read
-
-
 class Files:
     """Videos below a folder, by path: video files, npz files with an array of one video, and folders of images.
 
@@ -135,10 +117,9 @@ class Files:
 
     def __init__(self, path: Path, fps: float | None = None) -> None:
         self.path, self.name, self.remarks = path, path.resolve().name, Remarks()
-        found = _find(path, self.remarks)
-        with ThreadPoolExecutor(READ_THREADS) as pool:
-            opened = pool.map(functools.partial(_open, root=path, fps=fps, remarks=self.remarks), found)
-            self.videos = _best_outputs(list(opened), self.remarks)
+        opened = open_clip_files(path, self.remarks, fps)
+        in_threads(operator.attrgetter("size"), opened)  # which decodes a frame of each video
+        self.videos = _best_outputs(opened, self.remarks)
         self.clips = [video.clip for video in self.videos]
         first = self.videos[0]
         for video in self.videos:
@@ -203,6 +184,8 @@ class Videos:
     def content(self) -> str:
         """Return 16 hex digits that identify the frames, independent of their location."""
         if isinstance(self.footage, ClipDataset):
+            if self.footage.layout is not None:
+                return self.footage.store(self.size).content_key()[:16]
             return dataset_id(self.footage.path, self.size)
         assert isinstance(self.footage, (Files, Arrays)), "the forms there are"
         return self.footage.content()
@@ -215,10 +198,10 @@ def open_videos(path: str | Path, size: Size | None = None, fps: float | None = 
     must have it. Raises `ValueError` with a remedy for anything that cannot be read or does not match.
     """
     path = Path(path)
-    if not path.exists():
-        raise ValueError(f"there is no {path}: give a dataset, a video or npz file, or a folder of videos or images")
     if is_dataset(path):
         return _open_dataset(path, size, fps)
+    if not path.exists():
+        raise ValueError(f"there is no {path}: give a dataset, a video or npz file, or a folder of videos or images")
     if path.is_file() and kind_of(path) == "array":
         array = load_array(path)
         found: Arrays | Files = Arrays(array if array.ndim == 5 else [array], path.name)
@@ -249,8 +232,15 @@ def dataset_sizes(root: str | Path) -> list[Size]:
 
 
 def is_dataset(path: str | Path) -> bool:
-    """Return whether a path is the root of a dataset."""
-    return bool(dataset_sizes(path))
+    """Return whether a path is the root of a dataset, or footage in another layout than the files of a folder.
+
+    Such are HDF5 files, lists of frames, splits, and videos with streams.
+    """
+    return bool(dataset_sizes(path)) or _special(Path(path)) is not None
+
+
+def _special(path: Path) -> Layout | None:
+    return None if has_own_layout(path) else find_special(path)
 
 
 def dataset_id(root: str | Path, size: Size) -> str:
@@ -269,7 +259,8 @@ def dataset_id(root: str | Path, size: Size) -> str:
 
 
 def _open_dataset(path: Path, size: Size | None, fps: float | None) -> Videos:
-    sizes = dataset_sizes(path)
+    layout = _special(path)
+    sizes = dataset_sizes(path) if layout is None else [size or layout.size]
     if size not in sizes and (size or len(sizes) > 1):
         names = ", ".join(f"{h}x{w}" for h, w in sizes)
         wanted = f"{size[0]}x{size[1]} was asked for" if size else "it has several"
@@ -299,66 +290,9 @@ def _eligible(footage: Footage, num_frames: int) -> list[int]:
     return found
 
 
-def _find(path: Path, remarks: Remarks) -> list[Path | PictureClip]:
-    """Return the videos, arrays and clips of images at or below a path, by name.
-
-    Images beside videos or arrays in one folder are covers and the like, and no clip.
-    """
-    if path.is_file():
-        if kind_of(path) == "picture":
-            return [PictureClip(clip_name(PurePath(path.name)), path.name, (path,))]
-        return [path]
-    listing = list_footage(path, remarks)
-    files = listing.videos + listing.arrays
-    with_files = {file.parent.relative_to(path).as_posix() for file in files}
-    for folder in with_files & listing.pictures.keys():
-        for name in listing.pictures.pop(folder):
-            remarks.add("Left out, an image beside videos", (Path(folder) / name).as_posix())
-    clips = picture_clips(path, listing.pictures, remarks)
-    for clip in clips:
-        clip.check()
-    if not files and not clips:
-        suffixes, left_out = ", ".join((*VIDEO_SUFFIXES, ARRAY_SUFFIX)), "; ".join(remarks.lines())
-        raise ValueError(
-            f"{path} holds no video file ({suffixes}) and no folder of images: give a folder that does, or the root of "
-            f"a dataset{'. ' * bool(left_out)}{left_out}"
-        )
-    return sorted([*files, *clips], key=lambda found: _name(found, path))
-
-
-def _name(found: Path | PictureClip, root: Path) -> str:
-    if isinstance(found, PictureClip):
-        return found.name
-    return clip_name(PurePath(found.name) if found == root else found.relative_to(root))
-
-
-def _open(found: Path | PictureClip, root: Path, fps: float | None, remarks: Remarks) -> _Opened:
-    name = _name(found, root)
-    if isinstance(found, PictureClip):
-        height, width, _ = found.read(0).shape
-        found.remark(remarks)
-        read = functools.partial(_read_pictures, found, (height, width))
-        version = f" {READER_VERSION}" + (f" {found.bits} bits" if found.bits != 16 else "")
-        return _Opened(Clip(name, len(found.paths)), (height, width), None, read, found.paths, version)
-    if kind_of(found) == "array":
-        array = _held_array(found)
-        if array.ndim != 4:
-            raise ValueError(f"{found} holds several videos; in a folder each npz file holds one: give it by itself")
-        size = (array.shape[1], array.shape[2])
-        return _Opened(Clip(name, len(array)), size, None, functools.partial(_read_array, found), (found,))
-    timing = scan(found)
-    rate, resampled = reading_rate(found, fps)
-    num_frames = timing.num_frames if resampled is None else timing.count(resampled)
-    first = next(iter_video(found))
-    read = functools.partial(_read_video, found, resampled)
-    factor = pixel_factor(found)
-    version = f" {READER_VERSION}" + (f" / {factor}" if factor > 1 else "")
-    return _Opened(Clip(name, num_frames), (first.shape[0], first.shape[1]), rate, read, (found,), version)
-
-
-def _best_outputs(videos: list[_Opened], remarks: Remarks) -> list[_Opened]:
+def _best_outputs(videos: list[ClipFile], remarks: Remarks) -> list[ClipFile]:
     """Return the videos without further files of the same generated ones, such as those of a first stage."""
-    best: dict[str, _Opened] = {}
+    best: dict[str, ClipFile] = {}
     for video in videos:
         stem = generated_stem(video.clip.path) or video.clip.path
         best[stem] = max(best.get(stem, video), video, key=_quality)
@@ -368,39 +302,9 @@ def _best_outputs(videos: list[_Opened], remarks: Remarks) -> list[_Opened]:
     return list(best.values())
 
 
-def _quality(video: _Opened) -> tuple[int, bool, int]:
+def _quality(video: ClipFile) -> tuple[int, bool, int]:
     """Return the key by which files of one generated video are compared: their size, their name, and what is lost."""
     path = PurePath(video.clip.path)
     formats = (".gif", ".webm", ".mp4", ARRAY_SUFFIX, "")  # a folder has no suffix
     lost = formats.index(path.suffix) if path.suffix in formats else -1
     return math.prod(video.size), path.stem.endswith("_video"), lost
-
-
-def _read_pictures(clip: PictureClip, size: Size, frames: Sequence[int]) -> np.ndarray:
-    video = np.empty((len(frames), *size, 3), np.uint8)
-    for number, frame in enumerate(frames):
-        image = clip.read(frame)
-        if image.shape[:2] != size:
-            raise ValueError(
-                f"{clip.paths[frame]} is {image.shape[0]}x{image.shape[1]}, but the first image of its folder is "
-                f"{size[0]}x{size[1]}: bring all to one size: python -m "
-                "dataset_tools.make_dataset_from_frames FOLDER DATASET"
-            )
-        video[number] = image
-    return video
-
-
-@functools.lru_cache(maxsize=ARRAYS_HELD)
-def _held_array(path: Path) -> np.ndarray:
-    return load_array(path)
-
-
-def _read_array(path: Path, frames: Sequence[int]) -> np.ndarray:
-    return _held_array(path)[list(frames)]
-
-
-def _read_video(path: Path, fps: float | None, frames: Sequence[int]) -> np.ndarray:
-    numbers, wanted = range(frames[0], frames[-1] + 1), set(frames)
-    decoded = iter_video(path, fps, frames=numbers)
-    found = [frame for number, frame in zip(numbers, decoded, strict=False) if number in wanted]
-    return np.stack(found) if found else np.empty((0, 0, 0, 3), np.uint8)

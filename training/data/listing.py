@@ -12,7 +12,7 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -20,6 +20,7 @@ from PIL import Image
 
 from dnnlib.text import escape, to_text
 from training.data.arrays import ARRAY_SUFFIX
+from training.data.stream_files import find_stream_files
 
 # Suffixes of the containers and raw streams that the bundled ffmpeg decodes, by the name of its demuxer. Streams that
 # do not hold their frame rate (raw Motion JPEG, H.261, H.263, AV1, Dirac) are none of them: ffmpeg makes one up.
@@ -123,13 +124,17 @@ class Remarks:
 
 @dataclass(frozen=True)
 class Listing:
-    """The footage below a folder: videos and arrays by path, and the pictures of each folder by its path inside it."""
+    """The footage below a folder: videos and arrays by path, and the pictures of each folder by its path inside it.
+
+    `streams` are the files with values of the frames of a video, by the video's path and the name of the stream.
+    """
 
     folder: Path
     videos: list[Path] = field(default_factory=list)
     arrays: list[Path] = field(default_factory=list)
     pictures: dict[str, list[str]] = field(default_factory=dict)  # "." is the folder itself
     remarks: Remarks = field(default_factory=Remarks)
+    streams: dict[Path, dict[str, Path]] = field(default_factory=dict)
 
 
 def list_footage(folder: Path, remarks: Remarks | None = None) -> Listing:
@@ -161,9 +166,12 @@ def _list_one(folder: Path, found: Listing, seen: set[tuple[int, int]]) -> list[
     except OSError as error:
         found.remarks.add(f"Left out, {error.strerror}", inside.as_posix())
         return []
+    beside = _add_streams(folder, [entry.name for entry in entries], found)
     for entry in entries:
         path = folder / entry.name
         reason = None
+        if entry.name in beside:
+            continue
         if entry.name.startswith("."):
             reason = "hidden"
         elif entry.is_dir():
@@ -186,6 +194,16 @@ def _list_one(folder: Path, found: Listing, seen: set[tuple[int, int]]) -> list[
         if reason is not None:
             found.remarks.add(f"Left out, {reason}", (inside / entry.name).as_posix())
     return folders[::-1]
+
+
+def _add_streams(folder: Path, names: Sequence[str], found: Listing) -> set[str]:
+    """Add the files of streams that lie beside videos of a folder to a listing; return their names."""
+    suffixes = (*VIDEO_SUFFIXES, ARRAY_SUFFIX)
+    videos = [name for name in names if not name.startswith(".") and Path(name).suffix.lower() in suffixes]
+    files = find_stream_files(folder, names, videos) if videos else {}
+    for video, streams in files.items():
+        found.streams[folder / video] = {stream: folder / name for stream, name in streams.items()}
+    return {name for streams in files.values() for name in streams.values()}
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from training.data import resizing
+from training.data import reduction
 from training.data.frame_order import natural_key as natural_key
 from training.data.frame_order import order_frames
 from training.data.listing import Remarks, clip_name, free_name, list_footage
@@ -177,7 +177,7 @@ def center_crop_and_resize(frame: np.ndarray, height: int, width: int) -> np.nda
     filter.
 
     Only one dimension is cropped, so the result shows as much of the frame as its aspect ratio allows. A frame of that
-    size is returned unchanged. Large frames are reduced by `resizing.reduce`, a function of the sizes alone.
+    size is returned unchanged. Large frames are reduced by `reduction.reduce`, a function of the sizes alone.
     """
     rows, columns = frame.shape[:2]
     if (rows, columns) == (height, width):
@@ -191,8 +191,8 @@ def center_crop_and_resize(frame: np.ndarray, height: int, width: int) -> np.nda
         left = (columns - width * height_ratio) // 2
         right = left + width * height_ratio
     frame = frame[round(top) : round(bottom), round(left) : round(right)]
-    if resizing.suits(*frame.shape[:2], height, width):
-        return resizing.reduce(frame, height, width)
+    if reduction.suits(*frame.shape[:2], height, width):
+        return reduction.reduce(frame, height, width)
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
 
 

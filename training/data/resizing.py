@@ -1,82 +1,120 @@
-"""Lanczos reduction of frames by matrix products: each axis is reduced by blocks of its banded matrix.
+"""Crop and resize frames in the ways of published systems, whose numbers depend on the filter.
 
-The filter is Pillow's `LANCZOS`: three lobes, stretched by the ratio of the sizes, cut off and normalised at the edges.
-Unlike Pillow, values between the two passes are neither clipped nor rounded to 8 bits, so that results lie within
-`BOUND` levels of the exact filter, and not up to 25. All weights and values are whole numbers whose sums stay below
-2^24: single precision adds them exactly in any order, so that every processor and BLAS library gives the same pixels.
+| name | published by | crop | filter |
+|---|---|---|---|
+| `lanczos` | this project | centre, to the aspect ratio | Lanczos |
+| `tats` | TATS: video files and HDF5 | centre, after resizing | bilinear without antialiasing, in floating point |
+| `tats-frames` | TATS: folders of frames | centre | Lanczos, also at the same size |
+| `mebt` | MeBT: lists of frames | centre | bilinear of Pillow, unless the size is right |
+| `river` | RIVER: reading | centre, after resizing | bilinear with antialiasing |
+| `stretch` | RIVER: converting | none | bicubic of Pillow, ignoring the aspect ratio |
+
+The published ones make squares; here the shorter side is the one that the aspect ratio leaves uncropped.
 """
 
-import functools
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
-LOBES = 3
-BOUND = 0.75  # of which 0.5 by rounding to 8 bits
-_ROW_BITS, _COLUMN_BITS = 15, 12  # of the weights of both passes; |weights| of one output sum to less than 1.6
-_BETWEEN_BITS = 2  # fractional bits of values between the passes
-# Outputs in one product of each pass, and values of a line in one product, for which inputs stay in the cache.
-_ROW_BLOCK, _COLUMN_BLOCK, _CHUNK = 6, 8, 480
+from training.data.pictures import center_crop_and_resize
 
+if TYPE_CHECKING:  # torch itself is imported where it is needed, so that commands show their help quickly
+    from torch import Tensor
 
-def suits(height: int, width: int, to_height: int, to_width: int) -> bool:
-    """Return whether a size is reduced along both edges, and large enough that products are faster than Pillow."""
-    return to_height <= height and to_width <= width and height * width >= 128 * 128
+Size = tuple[int, int]  # height, width
 
 
-def reduce(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Reduce a frame (uint8 H W 3) to (height, width, 3) by a Lanczos filter."""
-    rows, columns = frame.shape[:2]
-    lines = frame.reshape(rows, columns * 3)
-    between = np.empty((height, columns * 3), np.float32)
-    for first, start, weights in _blocks(rows, height, _ROW_BITS, _ROW_BLOCK):
-        for left in range(0, columns * 3, _CHUNK):
-            chunk = slice(left, left + _CHUNK)
-            inputs = lines[start : start + weights.shape[1], chunk].astype(np.float32)
-            np.matmul(weights, inputs, out=between[first : first + len(weights), chunk])
-    between *= 2.0 ** (_BETWEEN_BITS - _ROW_BITS)
-    np.rint(between, out=between)
-    result = np.empty((height, width * 3), np.float32)
-    for first, start, weights in _colour_blocks(columns, width, _COLUMN_BITS, _COLUMN_BLOCK):
-        inputs = between[:, 3 * start : 3 * start + len(weights)]
-        np.matmul(inputs, weights, out=result[:, 3 * first : 3 * first + weights.shape[1]])
-    result *= 2.0 ** -(_BETWEEN_BITS + _COLUMN_BITS)
-    np.rint(result, out=result)
-    return np.clip(result, 0, 255, out=result).astype(np.uint8).reshape(height, width, 3)
+def resize_lanczos(frames: np.ndarray, size: Size) -> np.ndarray:
+    """Crop and resize as datasets of this project do: uint8 (T, H, W, 3) -> (T, *size, 3)."""
+    return np.stack([center_crop_and_resize(frame, *size) for frame in frames])
 
 
-def taps(size: int, outputs: int, output: int) -> tuple[int, np.ndarray]:
-    """Return the first input and the weights, float64, of one of the outputs along an edge."""
-    scale = size / outputs
-    centre, stretch = (output + 0.5) * scale, max(scale, 1.0)
-    first = max(int(centre - LOBES * stretch + 0.5), 0)
-    last = min(int(centre + LOBES * stretch + 0.5), size)
-    offsets = (np.arange(first, last) - centre + 0.5) / stretch
-    weights = np.where(np.abs(offsets) < LOBES, np.sinc(offsets) * np.sinc(offsets / LOBES), 0.0)
-    return first, weights / weights.sum()
+def tats_pixels(frames: np.ndarray, size: Size) -> Tensor:
+    """Return what TATS makes of frames uint8 (T, H, W, 3): float32 (3, T, *size) in [0, 1], not rounded."""
+    video = _floats(frames).permute(3, 0, 1, 2) / 255  # (3, T, H, W)
+    height, width = video.shape[2:]
+    # The side that is not cropped gets its size, the other one as much as the aspect ratio asks for.
+    scale = max(size[0] / height, size[1] / width)
+    is_wide = size[0] / height >= size[1] / width
+    target = (size[0], math.ceil(width * scale)) if is_wide else (math.ceil(height * scale), size[1])
+    video = _interpolate(video, target)
+    top, left = (target[0] - size[0]) // 2, (target[1] - size[1]) // 2
+    return video[:, :, top : top + size[0], left : left + size[1]]
 
 
-@functools.lru_cache(maxsize=64)
-def _blocks(size: int, outputs: int, bits: int, count: int) -> list[tuple[int, int, np.ndarray]]:
-    """Return blocks of `count` rows of the matrix of an edge: first output, first input, weights (outputs, inputs).
-
-    Weights are multiples of 2^-bits, times 2^bits. Partial sums are rounded, so that they sum to exactly one, and the
-    errors of neighbours cancel out.
-    """
-    blocks = []
-    for first in range(0, outputs, count):
-        found = [taps(size, outputs, output) for output in range(first, min(first + count, outputs))]
-        start, stop = found[0][0], max(place + len(weights) for place, weights in found)
-        matrix = np.zeros((len(found), stop - start), np.float32)
-        for row, (place, weights) in zip(matrix, found, strict=True):
-            sums = np.rint(np.cumsum(weights) * 2**bits)
-            row[place - start : place - start + len(weights)] = np.diff(sums, prepend=0)
-        blocks.append((first, start, matrix))
-    return blocks
+def resize_tats(frames: np.ndarray, size: Size) -> np.ndarray:
+    """Return `tats_pixels` rounded to uint8: (T, *size, 3)."""
+    return (tats_pixels(frames, size) * 255).round().byte().permute(1, 2, 3, 0).contiguous().numpy()
 
 
-@functools.lru_cache(maxsize=64)
-def _colour_blocks(size: int, outputs: int, bits: int, count: int) -> list[tuple[int, int, np.ndarray]]:
-    """Return the blocks with weights (3 inputs, 3 outputs) for lines of three interleaved colours."""
-    colours = np.eye(3, dtype=np.float32)
-    blocks = _blocks(size, outputs, bits, count)
-    return [(first, start, np.ascontiguousarray(np.kron(weights.T, colours))) for first, start, weights in blocks]
+def resize_tats_frames(frames: np.ndarray, size: Size) -> np.ndarray:
+    """Crop the centre, then resize by Pillow's Lanczos filter: uint8 (T, H, W, 3) -> (T, *size, 3)."""
+    return _by_pillow(frames, size, Image.Resampling.LANCZOS)
+
+
+def resize_mebt(frames: np.ndarray, size: Size) -> np.ndarray:
+    """Crop the centre, then resize by Pillow's bilinear filter: uint8 (T, H, W, 3) -> (T, *size, 3)."""
+    return _by_pillow(frames, size, Image.Resampling.BILINEAR)
+
+
+def resize_river(frames: np.ndarray, size: Size) -> np.ndarray:
+    """Resize by an antialiasing bilinear filter, then crop the centre: uint8 (T, H, W, 3) -> (T, *size, 3)."""
+    height, width = frames.shape[1:3]
+    is_wide = size[0] / height >= size[1] / width
+    target = (size[0], int(size[0] * width / height)) if is_wide else (int(size[1] * height / width), size[1])
+    target = (max(target[0], size[0]), max(target[1], size[1]))
+    video = _floats(frames).permute(0, 3, 1, 2)
+    if target != (height, width):
+        video = _interpolate(video, target, antialias=True).round().clamp(0, 255)
+    top, left = (round((found - wanted) / 2) for found, wanted in zip(target, size, strict=True))
+    return video[:, :, top : top + size[0], left : left + size[1]].byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def resize_stretch(frames: np.ndarray, size: Size) -> np.ndarray:
+    """Resize by Pillow's bicubic filter, ignoring the aspect ratio: uint8 (T, H, W, 3) -> (T, *size, 3)."""
+    images = (Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BICUBIC) for frame in frames)
+    return np.stack([np.asarray(image) for image in images])
+
+
+def _floats(frames: np.ndarray) -> Tensor:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(frames)).to(torch.float32)
+
+
+def _interpolate(video: Tensor, size: Size, antialias: bool = False) -> Tensor:
+    from torch.nn import functional
+
+    return functional.interpolate(video, size=size, mode="bilinear", align_corners=False, antialias=antialias)
+
+
+def _by_pillow(frames: np.ndarray, size: Size, resampling: Image.Resampling) -> np.ndarray:
+    """Crop the centre to the aspect ratio of `size`, with offsets rounded down, and resize."""
+    height, width = frames.shape[1:3]
+    if height * size[1] > width * size[0]:
+        crop = max(width * size[0] // size[1], 1), width
+    else:
+        crop = height, max(height * size[1] // size[0], 1)
+    top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
+    found = []
+    for frame in frames:
+        image = Image.fromarray(frame).crop((left, top, left + crop[1], top + crop[0]))
+        if (image.height, image.width) != size or resampling is Image.Resampling.LANCZOS:
+            image = image.resize((size[1], size[0]), resampling)
+        found.append(np.asarray(image))
+    return np.stack(found)
+
+
+RESIZERS: dict[str, Callable[[np.ndarray, Size], np.ndarray]] = {
+    "lanczos": resize_lanczos,
+    "tats": resize_tats,
+    "tats-frames": resize_tats_frames,
+    "mebt": resize_mebt,
+    "river": resize_river,
+    "stretch": resize_stretch,
+}

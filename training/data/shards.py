@@ -330,6 +330,19 @@ class FrameStore:
         self.cache: FrameCache | None = None
         self._files = OpenFiles(self.shards)
 
+    @property
+    def num_frames(self) -> int:
+        """Return the number of frames of all clips."""
+        return len(self.members)
+
+    def fingerprint(self, clip: int) -> bytes:
+        """Return bytes that change if the frames of clip number `clip` do."""
+        return self.members_of(clip)[:, 1:].tobytes()
+
+    def num_bytes(self, clip: int) -> int:
+        """Return the number of bytes of a clip's files."""
+        return int(self.members_of(clip)[:, 1].sum())
+
     def content_key(self, numbers: Sequence[int] | None = None) -> str:
         """Return a key that identifies these frames in this order, independent of their location.
 
@@ -339,7 +352,7 @@ class FrameStore:
         clips = "\n".join(f"{self.clips[number].num_frames} {self.clips[number].path}" for number in chosen)
         digest = hashlib.blake2b(f"{self.size}\n{clips}".encode(), digest_size=16)
         for number in chosen:
-            digest.update(self.members_of(number)[:, 1:].tobytes())
+            digest.update(self.fingerprint(number))
         return digest.hexdigest()
 
     def members_of(self, clip: int) -> np.ndarray:

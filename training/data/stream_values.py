@@ -7,7 +7,7 @@ whose entries are ordered by name. `null` and "none" stand for no action: 0, or 
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,26 +152,35 @@ def read_stream_file(
 
     Raises `ValueError` if the file is missing or cannot be read, or has other values.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}; expected {name} as .json, .npy, .npz, .csv or .txt")
-    if path.suffix not in _READERS:
-        raise ValueError(f"{path} cannot be read as {name}; expected .json, .npy, .npz, .csv or .txt")
-    singular = name[:-1] if name.endswith("s") else name
-    try:
-        values = _READERS[path.suffix](path, name)
-    except BadValue as error:
-        raise ValueError(f"{path} has at entry {error.position} {error}; correct the {singular}") from error
-    except Exception as error:  # readers raise many exception types for damaged files
-        reason = str(error).replace(f"{path} ", "it ", 1)
-        raise ValueError(f"{path} cannot be read as {name} ({reason}); write it again") from error
-    if not len(values.array):
-        raise ValueError(f"{path} holds no {name}; give one value for each frame")
+    path, singular = Path(path), _singular(name)
+    values = read_values_file(path, name)
     if width is not None:
         return _as_vectors(values, width, path, singular)
     if vocabulary is None and num_values is None and values.names is None:
         return values.array
     return _as_numbers(values, vocabulary, num_values, path, singular)
+
+
+def read_values_file(path: Path, name: str) -> Values:
+    """Read the values of a stream from a file, names as they are; see `read_stream_file`."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; expected {name} as .json, .npy, .npz, .csv or .txt")
+    if path.suffix not in _READERS:
+        raise ValueError(f"{path} cannot be read as {name}; expected .json, .npy, .npz, .csv or .txt")
+    try:
+        values = _READERS[path.suffix](path, name)
+    except BadValue as error:
+        raise ValueError(f"{path} has at entry {error.position} {error}; correct the {_singular(name)}") from error
+    except Exception as error:  # readers raise many exception types for damaged files
+        reason = str(error).replace(f"{path} ", "it ", 1)
+        raise ValueError(f"{path} cannot be read as {name} ({reason}); write it again") from error
+    if not len(values.array):
+        raise ValueError(f"{path} holds no {name}; give one value for each frame")
+    return values
+
+
+def _singular(name: str) -> str:
+    return name[:-1] if name.endswith("s") else name
 
 
 def _as_vectors(values: Values, width: int, path: Path, singular: str) -> np.ndarray:
@@ -214,17 +223,18 @@ def _read_json(path: Path, name: str) -> Values:
 
 
 def _read_npy(path: Path, name: str) -> Values:
-    return _from_array(load_npy(path))
+    return values_of_array(load_npy(path))
 
 
 def _read_npz(path: Path, name: str) -> Values:
     with open_npz(path) as arrays:
         if name not in arrays and len(arrays) != 1:
             raise ValueError(f"it has the arrays {', '.join(arrays) or 'none'}, none of them named {name}")
-        return _from_array(arrays[name if name in arrays else next(iter(arrays))]())
+        return values_of_array(arrays[name if name in arrays else next(iter(arrays))]())
 
 
-def _from_array(array: np.ndarray) -> Values:
+def values_of_array(array: np.ndarray) -> Values:
+    """Return the values of an array: one value or one vector a frame; raise `ValueError` for any other."""
     if array.ndim not in (1, 2):
         raise ValueError(f"its shape is {list(array.shape)}, not one value or one vector for each frame")
     if array.dtype.kind == "U":
@@ -259,4 +269,11 @@ def _parse_line(line: str, position: int) -> Any:
     return numbers if len(numbers) > 1 else numbers[0]
 
 
-_READERS = {".json": _read_json, ".npy": _read_npy, ".npz": _read_npz, ".csv": _read_lines, ".txt": _read_lines}
+_READERS: dict[str, Callable[[Path, str], Values]] = {
+    ".json": _read_json,
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".csv": _read_lines,
+    ".txt": _read_lines,
+}
+STREAM_SUFFIXES = tuple(_READERS)

@@ -145,8 +145,8 @@ class StreamStore:
 
     `folders` are searched for zips that have the stream; by default those of all frame sizes. `vocabulary` gives the
     names of whole numbers, and overrides those in dataset.json or in the values: a validation split uses that of the
-    training split. Raises `ValueError` if the number of values of a clip differs from its number of frames, or if a
-    name is not in the vocabulary.
+    training split. `shards` are given instead of searched for. Raises `ValueError` if the number of values of a clip
+    differs from its number of frames, or if a name is not in the vocabulary.
     """
 
     def __init__(
@@ -156,6 +156,7 @@ class StreamStore:
         clips: Sequence[Clip],
         folders: Sequence[Path] | None = None,
         vocabulary: Sequence[str] | None = None,
+        shards: Mapping[Path, StreamShard] | None = None,
     ) -> None:
         if not re.fullmatch(r"\w+", name) or name in _RESERVED:
             raise ValueError(f"{name!r} cannot be the name of a stream; take one such as actions")
@@ -163,6 +164,8 @@ class StreamStore:
         known = _known_vocabulary(root, name) if vocabulary is None else list(vocabulary)
         if name == LABEL:
             self._firsts, values = np.arange(len(clips)), _read_labels(root, clips, known)
+        elif shards is not None:
+            self._firsts, values = self._arrange(root, shards)
         else:
             self._firsts, values = self._gather(_default_folders(root) if folders is None else folders)
         self.vocabulary = known if known is not None and values.array.ndim == 1 else None
@@ -202,16 +205,20 @@ class StreamStore:
             shards = [open_stream_shard(path, self.name) for path in paths]
             found = {path: shard for path, shard in zip(paths, shards, strict=True) if shard is not None}
             if found:
-                firsts, lengths = {}, {}
-                for first, (clip, length) in zip(_starts(found.values()), _listed(found.values()), strict=True):
-                    firsts[clip], lengths[clip] = first, length
-                self._check_clips(folder, lengths)
-                return np.array([firsts[clip.path] for clip in self.clips], np.int64), self._join(found)
+                return self._arrange(folder, found)
         has = ", ".join(stored_streams(paths[0])) if paths else ""
         raise ValueError(
             f"{self.root} has no {self.name} beside its frames: its zips hold {has or 'none'}; make the dataset again "
             f"with {self.name}.json in each zip, as docs/dataset.md describes"
         )
+
+    def _arrange(self, folder: Path, found: Mapping[Path, StreamShard]) -> tuple[np.ndarray, Values]:
+        """Return the offset of the values of each clip, and the values of all shards."""
+        firsts, lengths = {}, {}
+        for first, (clip, length) in zip(_starts(found.values()), _listed(found.values()), strict=True):
+            firsts[clip], lengths[clip] = first, length
+        self._check_clips(folder, lengths)
+        return np.array([firsts[clip.path] for clip in self.clips], np.int64), self._join(found)
 
     def _check_clips(self, folder: Path, lengths: Mapping[str, int]) -> None:
         for clip in self.clips:

@@ -50,7 +50,9 @@ class Prior(System):
         groups = self.parameter_groups()
         decay = options.weight_decay
         self.optimizers = {self.role: optim.make_adam(groups, options.lr, self.betas, decay)}
-        self.schedule = optim.Schedule(options.lr, options.schedule, options.warmup_steps, max(run.steps, 1))
+        steps = max(run.steps, 1)
+        warmup = min(options.warmup_steps, steps - 1)  # so that a run of few steps, to try something, is none to refuse
+        self.schedule = optim.Schedule(options.lr, options.schedule, warmup, steps)
 
     @classmethod
     def check(cls, options: Any, train_options: TrainOptions) -> None:

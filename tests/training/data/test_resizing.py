@@ -1,76 +1,96 @@
-"""Reduction of frames by matrix products, against the exact filter and against Pillow."""
+"""Pixels of published systems: golden numbers, and the sizes that come out."""
+
+import re
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
 
-from training.data import pictures, resizing
+from tests import golden_files
+from training.data.resizing import RESIZERS, resize_mebt, resize_tats, resize_tats_frames, tats_pixels
 
-RNG = np.random.RandomState(0)
-
-
-def noise(height, width):
-    return RNG.randint(0, 256, (height, width, 3)).astype(np.uint8)
+SQUARE = (8, 8)
 
 
-def extremes(height, width):
-    return RNG.randint(0, 2, (height, width, 3)).astype(np.uint8) * 255
+def shape_in(text):
+    """Return the last list of numbers in a description such as "..., THWC [3, 10, 14, 3]"."""
+    return golden_files.number(re.findall(r"\[[^\]]*\]", text)[-1])
 
 
-def blocks(height, width):
-    """Edges of full contrast, at which the filter overshoots most."""
-    return extremes(-(-height // 16), -(-width // 16)).repeat(16, 0).repeat(16, 1)[:height, :width].copy()
+def numbered_frames(entry, numbers):
+    """Return frames whose j-th value is (37 j + 11 number) mod 256."""
+    height, width = shape_in(entry["frame"].partition(";")[0])
+    j = np.arange(height * width * 3)
+    a, b = map(int, re.search(r"\((\d+) j \+ (\d+) num\)", entry["frame"]).groups())
+    return np.stack([((a * j + b * number) % 256).astype(np.uint8).reshape(height, width, 3) for number in numbers])
 
 
-def exactly(frame, height, width):
-    """Return what the filter gives in double precision, float64."""
-    matrices = []
-    for size, outputs in zip(frame.shape[:2], (height, width), strict=True):
-        matrix = np.zeros((outputs, size))
-        for output, row in enumerate(matrix):
-            first, weights = resizing.taps(size, outputs, output)
-            row[first : first + len(weights)] = weights
-        matrices.append(matrix)
-    return np.einsum("ij,jkc,lk->ilc", matrices[0], frame.astype(float), matrices[1], optimize=True).clip(0, 255)
+def published_units(frames):
+    """Return uint8 (T, H, W, 3) as (3, T, H, W) in [-0.5, 0.5]."""
+    return frames.transpose(3, 0, 1, 2).astype(np.float32) / 255 - 0.5
 
 
-@pytest.mark.parametrize("make", [noise, extremes, blocks])
-@pytest.mark.parametrize("source", [(720, 1280), (240, 426), (201, 333), (150, 150)])
-@pytest.mark.parametrize("target", [(36, 64), (144, 256), (7, 5), (149, 150)])
-def test_pixels_are_those_of_the_exact_filter(make, source, target):
-    if not resizing.suits(*source, *target):
-        pytest.skip("enlarged along an edge")
-    frame = make(*source)
-    found = resizing.reduce(frame, *target)
-    assert found.shape == (*target, 3) and found.dtype == np.uint8
-    assert np.abs(found - exactly(frame, *target)).max() <= resizing.BOUND
+@golden_files.entries("tats", "preprocess*")
+def test_frames_of_videos_are_those_of_tats(entry, golden):
+    for case in entry:
+        shape = shape_in(case["video"])
+        factor = int(re.search(r"\((\d+) i\)", case["video"])[1])
+        video = ((factor * np.arange(np.prod(shape))) % 256).astype(np.uint8).reshape(shape)[:: case["every"]]
+        size = (case["resolution"],) * 2
+        pixels = tats_pixels(video, size)
+        golden_files.check(pixels - 0.5, case["out"], 1e-5)
+        rounded = resize_tats(video, size)
+        assert np.abs(rounded.transpose(3, 0, 1, 2) / 255 - pixels.numpy()).max() <= 0.501 / 255
 
 
-@pytest.mark.parametrize("target", [(36, 64), (144, 256)])
-def test_pixels_are_those_of_pillow_but_for_its_rounding_between_passes(target):
-    frame = (noise(720, 1280) // 2 + 64).astype(np.uint8)  # in a range in which Pillow clips nothing
-    pillow = np.asarray(Image.fromarray(frame).resize(target[::-1], Image.Resampling.LANCZOS)).astype(int)
-    difference = np.abs(resizing.reduce(frame, *target) - pillow)
-    assert difference.max() <= 1 and (difference > 0).mean() < 0.15
+@golden_files.entries("mebt", "preprocess*")
+def test_frames_of_videos_are_those_of_mebt(entry, golden):
+    """It subtracts 0.5 before resizing, which differs by rounding alone."""
+    for case in entry:
+        shape = shape_in(case["video"])
+        factor = int(re.search(r"\((\d+) i\)", case["video"])[1])
+        video = ((factor * np.arange(np.prod(shape))) % 256).astype(np.uint8).reshape(shape)[:: case["every"]]
+        golden_files.check(tats_pixels(video, (case["resolution"],) * 2) - 0.5, case["out"], 1e-5)
 
 
-@pytest.mark.parametrize(("size", "outputs"), [(1280, 64), (720, 144), (333, 332), (150, 150), (4000, 3)])
-def test_sums_are_exact_in_single_precision(size, outputs):
-    """Every sum of products is a whole number below 2^24, so that no order of additions changes it."""
-    largest = 255.0
-    for bits in (resizing._ROW_BITS, resizing._COLUMN_BITS):
-        for _, _, weights in resizing._blocks(size, outputs, bits, 6):
-            assert (weights == np.rint(weights)).all() and (weights.sum(1) == 2**bits).all()
-            assert np.abs(weights).sum(1).max() * largest < 2**24
-        largest = 255 * 1.6 * 2**resizing._BETWEEN_BITS
+@golden_files.entries("tats", "frame_folder*")
+def test_frames_of_folders_are_those_of_tats(entry, golden):
+    for case in entry:
+        numbers = sorted(int(text) for text in re.search(r"f_([\d,]+)\.png", case["frame"])[1].split(","))
+        first = case["start"]
+        span = numbers[first : first + case["sequence_length"] * case["every"] : case["every"]]
+        frames = resize_tats_frames(numbered_frames(case, span), (case["resolution"],) * 2)
+        golden_files.check(published_units(frames), case["pil_lanczos"], 1e-5)
 
 
-def test_constant_frames_stay_constant():
-    for value in (0, 1, 127, 255):
-        assert (resizing.reduce(np.full((200, 300, 3), value, np.uint8), 36, 64) == value).all()
+@golden_files.entries("mebt", "frame_image*")
+def test_frames_of_lists_are_those_of_mebt(entry, golden):
+    for case in entry:
+        first = int(re.search(r"v_(\d+)\.\.", case["frame"])[1]) + case["start"]
+        frames = numbered_frames(case, range(first, first + case["sequence_length"]))
+        golden_files.check(published_units(resize_mebt(frames, (case["resolution"],) * 2)), case["out"], 1e-5)
 
 
-def test_frames_are_cropped_and_need_not_be_contiguous():
-    frame = noise(300, 400)
-    found = pictures.center_crop_and_resize(frame[:, ::-1], 36, 64)
-    np.testing.assert_array_equal(found, resizing.reduce(frame[37:262, ::-1].copy(), 36, 64))
+@pytest.mark.parametrize("name", RESIZERS)
+@pytest.mark.parametrize("shape", [(9, 12), (16, 7), (8, 8), (8, 16), (3, 5), (40, 31)])
+@pytest.mark.parametrize("size", [(8, 8), (8, 16), (12, 6)])
+def test_any_size_comes_out_and_flat_frames_stay_flat(name, shape, size):
+    frames = np.full((2, *shape, 3), 77, np.uint8)
+    found = RESIZERS[name](frames, size)
+    assert found.shape == (2, *size, 3) and found.dtype == np.uint8 and (found == 77).all()
+
+
+@pytest.mark.parametrize("name", sorted(RESIZERS.keys() - {"tats-frames"}))
+def test_frames_of_the_right_size_stay_as_they_are(name):
+    frames = np.random.RandomState(0).randint(0, 256, (2, *SQUARE, 3), np.uint8)
+    assert np.array_equal(RESIZERS[name](frames, SQUARE), frames)
+
+
+@pytest.mark.parametrize("name", sorted(RESIZERS.keys() - {"stretch"}))
+def test_the_centre_is_kept(name):
+    """A frame twice as wide, whose outer quarters are black and whose middle is bright."""
+    frames = np.zeros((1, 16, 32, 3), np.uint8)
+    frames[:, :, 8:24] = 200
+    found = RESIZERS[name](frames, SQUARE)
+    assert found[0, :, 1:-1].min() >= 190
+    assert torch.from_numpy(found.astype(np.float32)).mean() > 180

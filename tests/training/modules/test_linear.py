@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from training.modules import linear as module
-from training.modules.attention import KeyValueCache, attend
+from training.modules.attention import KeyValueCache, attend, attend_cached
 from training.modules.linear import Linear, PackedLinear, linear, pack_linears
 
 
@@ -100,12 +100,12 @@ def test_attention_without_keys_is_zero():
 def test_cache_equals_the_whole_sequence():
     q, k, v = (random(2, 9, 8, seed=seed) for seed in range(3))
     whole = attend(q, k, v, 2, causal=True)
-    cache, pieces = KeyValueCache(1, 2, 9, 8, q), []
+    cache, pieces = KeyValueCache(1, 2, 9, 8, 2, q), []
     for start, stop in ((0, 4), (4, 5), (5, 9)):
         keys, values = cache.write(0, k[:, start:stop], v[:, start:stop])
         seen = torch.ones(stop - start, stop).tril(start).bool()
-        pieces.append(attend(q[:, start:stop], keys, values, 2, mask=seen))
+        pieces.append(attend_cached(q[:, start:stop], keys, values, mask=seen))
         cache.advance(stop - start)
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole)
     cache.truncate(2)
-    assert cache.write(0, k[:, :1], v[:, :1])[0].shape == (2, 3, 8)
+    assert cache.write(0, k[:, :1], v[:, :1])[0].shape == (2, 2, 3, 4)

@@ -1,0 +1,70 @@
+"""The networks of TECO prepared for generation: the same results up to rounding, in less time.
+
+- Large linear layers have packed weights, in bfloat16 where the network computes in it; norms, softmax, the residual
+  stream and the codebook stay in float32.
+- The prior's passes over one frame share what depends on h alone, its part of the first linear layer; the part of the
+  codes is a table. In the last layer only the cells whose codes are drawn have queries.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torch_utils.precision import HALF_FORMATS, MixedPrecision
+from training.modules.linear import PACKED_WEIGHTS, PackedLinear, has_onednn, pack_linears
+from training.teco.layers import Transformer, in_precision
+from training.teco.networks import TECO, CodePredictor, MaskGit
+
+
+class FastPrior(MixedPrecision):
+    """`MaskGit` for generation."""
+
+    def __init__(self, prior: MaskGit):
+        super().__init__()
+        self.half, self.num_codes = prior.half, prior.num_codes
+        weight, width = prior.net.input.weight, prior.token_embed.shape[1]
+        self.tokens = F.linear(prior.token_embed, weight[:, :width])  # (K + 1, width of the transformer)
+        self.h_weight, self.position = weight[:, width:], prior.position() + prior.net.input.bias
+        output = nn.Linear(width, self.num_codes, device="meta")
+        output.weight, output.bias = nn.Parameter(prior.token_embed[:-1]), prior.bias
+        parts = nn.ModuleDict({"net": prior.net, "head": prior.head, "norm": prior.norm, "output": output})
+        packed = pack(parts, prior.half)
+        self.net, self.head, self.norm, self.output = (packed.get_submodule(name) for name in parts)
+
+    def begin(self, h: Tensor) -> CodePredictor:
+        """See `MaskGit.begin`."""
+        net = self.net
+        assert isinstance(net, Transformer)
+        prepared = F.linear(h.flatten(2).transpose(1, 2), self.h_weight) + self.position  # (N, cells, width)
+
+        def predict(codes: Tensor, wanted: Tensor) -> Tensor:
+            with in_precision(self, h):
+                x = net.features(F.embedding(codes, self.tokens) + prepared, wanted=wanted)
+                x = self.norm(F.gelu(self.head(x).to(x.dtype), approximate="tanh"))
+                return self.output(x).to(x.dtype)
+
+        return predict
+
+
+def prepare(network: TECO) -> TECO:
+    """Return a copy for generation, which shares most tensors; make a new one when the weights have changed."""
+    with torch.no_grad():
+        other = pack_linears(network)
+        assert isinstance(other, TECO)
+        other.add_module("temporal", pack(network.temporal, network.temporal.half))
+        other.add_module("prior", FastPrior(network.prior))
+        return other
+
+
+def pack(part: nn.Module, half: str | None) -> nn.Module:
+    """Return a copy of a part whose large linear layers have packed weights, on CPUs in its half precision."""
+    other = pack_linears(part)
+    if half is None or next(part.parameters()).device.type != "cpu" or not has_onednn():
+        return other
+    for name, layer in part.named_modules():
+        if isinstance(layer, nn.Linear) and layer.weight.numel() >= PACKED_WEIGHTS:
+            parent, _, child = name.rpartition(".")
+            setattr(other.get_submodule(parent), child, PackedLinear(layer, HALF_FORMATS[half]))
+    return other
