@@ -191,7 +191,7 @@ def center_crop_and_resize(frame: np.ndarray, height: int, width: int) -> np.nda
         left = (columns - width * height_ratio) // 2
         right = left + width * height_ratio
     frame = frame[round(top) : round(bottom), round(left) : round(right)]
-    if reduction.suits(*frame.shape[:2], height, width):
+    if reduction.suits(frame.shape[0], frame.shape[1], height, width):
         return reduction.reduce(frame, height, width)
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
 
