@@ -35,6 +35,7 @@ import click
 from dnnlib.frames_out import SUFFIXES
 from dnnlib.util import format_time
 from training.command_line import (
+    AUTO,
     DEVICES,
     PRECISIONS,
     Given,
@@ -188,10 +189,11 @@ class Progress:
 @click.option("--device", help="[default: cuda if there is a GPU]", type=click.Choice(DEVICES))
 @click.option(
     "--precision",
-    help="fp32 is exact; tf32, fp16 (CUDA) and bf16 are faster where there is hardware",
+    help="fp32 is exact; tf32, fp16 (CUDA) and bf16 are faster where there is hardware; auto: bf16 on a CPU where that "
+    "is faster",
     default="fp32",
     show_default=True,
-    type=click.Choice(PRECISIONS),
+    type=click.Choice([AUTO, *PRECISIONS]),
 )
 @click.option(
     "--compile",
@@ -270,12 +272,18 @@ def _open(given: Given, device: str, precision: str, trust: bool) -> Sampler:
     """Return the sampler of the model, in the precision asked for."""
     import torch
 
-    from torch_utils.precision import set_precision
+    from torch_utils.precision import fastest, set_precision
     from training.sampling import open_sampler
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     sampler = open_sampler(given.models, given.options, device, trust)
-    set_precision(sampler.networks, precision)
+    chosen = set_precision(sampler.networks, precision)
+    if precision == AUTO:
+        click.echo(f"Precision: {chosen}", err=True)
+    elif precision == "fp32" and fastest(sampler.networks) != "fp32":
+        click.echo(
+            "Faster here, with frames that differ by less than a grey level in the mean: --precision=auto", err=True
+        )
     if sampler.costs:
         click.echo("  ".join(f"{name.replace('_', ' ')}: {value}" for name, value in sampler.costs.items()), err=True)
     return sampler

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from training.command_line import DEVICES, PRECISIONS, Given, as_help, check_device, model_options, take_model
+from training.command_line import AUTO, DEVICES, PRECISIONS, Given, as_help, check_device, model_options, take_model
 
 if TYPE_CHECKING:
     from explorer.server import Server
@@ -58,7 +58,7 @@ POLL_SEC = 0.1  # how often the main thread, and that of the server, look whethe
 )
 @click.option("--device", help="[default: cuda if there is a GPU]", type=click.Choice(DEVICES))
 @click.option(
-    "--precision", help="As for generate.py", default="fp32", show_default=True, type=click.Choice(PRECISIONS)
+    "--precision", help="As for generate.py", default=AUTO, show_default=True, type=click.Choice([AUTO, *PRECISIONS])
 )
 @click.option("--trust", help="Run the code that came with the models: only for files of your own", is_flag=True)
 def main(port: int, host: str, **arguments: Any) -> None:

@@ -1,5 +1,6 @@
 """The command that trains on a dataset, and the lengths of clips that training needs."""
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterable
@@ -14,13 +15,14 @@ LRES_FRAMES, SRES_FRAMES = 128, 12  # clip length that each training stage needs
 def train_command(root: str | os.PathLike[str], sizes: Iterable[tuple[int, int]]) -> str:
     """Return the command that trains on a dataset of these sizes, by a preset that fits them and this machine."""
     spec = registry.spec("longvideogan-lres")
-    published = registry.options(spec)()
+    # The fields' defaults, as an instance would check itself by modules that import torch.
+    published = {item.name: item.default for item in dataclasses.fields(registry.options(spec))}
     sizes = list(sizes)
     models = {name: preset["model"] for name, preset in registry.resolve(spec.presets).items()}
     fitting = [
         name
         for name, model in models.items()
-        if (model.get("height", published.height), model.get("width", published.width)) in sizes
+        if (model.get("height", published["height"]), model.get("width", published["width"])) in sizes
     ]
     if fitting:  # the table goes from large networks to small ones
         preset = fitting[0 if has_gpu() else -1]

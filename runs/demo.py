@@ -88,7 +88,8 @@ def preview_change(run_dir: Path) -> float:
 
 def generate(title: str, outdir: Path, *networks: str) -> Path:
     """Generate ten seconds with the given pair, by default the included one; return the video at full size."""
-    run(title, "generate.py", f"--outdir={outdir}", "--seed=0", f"--len={NUM_FRAMES}", "--save-lres=True", *networks)
+    run(title, "generate.py", f"--outdir={outdir}", "--seed=0", f"--len={NUM_FRAMES}", "--save-lres=True",
+        "--precision=auto", *networks)  # fmt: skip
     return outdir / f"seed=0_len={NUM_FRAMES}_sres.mp4"
 
 

@@ -19,6 +19,7 @@ from training import registry
 from training.registry import Alias
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+AUTO = "auto"  # torch_utils.precision.AUTO
 DEVICES = ("cpu", "cuda", "mps")
 
 Command = Callable[..., Any]
@@ -107,7 +108,7 @@ def check_device(device: str | None, precision: str) -> str:
     if not available[device]:
         working = ", ".join(name for name, works in available.items() if works)
         raise click.BadParameter(f"PyTorch finds no {device} here; use {working}", param_hint="--device")
-    reason = why_not(precision, device)
+    reason = None if precision == AUTO else why_not(precision, device)
     if reason is not None:
         raise click.BadParameter(f"{precision} {reason}", param_hint="--precision")
     return device

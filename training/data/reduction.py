@@ -14,7 +14,8 @@ LOBES = 3
 BOUND = 0.75  # of which 0.5 by rounding to 8 bits
 _ROW_BITS, _COLUMN_BITS = 15, 12  # of the weights of both passes; |weights| of one output sum to less than 1.6
 _BETWEEN_BITS = 2  # fractional bits of values between the passes
-_BLOCK = 12  # outputs in one product
+# Outputs in one product of each pass, and values of a line in one product, for which inputs stay in the cache.
+_ROW_BLOCK, _COLUMN_BLOCK, _CHUNK = 6, 8, 480
 
 
 def suits(height: int, width: int, to_height: int, to_width: int) -> bool:
@@ -25,21 +26,22 @@ def suits(height: int, width: int, to_height: int, to_width: int) -> bool:
 def reduce(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     """Reduce a frame (uint8 H W 3) to (height, width, 3) by a Lanczos filter."""
     rows, columns = frame.shape[:2]
-    lines = np.ascontiguousarray(frame).reshape(rows, columns * 3)
+    lines = frame.reshape(rows, columns * 3)
     between = np.empty((height, columns * 3), np.float32)
-    for first, start, weights in _blocks(rows, height, _ROW_BITS):
-        inputs = lines[start : start + weights.shape[1]].astype(np.float32)
-        np.matmul(weights, inputs, out=between[first : first + len(weights)])
+    for first, start, weights in _blocks(rows, height, _ROW_BITS, _ROW_BLOCK):
+        for left in range(0, columns * 3, _CHUNK):
+            chunk = slice(left, left + _CHUNK)
+            inputs = lines[start : start + weights.shape[1], chunk].astype(np.float32)
+            np.matmul(weights, inputs, out=between[first : first + len(weights), chunk])
     between *= 2.0 ** (_BETWEEN_BITS - _ROW_BITS)
     np.rint(between, out=between)
-    sides = between.reshape(height, columns, 3).transpose(1, 0, 2).reshape(columns, height * 3)
-    result = np.empty((width, height * 3), np.float32)
-    for first, start, weights in _blocks(columns, width, _COLUMN_BITS):
-        np.matmul(weights, sides[start : start + weights.shape[1]], out=result[first : first + len(weights)])
+    result = np.empty((height, width * 3), np.float32)
+    for first, start, weights in _colour_blocks(columns, width, _COLUMN_BITS, _COLUMN_BLOCK):
+        inputs = between[:, 3 * start : 3 * start + len(weights)]
+        np.matmul(inputs, weights, out=result[:, 3 * first : 3 * first + weights.shape[1]])
     result *= 2.0 ** -(_BETWEEN_BITS + _COLUMN_BITS)
     np.rint(result, out=result)
-    pixels = np.clip(result, 0, 255, out=result).astype(np.uint8)
-    return np.ascontiguousarray(pixels.reshape(width, height, 3).transpose(1, 0, 2))
+    return np.clip(result, 0, 255, out=result).astype(np.uint8).reshape(height, width, 3)
 
 
 def taps(size: int, outputs: int, output: int) -> tuple[int, np.ndarray]:
@@ -54,15 +56,15 @@ def taps(size: int, outputs: int, output: int) -> tuple[int, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=64)
-def _blocks(size: int, outputs: int, bits: int) -> list[tuple[int, int, np.ndarray]]:
-    """Return the blocks of the matrix of an edge: their first output, their first input, weights (outputs, inputs).
+def _blocks(size: int, outputs: int, bits: int, count: int) -> list[tuple[int, int, np.ndarray]]:
+    """Return blocks of `count` rows of the matrix of an edge: first output, first input, weights (outputs, inputs).
 
     Weights are multiples of 2^-bits, times 2^bits. Partial sums are rounded, so that they sum to exactly one, and the
     errors of neighbours cancel out.
     """
     blocks = []
-    for first in range(0, outputs, _BLOCK):
-        found = [taps(size, outputs, output) for output in range(first, min(first + _BLOCK, outputs))]
+    for first in range(0, outputs, count):
+        found = [taps(size, outputs, output) for output in range(first, min(first + count, outputs))]
         start, stop = found[0][0], max(place + len(weights) for place, weights in found)
         matrix = np.zeros((len(found), stop - start), np.float32)
         for row, (place, weights) in zip(matrix, found, strict=True):
@@ -70,3 +72,11 @@ def _blocks(size: int, outputs: int, bits: int) -> list[tuple[int, int, np.ndarr
             row[place - start : place - start + len(weights)] = np.diff(sums, prepend=0)
         blocks.append((first, start, matrix))
     return blocks
+
+
+@functools.lru_cache(maxsize=64)
+def _colour_blocks(size: int, outputs: int, bits: int, count: int) -> list[tuple[int, int, np.ndarray]]:
+    """Return the blocks with weights (3 inputs, 3 outputs) for lines of three interleaved colours."""
+    colours = np.eye(3, dtype=np.float32)
+    blocks = _blocks(size, outputs, bits, count)
+    return [(first, start, np.ascontiguousarray(np.kron(weights.T, colours))) for first, start, weights in blocks]

@@ -29,7 +29,8 @@ from training.sampling import Needs, Request, Sampler, pieces, resolve_options, 
 
 LRES_CHUNK = 32  # frames computed at once at low resolution; more need memory and save no time
 SRES_CHUNK = 8  # frames super-resolved at once
-SRES_CHUNK_CPU = 4  # on a CPU a batch of four frames takes as long as four single frames
+SRES_CHUNK_CPU = 1  # on a CPU, of one video: more take as long for each, and memory in proportion
+LIVE_CHUNK_CPU = 4  # frames of a piece in interactive use there
 
 
 def parse_blend(value: Any) -> tuple[tuple[int, int], ...]:
@@ -201,19 +202,23 @@ class SuperResSampler(Sampler):
     file_labels = {"lres": "lres", "video": "sres"}
     titles = {"lres": "Low resolution", "video": "Full size"}
 
-    def __init__(self, network: SuperResGenerator, options: Sampling = Sampling(), block: int = SRES_CHUNK) -> None:
-        self.network, self.options, self.block = network, options, block
+    def __init__(
+        self, network: SuperResGenerator, options: Sampling = Sampling(), block: int | None = None
+    ) -> None:  # fmt: skip
+        self.network, self.options = network, options
+        on_cpu = network.SG3.mapping.w_avg.device.type == "cpu"
+        self.block = block or (SRES_CHUNK_CPU if on_cpu else SRES_CHUNK)
+        self.videos_at_once = 1 if on_cpu else None
         self.networks, self.context = [network], network.temporal_context
         self.low_size = (network.lres_height, network.lres_width)
         self.outputs = {"lres": self.low_size, "video": (network.height, network.width)}
         self.needs = Needs(self.context, self.context, self.low_size, follows=True)
-        on_cpu = network.SG3.mapping.w_avg.device.type == "cpu"
-        self.live_block = SRES_CHUNK_CPU if on_cpu else SRES_CHUNK
+        self.live_block = LIVE_CHUNK_CPU if on_cpu else SRES_CHUNK
 
     def frames(self, request: Request) -> Iterator[dict[str, Tensor]]:
         """See `Sampler.frames`. Frames from `start - context` on are requested from the prompt, in order."""
         z = torch.from_numpy(latent_z(request.seeds, self.network.z_channels))
-        low = followed_frames(request.prompt, request.starts, request.num_frames, self.needs, self.low_size, self.block)
+        low = followed_frames(request.prompt, request.starts, request.num_frames, self.needs, self.low_size, SRES_CHUNK)
         return both_outputs(self.matched((piece.expand(len(z), -1, -1, -1, -1) for piece in low), z))
 
     def enlarge(self, z: Tensor, lres_frames: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -229,10 +234,12 @@ class SuperResSampler(Sampler):
             held = piece.to(z) if held is None else torch.cat([held, piece.to(z)], dim=2)
             while held.shape[2] > 2 * context:
                 count = min(self.block, held.shape[2] - 2 * context)
+                window, videos = held[:, :, : count + 2 * context], self.videos_at_once or len(z)
                 with torch.no_grad():  # not around the yield: no_grad would apply to the consumer of the frames
-                    chunk = network(held[:, :, : count + 2 * context], z, self.options.truncation)
+                    parts = zip(window.split(videos), z.split(videos), strict=True)
+                    chunks = [network(frames, part, self.options.truncation) for frames, part in parts]
                 held = held[:, :, count:]
-                yield chunk
+                yield chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
     def matched(self, lres_frames: Iterator[Tensor], z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Map low-resolution frames with context to those without, each piece with its enlargement."""

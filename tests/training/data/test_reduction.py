@@ -59,7 +59,7 @@ def test_sums_are_exact_in_single_precision(size, outputs):
     """Every sum of products is a whole number below 2^24, so that no order of additions changes it."""
     largest = 255.0
     for bits in (reduction._ROW_BITS, reduction._COLUMN_BITS):
-        for _, _, weights in reduction._blocks(size, outputs, bits):
+        for _, _, weights in reduction._blocks(size, outputs, bits, 6):
             assert (weights == np.rint(weights)).all() and (weights.sum(1) == 2**bits).all()
             assert np.abs(weights).sum(1).max() * largest < 2**24
         largest = 255 * 1.6 * 2**reduction._BETWEEN_BITS

@@ -15,7 +15,8 @@ from training.longvideogan.layers import MixedPrecision
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.presets import LRES
 from training.longvideogan.sres.generator import SuperResGenerator
-from training.sampling import Request, quantize
+from training.network_file import ModelPath
+from training.sampling import Request, open_sampler, quantize
 
 
 def halves(network):
@@ -187,3 +188,36 @@ def test_bf16_does_not_move_fvd(lres):
     error = torch.tensor(rest).std().item()
     assert abs(distance["bf16"] - distance["fp32"]) < error
     assert frechet_distance_from_features(features["fp32"], features["bf16"]) < 0.1 * distance["fp32"]
+
+
+def test_auto_is_what_a_probe_finds_faster(monkeypatch, tiny_sres):
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    for gain, expected in ((1.0, "fp32"), (2.0, "bf16")):
+        monkeypatch.setattr(precision, "_gain", lambda shape, gain=gain: gain)
+        assert precision.set_precision([tiny_sres], "auto") == expected
+        assert bool(halves(tiny_sres)) == (expected == "bf16")
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
+    assert precision.set_precision([tiny_sres], "auto") == "fp32" and not halves(tiny_sres)
+    assert precision.set_precision([torch.nn.Linear(2, 2)], "auto") == "fp32"  # no layer has a half precision
+
+
+def test_the_probe_measures(monkeypatch):
+    """Whatever it finds, it is the ratio of two times."""
+    if not precision.cpu_has_bf16():
+        pytest.skip("bfloat16 is emulated, tens of times slower")
+    for shape in ((32, 32, 3, 3), (32, 32, 1, 3, 3)):
+        assert 0.01 < precision._gain(shape) < 100
+
+
+def test_bf16_changes_frames_of_the_included_model_little():
+    """Mean and largest difference in grey levels of a trained pair; where edges move, single pixels differ more."""
+    sampler = open_sampler([ModelPath("labdoom-tiny")], {}, "cpu")
+    videos = {}
+    for name in ("fp32", "bf16"):
+        precision.set_precision(sampler.networks, name)
+        chunks = list(sampler.frames(Request([0], 0, 16)))
+        for output in ("lres", "video"):
+            videos[name, output] = quantize(torch.cat([chunk[output] for chunk in chunks], dim=2)).int()
+    for output in ("lres", "video"):
+        difference = (videos["fp32", output] - videos["bf16", output]).abs()
+        assert 0 < difference.float().mean() < 1 and difference.max() <= 32

@@ -111,7 +111,7 @@ def test_sample_is_frames_quantised(tiny_lres):
 def test_without_a_number_of_frames_there_is_no_end(tiny_lres, tiny_sres):
     pair = PairSampler(tiny_lres, tiny_sres)
     expected = video(pair, [1], 10_000_000, 200)
-    chunks = itertools.islice(pair.frames(Request([1], 10_000_000)), 25)
+    chunks = itertools.islice(pair.frames(Request([1], 10_000_000)), 190)
     endless = torch.cat([chunk["video"] for chunk in chunks], dim=2)
     assert endless.shape[2] >= 190
     assert torch.allclose(endless, expected[:, :, : endless.shape[2]], atol=TOLERANCE)
@@ -122,6 +122,20 @@ def test_without_a_number_of_frames_there_is_no_end(tiny_lres, tiny_sres):
     request = Request([1], 10_000_000, None, FunctionPrompt(condition))
     alone = next(SuperResSampler(tiny_sres).frames(request))["video"]
     assert torch.allclose(alone, expected[:, :, : alone.shape[2]], atol=TOLERANCE)
+
+
+def test_on_a_cpu_frames_are_enlarged_one_by_one(tiny_lres, tiny_sres):
+    """More at once need memory in proportion, and save no time."""
+    pair, shapes = PairSampler(tiny_lres, tiny_sres), []
+    with torch.no_grad():
+        hook = tiny_sres.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+        chunks = [chunk["video"] for chunk in pair.frames(Request([1, 2], 0, 3))]
+        hook.remove()
+    assert {shape[0] for shape in shapes} == {1} and {shape[2] for shape in shapes} == {1 + 2 * pair.sres.context}
+    assert [chunk.shape[0] for chunk in chunks] == [2, 2, 2] and len(shapes) == 6
+    whole = PairSampler(tiny_lres, tiny_sres)
+    whole.sres.block, whole.sres.videos_at_once = 8, None
+    assert torch.allclose(torch.cat(chunks, dim=2), video(whole, [1, 2], 0, 3), atol=TOLERANCE)
 
 
 # Sampling ---------------------------------------------------------------------------------------------------------
