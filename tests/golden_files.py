@@ -44,6 +44,13 @@ def read(name: str) -> dict[str, Any]:
     return json.loads(next(path for path in paths if path.is_file()).read_text())
 
 
+def search(pattern: str, text: str) -> re.Match[str]:
+    """Return the first match of a pattern in the description of an entry; fail if there is none."""
+    found = re.search(pattern, text)
+    assert found, f"{pattern!r} is not in {text!r}"
+    return found
+
+
 def entries(name: str, *kinds: str) -> Any:
     """Parametrise a test over the entries of a file whose names match any of `kinds`; it gets `entry` and `golden`.
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+from typing import Any
 
 import h5py
 import numpy as np
@@ -18,10 +19,9 @@ from dataset_tools import (
 )
 from dataset_tools.inspect_findings import command_again
 from tests.training.data.clips import drifting, write
-from tests.training.data.test_layouts import clips_of, write_indexed, write_npz, write_river
+from tests.training.data.test_layouts import clips_of, found_layout, write_indexed, write_npz, write_river
 from training.data import resizing
 from training.data.dataset import ClipDataset
-from training.data.layouts.find import find_layout
 
 SIZE = (16, 24)
 
@@ -63,10 +63,11 @@ def test_shards_of_river_become_a_dataset_and_back(tmp_path):
     output = run(make_hdf5_from_dataset, tmp_path / "made", tmp_path / "back", "--shard-clips=2")
     assert "make_dataset_from_hdf5" in output
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["shard_0001.hdf5", "shard_0002.hdf5"]
-    with h5py.File(tmp_path / "back" / "shard_0002.hdf5") as file:
+    with h5py.File(tmp_path / "back" / "shard_0002.hdf5") as opened:
+        file: Any = opened
         assert sorted(file) == ["0", "len", "videos"] and int(file["len/0"][()]) == 6 and not len(file["videos"])
         assert file["0/5"].compression == "lzf" and file["0/5"].shape == (*SIZE, 3)
-    back = find_layout(tmp_path / "back")
+    back = found_layout(tmp_path / "back")
     for number, clip in enumerate(clips):
         wanted = dataset.read(number, SIZE, range(len(clip)))
         assert np.array_equal(back.read(number, range(len(clip))), wanted)
@@ -83,7 +84,7 @@ def test_shards_that_were_made_are_kept_and_damaged_ones_made_again(tmp_path):
     run(*arguments)
     assert content(tmp_path / "back").keys() == before.keys()
     assert (tmp_path / "back" / "shard_0001.hdf5").stat().st_mtime_ns == kept
-    assert [clip.num_frames for clip in find_layout(tmp_path / "back").clips] == [4, 5, 3]
+    assert [clip.num_frames for clip in found_layout(tmp_path / "back").clips] == [4, 5, 3]
     (tmp_path / "back" / "shard_0009.hdf5").write_bytes(b"")
     assert "holds shard_0009.hdf5, which would be read" in run(*arguments, code=1)
 
@@ -100,7 +101,8 @@ def test_indexed_files_become_datasets_and_back(tmp_path):
     for split in ("train", "test"):
         indexed = ("--layout=indexed", f"--split={split}")
         run(make_hdf5_from_dataset, tmp_path / split, tmp_path / "back.h5", *indexed)
-    with h5py.File(tmp_path / "back.h5") as file:
+    with h5py.File(tmp_path / "back.h5") as opened:
+        file: Any = opened
         assert file["train_idx"][:].tolist() == [0, 7, 12] and file["train_data"].shape == (12, *SIZE, 3)
         assert file["test_idx"][:].tolist() == [0, 5] and file["test_data"].shape == (5, 8, 12, 3)
         train = ClipDataset(tmp_path / "train", [SIZE])

@@ -5,6 +5,7 @@ import enum
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.spaces.utils import flatten
 
 LEVELS = 25  # of grey, between the frames of two actions
 
@@ -46,7 +47,7 @@ class ToyEnv(gymnasium.Env):
         self.num_steps += 1
         if self.num_steps == self.fails_at:
             raise RuntimeError("the engine is gone")
-        values = spaces.utils.flatten(self.action_space, action)
+        values = np.array(flatten(self.action_space, action), np.float32)
         number = int(action) if isinstance(self.action_space, spaces.Discrete) else np.clip(values, 0, 1).sum()
         self.level = round(40 + LEVELS * float(number))
         return np.zeros(1, np.float32), 0.5, self.num_steps >= self.length, False, {}
@@ -61,4 +62,4 @@ def turn_always(env, random):
     return lambda observation, info: next(turns) % 2
 
 
-gymnasium.register("Toy-v0", ToyEnv)
+gymnasium.register("Toy-v0", "tests.dataset_tools.toy_env:ToyEnv")

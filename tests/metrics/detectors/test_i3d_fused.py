@@ -20,7 +20,8 @@ def made_up(unit):
 @needs_fused
 @pytest.mark.parametrize(("channels", "kernel", "stride"), [((3, 16), 7, 2), ((16, 24), 3, 1), ((24, 8), 1, 1)])
 def test_a_fused_unit_is_the_plain_one_up_to_rounding(channels, kernel, stride):
-    unit = made_up(i3d._Unit(*channels, kernel, stride)).requires_grad_(False)
+    inputs, outputs = channels
+    unit = made_up(i3d._Unit(inputs, outputs, kernel, stride)).requires_grad_(False)
     x = torch.randn(2, channels[0], 6, 15, 17, generator=torch.Generator().manual_seed(1))
     found, expected = unit.fused(x), unit.plain(x)
     assert found.shape == expected.shape

@@ -11,6 +11,7 @@ from dnnlib import zips
 from tests.training.data.clips import write_dataset
 from training.data import arrays
 from training.data.dataset import ClipDataset
+from training.data.shards import FrameStore
 
 
 def header(shape, descr="|u1"):
@@ -100,5 +101,7 @@ def test_index_files_that_lie_are_made_again(name, tmp_path):
     (np.savez_compressed if name == "compressed" else np.savez)(path, **content)
     found = ClipDataset(root, [(8, 16)])
     assert found.clips == expected.clips and np.array_equal(found.read(0, (8, 16), [0]), expected.read(0, (8, 16), [0]))
+    store = expected.store((8, 16))
+    assert isinstance(store, FrameStore)
     with np.load(path) as stored:
-        assert np.array_equal(stored["members"], expected.store((8, 16)).members[: len(stored["members"])])
+        assert np.array_equal(stored["members"], store.members[: len(stored["members"])])

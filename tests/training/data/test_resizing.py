@@ -21,7 +21,7 @@ def numbered_frames(entry, numbers):
     """Return frames whose j-th value is (37 j + 11 number) mod 256."""
     height, width = shape_in(entry["frame"].partition(";")[0])
     j = np.arange(height * width * 3)
-    a, b = map(int, re.search(r"\((\d+) j \+ (\d+) num\)", entry["frame"]).groups())
+    a, b = map(int, golden_files.search(r"\((\d+) j \+ (\d+) num\)", entry["frame"]).groups())
     return np.stack([((a * j + b * number) % 256).astype(np.uint8).reshape(height, width, 3) for number in numbers])
 
 
@@ -34,7 +34,7 @@ def published_units(frames):
 def test_frames_of_videos_are_those_of_tats(entry, golden):
     for case in entry:
         shape = shape_in(case["video"])
-        factor = int(re.search(r"\((\d+) i\)", case["video"])[1])
+        factor = int(golden_files.search(r"\((\d+) i\)", case["video"])[1])
         video = ((factor * np.arange(np.prod(shape))) % 256).astype(np.uint8).reshape(shape)[:: case["every"]]
         size = (case["resolution"],) * 2
         pixels = tats_pixels(video, size)
@@ -48,7 +48,7 @@ def test_frames_of_videos_are_those_of_mebt(entry, golden):
     """It subtracts 0.5 before resizing, which differs by rounding alone."""
     for case in entry:
         shape = shape_in(case["video"])
-        factor = int(re.search(r"\((\d+) i\)", case["video"])[1])
+        factor = int(golden_files.search(r"\((\d+) i\)", case["video"])[1])
         video = ((factor * np.arange(np.prod(shape))) % 256).astype(np.uint8).reshape(shape)[:: case["every"]]
         golden_files.check(tats_pixels(video, (case["resolution"],) * 2) - 0.5, case["out"], 1e-5)
 
@@ -56,7 +56,7 @@ def test_frames_of_videos_are_those_of_mebt(entry, golden):
 @golden_files.entries("tats", "frame_folder*")
 def test_frames_of_folders_are_those_of_tats(entry, golden):
     for case in entry:
-        numbers = sorted(int(text) for text in re.search(r"f_([\d,]+)\.png", case["frame"])[1].split(","))
+        numbers = sorted(int(text) for text in golden_files.search(r"f_([\d,]+)\.png", case["frame"])[1].split(","))
         first = case["start"]
         span = numbers[first : first + case["sequence_length"] * case["every"] : case["every"]]
         frames = resize_tats_frames(numbered_frames(case, span), (case["resolution"],) * 2)
@@ -66,7 +66,7 @@ def test_frames_of_folders_are_those_of_tats(entry, golden):
 @golden_files.entries("mebt", "frame_image*")
 def test_frames_of_lists_are_those_of_mebt(entry, golden):
     for case in entry:
-        first = int(re.search(r"v_(\d+)\.\.", case["frame"])[1]) + case["start"]
+        first = int(golden_files.search(r"v_(\d+)\.\.", case["frame"])[1]) + case["start"]
         frames = numbered_frames(case, range(first, first + case["sequence_length"]))
         golden_files.check(published_units(resize_mebt(frames, (case["resolution"],) * 2)), case["out"], 1e-5)
 

@@ -1,5 +1,7 @@
 """A tokenizer and a network of toy size."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,8 +17,9 @@ def make_tokenizer():
     torch.manual_seed(0)
     tokenizer = VQGAN3D(16, 16, 8, [4, 8, 8], hidden=2, embedding_dim=6, num_codes=12).eval().requires_grad_(False)
     features = tokenizer.latents(torch.rand(2, 3, 8, 16, 16) * 4 - 2)  # of which codes are spread
-    tokenizer.codebook.embeddings.copy_(features.movedim(1, -1).flatten(0, 3)[:12])
-    tokenizer.codebook.initialised.fill_(1)
+    codebook: Any = tokenizer.codebook
+    codebook.embeddings.copy_(features.movedim(1, -1).flatten(0, 3)[:12])
+    codebook.initialised.fill_(1)
     return tokenizer
 
 

@@ -131,7 +131,8 @@ def test_modes_beside_a_checkpoint_without_them(tmp_path, omegaconf, parts):
     with pytest.raises(ValueError, match="without the modes of its layers: put the YAML file .* beside it, as a.yaml"):
         load_bundle(str(tmp_path / "a.ckpt"))
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(configuration()))
-    assert load_bundle(str(tmp_path / "a.ckpt")).networks["prior"].options["modes"] == MODES
+    network = load_bundle(str(tmp_path / "a.ckpt")).networks["prior"]
+    assert isinstance(network, MeBT) and network.options["modes"] == MODES
 
 
 @pytest.mark.parametrize("modes", [[], ["latent_enc", "nonsense"]])

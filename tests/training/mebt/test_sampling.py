@@ -1,6 +1,7 @@
 """Videos of MeBT: the same whatever is asked for at once; windows that continue each other; cached as not cached."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from training.mebt.extrapolation import last_frames
 from training.mebt.networks import LOGIT_ROWS, ContextCache
 from training.mebt.sampling import MeBTSampler, Sampling
 from training.network_file import save_bundle
-from training.sampling import Prompt, Request, open_sampler, quantize
+from training.sampling import Prompt, Request, Start, open_sampler, quantize
 
 OPTIONS = Sampling(steps=4, bootstrap=2, revise_parts=2, revise_rounds=1, top_k=6)
 FRAMES = 16  # of a window: four latent frames
@@ -29,6 +30,7 @@ class Noise(Prompt):
         self.pattern = torch.rand(count, 3, 1, 4, 4, generator=rng).repeat_interleave(4, 3).repeat_interleave(4, 4)
 
     def frames(self, start, count, size):
+        assert isinstance(start, int)
         shifted = [self.pattern.roll(number, 4) for number in range(start, start + count)]
         return torch.cat(shifted, dim=2) * 4 - 2
 
@@ -38,7 +40,7 @@ def sampler():
     return MeBTSampler(make_network(), make_tokenizer(), OPTIONS)
 
 
-def video(sampler, seeds=(0, 1), start=0, num_frames=FRAMES, prompt=None):
+def video(sampler, seeds=(0, 1), start: Start = 0, num_frames=FRAMES, prompt=None):
     request = Request(list(seeds), start, num_frames, prompt or Prompt())
     return torch.cat([chunk["video"] for chunk in sampler.frames(request)], dim=2)
 
@@ -140,12 +142,13 @@ def test_given_frames_matter():
 
 
 @pytest.mark.parametrize("strategy", ["confidence", "random", "parts"])
-def test_the_cache_changes_nothing(strategy):
+def test_the_cache_changes_nothing(strategy, monkeypatch):
     options = dataclasses.replace(OPTIONS, strategy=strategy)
     network = make_network()
     cached = MeBTSampler(network, make_tokenizer(), options)
     plain = MeBTSampler(network, make_tokenizer(), options)
-    plain.complete = lambda network, *args: MeBTSampler.complete(plain, Uncached(network), *args)
+    complete: Any = MeBTSampler.complete
+    monkeypatch.setattr(plain, "complete", lambda network, *args: complete(plain, Uncached(network), *args))
     for found, expected in zip(codes_of(cached, 2), codes_of(plain, 2), strict=True):
         assert torch.equal(found[1], expected[1])
 
@@ -193,7 +196,7 @@ def test_logits_do_not_depend_on_order_or_pieces(monkeypatch):
 
 def test_a_file_gives_the_same_videos(tmp_path):
     network, tokenizer = make_network(gain=1, residual="normalised"), make_tokenizer()
-    sampling = {"steps": 4, "revise_rounds": 1, "revise_parts": 2}
+    sampling: dict[str, Any] = {"steps": 4, "revise_rounds": 1, "revise_parts": 2}
     save_bundle(Bundle({"prior": network, "tokenizer": tokenizer}, "mebt", {"sampling": sampling}), tmp_path / "a.pkl")
     expected = video(MeBTSampler(network, tokenizer, Sampling(**sampling)))
     sampler = open_sampler([str(tmp_path / "a.pkl")])
