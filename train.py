@@ -47,7 +47,7 @@ def run_options(spec: Spec) -> list[Any]:
     loggers: dict[str, Any] = {"multiple": True, "type": click.Choice(["none", "wandb", "tensorboard"])}
     return [
         click.option("--outdir", help="Where the run directory is made", default=outdir, show_default=True),
-        click.option("--dataset", help="Root of the dataset, which holds a directory HHHHxWWWW a size", required=True),
+        click.option("--dataset", help="Root of the dataset, which holds a directory HHHHxWWWW a size"),
         click.option("--val-dataset", help="Held-out clips, on which losses are measured at metric steps"),
         click.option("--preset", help=f"Recipe to begin with: {presets}", default="default", show_default=True),
         # Hyperparameters of every system.
@@ -146,7 +146,7 @@ def make_options(name: str, preset: str, given: dict[str, Any]) -> Any:
     row = system.read_preset(presets[preset], own)
     model = merge_fields(row["model"], own)
     given = {name: value for name, value in given.items() if value not in (None, ())}
-    options = TrainOptions(system=name, **{**row, **given, "model": {}})
+    options = TrainOptions(system=name, **{"dataset": "", **row, **given, "model": {}})
     resolved = resolve(system.Options, model, f"the preset {preset}")
     system.check(resolved, options)
     return settle(dataclasses.replace(options, model=dataclasses.asdict(resolved)), system)
@@ -159,6 +159,17 @@ def check_precision(options: Any) -> None:
     reason = why_not(options.precision or "fp32", options.device)
     if reason is not None:
         raise click.BadParameter(f"{options.precision} {reason}", param_hint="--precision")
+
+
+def check_given(spec: Spec, dataset: str | None, options: Any) -> None:
+    """Refuse a run without its dataset, or without an option that its system needs."""
+    if not dataset:
+        raise click.UsageError("Missing option '--dataset'.")
+    for field in dataclasses.fields(registry.options(spec)):
+        for flag in field.metadata.get("flags", ()):
+            if flag.needed and not options.model[field.name]:
+                name = flag.name or f"--{field.name.replace('_', '-')}"
+                raise click.UsageError(f"{name} is missing: give the {flag.help[0].lower()}{flag.help[1:]}")
 
 
 def run(spec: Spec, preset: str, dry_run: bool, **given: Any) -> None:
@@ -183,6 +194,7 @@ def run(spec: Spec, preset: str, dry_run: bool, **given: Any) -> None:
             if rank == 0:
                 click.echo(json.dumps(to_dict(options), indent=2))
             return
+        check_given(spec, given["dataset"], options)
         metric_fn = metric_main.training_metrics(options.dataset, options.seed, options.device)
         result = loop.train(spec.name, options, metric_fn)
         if result.finished:

@@ -26,6 +26,7 @@ class Flag:
     low: float | None = None  # minimum, inclusive
     above: float | None = None  # minimum, exclusive
     metavar: str | None = None
+    needed: bool = False  # whether a run is refused without it
 
 
 def option(default: Any, help: str, *more: Flag, factory: bool = False, **arguments: Any) -> Any:

@@ -24,6 +24,7 @@ from dataset_tools.frames import encode_jpeg
 from tests.training.longvideogan import tiny
 from torch_utils import distributed
 from train import make_options as options_of
+from train import training_command
 from training import checkpoint, config, loop, registry
 from training.config import TrainOptions, to_dict
 from training.longvideogan.presets import STAGES
@@ -295,3 +296,20 @@ if __name__ == "__main__":
             loop.train(make_system(name), make_options(name, data, target / name / "parts", steps=number))
         loop.train(make_system(name, double=True), make_options(name, data, target / name / "double", steps=2))
     distributed.shutdown()
+
+
+PRIORS = ("river", "river-refiner", "tats", "tats-interpolation", "mebt", "teco")
+
+
+@pytest.mark.parametrize("name", registry.SYSTEMS)
+def test_a_dry_run_needs_no_files_and_a_run_does(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    runner, command, words = CliRunner(), training_command(name), ["--preset=toy", "--device=cpu"]
+    printed = runner.invoke(command, [*words, "--dry-run"], catch_exceptions=False)
+    assert printed.exit_code == 0 and json.loads(printed.output)["system"] == name
+    refused = runner.invoke(command, words)
+    assert refused.exit_code == 2 and "Missing option '--dataset'" in refused.output
+    if name in PRIORS:
+        refused = runner.invoke(command, [*words, "--dataset=data"])
+        assert refused.exit_code == 2 and "--tokenizer is missing: give the file of the tokenizer" in refused.output
+    assert not list(tmp_path.iterdir())

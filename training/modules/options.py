@@ -9,7 +9,7 @@ from training.flags import SCHEDULES, option
 class PriorOptions:
     """Options of a run; a system's own options are a subclass, which may change the defaults."""
 
-    tokenizer: str = option("", "File of the tokenizer whose codes the dataset has")
+    tokenizer: str = option("", "File of the tokenizer whose codes the dataset has", needed=True)
     lr: float = option(1e-4, "Peak of the learning rate", low=0)
     schedule: str = option("constant", "Course of the learning rate", kind=SCHEDULES)
     warmup_steps: int = option(0, "Steps over which the learning rate rises from 0", low=0)

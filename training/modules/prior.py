@@ -57,8 +57,6 @@ class Prior(System):
     @classmethod
     def check(cls, options: Any, train_options: TrainOptions) -> None:
         """See `System.check`."""
-        if not options.tokenizer:
-            raise ValueError("--tokenizer is missing: give the file of the tokenizer whose codes the dataset has")
         optim.check_options(options, above_zero=("lr",), shares=("ema_beta",))
 
     # ---- What subclasses define -------------------------------------------------------------------------------------

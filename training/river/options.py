@@ -16,7 +16,7 @@ SIGMA = 1e-7
 class RiverTrainOptions(PriorOptions):
     """Options of a run. The defaults are those of the release for 64x64, but for the average and the normalisation."""
 
-    tokenizer: str = option("", "File of the tokenizer in whose latents videos are predicted")
+    tokenizer: str = option("", "File of the tokenizer in whose latents videos are predicted", needed=True)
     latents: bool = option(False, "Read stored latents (dataset_tools.encode_dataset --latents) instead of frames")
     clip_frames: int = option(16, "Frames of a clip, from which three are taken: old ones as far back are seen", low=2)
     frame_stride: int = option(1, "Take every n-th frame of the dataset", low=1)
@@ -50,7 +50,7 @@ class RiverTrainOptions(PriorOptions):
 class RefinerOptions(PriorOptions):
     """Options of a run. The defaults are those of the release."""
 
-    tokenizer: str = option("", "File of the tokenizer whose reconstructions are refined")
+    tokenizer: str = option("", "File of the tokenizer whose reconstructions are refined", needed=True)
     clip_frames: int = option(17, "Frames of a clip, which give one pair less", low=2)
     groups: int = option(3, "Groups of residual blocks", low=1)
     blocks: int = option(3, "Residual blocks in a group", low=1)

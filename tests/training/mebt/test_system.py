@@ -252,7 +252,6 @@ def test_presets_are_whole(preset, tokenizer_file):
     [
         ({"field_t_min": 0.5, "field_t_range": (0.5, 0.2)}, "--t-range is 0.5 0.2"),
         ({"field_label_smoothing": 1.5}, "label_smoothing"),
-        ({"field_tokenizer": None}, "--tokenizer is missing"),
     ],
 )
 def test_bad_options_are_refused(tokenizer_file, options, words):

@@ -3,14 +3,13 @@
 import dataclasses
 import json
 
-import click
 import numpy as np
 import pytest
 import torch
 
 from tests.ranks import run_ranks
 from tests.training.river import tiny
-from train import make_options, training_command
+from train import make_options
 from training.contract import DataFacts, Run
 from training.generation import flow
 from training.network_file import load_bundle, save_bundle
@@ -229,7 +228,6 @@ def test_validation_leaves_the_run_as_it_is(path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"tokenizer": ""}, "--tokenizer is missing"),
         ({"prompt_frames": 6}, "--prompt-frames is 6"),
         ({"num_actions": 2, "action_values": 3}, "two kinds of actions"),
         ({"legacy": True, "context_frames": 2}, "--legacy takes one old frame"),
@@ -267,12 +265,6 @@ def test_refiner_presets_make_options(name):
 
 def test_options_name_the_laws_that_there_are():
     assert TIME_LAWS == flow.TIME_LAWS and RiverTrainOptions().sigma == flow.SIGMA
-
-
-def test_commands_say_what_is_missing():
-    for name in ("river", "river-refiner"):
-        with pytest.raises((click.ClickException, ValueError), match="--tokenizer is missing"):
-            training_command(name).main(["--dataset=data", "--preset=toy", "--dry-run"], standalone_mode=False)
 
 
 # ----------------------------------------------------------------------------

@@ -181,7 +181,6 @@ def test_files_hold_the_tokenizer_and_begin_other_runs(book, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
-        (TATS, {"tokenizer": ""}, "--tokenizer is missing"),
         (TATS, {"condition": "label"}, "give --classes"),
         (TATS, {"classes": 3}, "add --condition=label"),
         (TATS, {"width": 30, "heads": 4}, "which 4 heads do not divide"),

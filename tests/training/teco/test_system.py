@@ -249,7 +249,6 @@ def test_files_hold_all_that_generation_needs(tmp_path):
 
 
 REFUSED = [
-    ({"tokenizer": ""}, "--tokenizer is missing"),
     ({"context": 8}, "Option context is 8; it must be from n_cond, 1, to below seq_len, 8"),
     ({"drop_loss_rate": 1.0}, "Option drop_loss_rate is 1.0"),
     ({"mask_schedule": "linear"}, "the mask schedule 'linear' is unknown"),
