@@ -88,7 +88,7 @@ OWN = {
         "tats-interpolation", (32, 64), prompted=True, tokenizer=VQGAN3D, encode=(), held_out=True,
         option="temperature=0.5",
     ),
-    "mebt": Case("mebt", (32, 64), tokenizer=VQGAN3D, encode=(), held_out=True, option="steps=4"),
+    "mebt": Case("mebt", (32, 64), tokenizer=VQGAN3D, encode=(), held_out=True, option="revise_rounds=0"),
     "teco": Case(
         "teco", (32, 64), ("--seq-len=16",), prompted=True, tokenizer=VQGAN2D, encode=(), past=8, held_out=True,
         option="rounds=1",

@@ -63,6 +63,8 @@ class CodeModel(Prior):
         ChartSpec("Accuracy", {"loss/top1_accuracy": "first", f"loss/top{TOP}_accuracy": f"first {TOP}"}),
     )
 
+    preview_frames = 32
+
     network: TATSTransformer
     options: Any
 
@@ -147,7 +149,7 @@ class CodeModel(Prior):
 
     def info(self) -> Info:
         """See `System.info`."""
-        return Info(status=("loss/top1_accuracy",), charts=self.charts, preview_frames=32)
+        return Info(status=("loss/top1_accuracy",), charts=self.charts, preview_frames=self.preview_frames)
 
 
 class TATS(CodeModel):
@@ -231,6 +233,7 @@ class TATSInterpolation(CodeModel):
 
     Options = NetworkOptions
     system = "tats-interpolation"
+    preview_frames = 16  # a preview also takes the key frames after it, and clips may be short
 
     def build(self) -> TATSTransformer:
         """See `Prior.build`."""
