@@ -213,7 +213,8 @@ def test_the_page_needs_nothing_from_elsewhere(session):
 
 @contextlib.contextmanager
 def held(session):
-    """Keep the session's thread at one step while the block runs."""
+    """Keep the session's thread at one step while the block runs; the model is open before."""
+    assert ask(session, "/api/model", model="toy")[0] == 200
     begun, gate = threading.Event(), threading.Event()
 
     def steps():
@@ -443,7 +444,7 @@ def test_it_starts_and_stops(repo, networks, tmp_path, number):
     try:
         assert process.stdout is not None
         first = process.stdout.readline()
-        match = re.search(r"Explorer of toy \(\w+, fp32\): http://127\.0\.0\.1:(\d+)", first)
+        match = re.search(r"Explorer of toy \(\w+, auto\): http://127\.0\.0\.1:(\d+)", first)
         assert match, first + process.stdout.read()
         connection = http.client.HTTPConnection("127.0.0.1", int(match[1]), timeout=30)
         connection.request("POST", "/api/clips?model=toy&kind=sres&start=0&count=9000")  # it is stopped in the middle

@@ -236,7 +236,8 @@ class _Mixed(nn.Module):
 def _has_fused(x: Tensor) -> bool:
     """Return whether oneDNN's fused convolution takes `x`: without a graph, on a CPU of x86 in single precision."""
     suits = x.device.type == "cpu" and x.dtype == torch.float32 and not (torch.is_grad_enabled() and x.requires_grad)
-    return suits and torch.backends.mkldnn.is_available() and _is_x86()
+    # TorchScript cannot record the operator.
+    return suits and torch.backends.mkldnn.is_available() and _is_x86() and not torch._C._is_tracing()
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metrics.detectors import i3d
+from training.charts import ChartSpec
 from training.config import TrainOptions
 from training.contract import Batch, BatchSpec, FrameClip, Info, Inputs, Run
 from training.modules.prior import Prior
@@ -32,6 +33,7 @@ class RefinerTraining(Prior):
 
     Options = RefinerOptions
     role, system = "refiner", "river-refiner"
+    charts = (ChartSpec("Refinement", {"loss/pixel_loss": "pixels", "loss/perceptual_loss": "I3D"}, log=True),)
 
     def __init__(self, options: RefinerOptions, run: Run):
         super().__init__(options, run)
@@ -89,7 +91,7 @@ class RefinerTraining(Prior):
         errors = (refined - true).abs() if self.options.l1 else (refined - true).square()
         pixels = errors.mean((1, 2, 3)).unflatten(0, (len(batch["clip"]), -1)).mean(1)
         if self.detector is None:
-            return {"loss": pixels}
+            return {"loss": pixels, "pixel_loss": pixels}
         with torch.no_grad():
             wanted = self.logits(true)
         distances = (self.logits(refined) - wanted).square().mean(1)
@@ -109,4 +111,4 @@ class RefinerTraining(Prior):
 
     def info(self) -> Info:
         """See `System.info`."""
-        return Info(status=("loss/loss",), preview_frames=16)
+        return Info(status=("loss/loss",), charts=self.charts, preview_frames=16)

@@ -47,7 +47,6 @@ NULL_ACTION = -1  # "unknown": the last row of the table
 SCHEDULES = "cosine, uniform, pow<exponent>, log, exp"
 TRANSFORMER = ("embed_dim", "mlp_dim", "num_heads", "num_layers")
 Sizes = Mapping[str, int]  # of a transformer, by these names
-POSITIONS = ("sinusoid", "rotary")
 
 
 class PosteriorEncoder(MixedPrecision):

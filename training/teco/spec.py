@@ -6,6 +6,7 @@ SPEC = Spec(
     name="teco",
     title="TECO: videos of hundreds of frames from a context and actions, by codes of what is new in each frame",
     system="training.teco.system:TecoTraining",
+    options="training.teco.options:TecoOptions",
     presets="training.teco.presets:PRESETS",
     networks={"training.teco.networks:TECO": "temporally consistent transformer"},
     open_sampler="training.teco.sampling:open_sampler",
