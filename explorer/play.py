@@ -152,7 +152,7 @@ class Play:
         return walk
 
     def _read_upload(self, upload: bytes, found: Playable) -> Context:
-        """Return the context that a file gives; few are decoded at once, whoever sends them."""
+        """Return the context that a file gives; few are decoded at once, over all pages."""
         if not self.uploads.acquire(timeout=WAIT_SEC):
             raise Busy("others are sending files")
         try:

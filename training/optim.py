@@ -98,8 +98,23 @@ def make_adam(
     return kind(parameters, lr=lr, betas=betas, eps=1e-8, fused=fused, weight_decay=weight_decay)
 
 
+class Rates:
+    """A learning rate by step; subclasses define `at`."""
+
+    def at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        raise NotImplementedError(f"{type(self).__name__} does not define its rates")
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """Set and return the rate of a step; the rate of a group is multiplied by its "lr_scale", if any."""
+        rate = self.at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        return rate
+
+
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Rates):
     """A learning rate by step: linear warm-up to `peak`, then constant, half a cosine, or a polynomial to `end`."""
 
     peak: float
@@ -129,13 +144,6 @@ class Schedule:
         done = min((step - self.warmup) / (self.steps - self.warmup), 1.0)
         share = (1 + math.cos(math.pi * done)) / 2 if self.kind == "cosine" else (1 - done) ** self.power
         return self.end + (self.peak - self.end) * share
-
-    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Set and return the rate of a step; the rate of a group is multiplied by its "lr_scale", if any."""
-        rate = self.at(step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
-        return rate
 
 
 def ema_decay(beta: float, rampup_steps: int, step: int) -> float:

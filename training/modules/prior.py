@@ -52,7 +52,7 @@ class Prior(System):
         self.optimizers = {self.role: optim.make_adam(groups, options.lr, self.betas, decay)}
         steps = max(run.steps, 1)
         warmup = min(options.warmup_steps, steps - 1)  # so that a run of few steps, to try something, is none to refuse
-        self.schedule = optim.Schedule(options.lr, options.schedule, warmup, steps)
+        self.schedule: optim.Rates = optim.Schedule(options.lr, options.schedule, warmup, steps)
 
     @classmethod
     def check(cls, options: Any, train_options: TrainOptions) -> None:

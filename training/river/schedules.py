@@ -5,24 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
-
-class _Schedule:
-    def at(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
-        raise NotImplementedError
-
-    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Set and return the rate of a step."""
-        rate = self.at(step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        return rate
+from training.optim import Rates
 
 
 @dataclass(frozen=True)
-class PublishedSchedule(_Schedule):
+class PublishedSchedule(Rates):
     """Linear from 0 over `warmup` steps, then a square root that falls to a thousandth of the peak at `steps`."""
 
     peak: float
@@ -30,7 +17,7 @@ class PublishedSchedule(_Schedule):
     steps: int
 
     def at(self, step: int) -> float:
-        """See `_Schedule.at`."""
+        """See `Rates.at`."""
         if step < self.warmup:
             return self.peak * step / self.warmup
         end = self.peak * 1e-3
@@ -39,7 +26,7 @@ class PublishedSchedule(_Schedule):
 
 
 @dataclass(frozen=True)
-class RefinerSchedule(_Schedule):
+class RefinerSchedule(Rates):
     """Evenly from 0 to the peak, which the last of `warmup` steps has, then half a cosine that ends at `steps`."""
 
     peak: float
@@ -47,7 +34,7 @@ class RefinerSchedule(_Schedule):
     steps: int
 
     def at(self, step: int) -> float:
-        """See `_Schedule.at`."""
+        """See `Rates.at`."""
         if step < self.warmup:
             return self.peak * step / max(self.warmup - 1, 1)
         done = min((step - self.warmup) / max(self.steps - self.warmup, 1), 1.0)

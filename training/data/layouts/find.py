@@ -58,7 +58,7 @@ def _has_actions(folder: Path) -> bool:
     try:
         return bool(listing.arrays) and "actions" in npz_streams(listing.arrays[0])
     except ValueError:
-        return False  # whoever reads the folder tells what is wrong
+        return False  # reading the folder raises what is wrong with it
 
 
 def _place(path: Path) -> tuple[str, Path, str | None, str] | None:
