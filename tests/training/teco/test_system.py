@@ -267,7 +267,7 @@ def test_options_that_do_not_fit_are_refused(changes, message):
 @pytest.mark.parametrize(("warmup", "found"), [(5, 5), (10, 5), (5000, 5)])
 def test_a_warm_up_longer_than_half_of_the_run_is_shortened(warmup, found, tmp_path):
     system = tiny.system(tmp_path, warmup_steps=warmup)  # of 20 steps
-    assert system.schedule.warmup == found and system.schedule.at(found) == system.schedule.peak
+    assert system.schedule.at(found) == system.options.lr > system.schedule.at(found - 1)
     assert system.schedule.at(0) == system.schedule.at(20 - found) == 0
 
 
