@@ -123,6 +123,14 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     return all_reduce_sum(tensor) / get_world_size()
 
 
+def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the rows of all ranks, in their order, each of which has as many: (N, ...) -> (ranks * N, ...)."""
+    count = len(tensor)
+    rows = tensor.new_zeros(get_world_size() * count, *tensor.shape[1:])
+    rows[get_rank() * count :][:count] = tensor
+    return all_reduce_sum(rows)
+
+
 def from_main(tensor: torch.Tensor) -> torch.Tensor:
     """Return rank 0's `tensor` on every rank, as a new tensor; all ranks pass the same shape; not differentiable."""
     if not dist.is_initialized():

@@ -21,6 +21,7 @@ SYSTEMS: dict[str, str] = {
     "tats-interpolation": "training.tats.spec:INTERPOLATION",
     "mebt": "training.mebt.spec:SPEC",
     "teco": "training.teco.spec:SPEC",
+    "world": "training.world.spec:SPEC",
     "tokenizer": "training.tokenizer.spec:SPEC",
 }
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from training.generation.token_sampling import Draw, draw_sequence
+from training.sampling import pieces
 
 
 class TokenModel(Protocol):
@@ -84,6 +85,23 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     while first:
         yield first
         first = list(itertools.islice(iterator, size))
+
+
+def aligned(items: Iterator[Tensor], starts: Sequence[int], num_frames: int | None, block: int) -> Iterator[Tensor]:
+    """Yield for each video its own items [start, start + num_frames) in pieces: (N, ...) -> (N, count, ...).
+
+    `items` are those of frames 0, 1, ... Those that lie between the first and the last start are held.
+    """
+    held, base, done = [], 0, 0  # `held` begins with item `base`
+    for count in pieces(num_frames, block):
+        while base + len(held) < max(starts) + done + count:
+            held.append(next(items))
+            surplus = min(max(min(starts) + done - base, 0), len(held))
+            del held[:surplus]
+            base += surplus
+        rows = [[item[n] for item in held[start + done - base :][:count]] for n, start in enumerate(starts)]
+        yield torch.stack([torch.stack(row) for row in rows])
+        done += count
 
 
 # ----------------------------------------------------------------------------

@@ -26,7 +26,7 @@ class Autoencoder(nn.Module):
 
     @property
     def vocabulary(self) -> int:
-        """Return the number of different codes."""
+        """Return the number of different codes, 0 if latents are continuous."""
         return self.quantizer.num_codes
 
     @property
@@ -52,8 +52,8 @@ class Autoencoder(nn.Module):
         return self.features(video * self.scale)
 
     def decode_latents(self, z: Tensor) -> Tensor:
-        """Quantize latents (N, C, t, h, w) and decode them into a video in [-1, 1]."""
-        return self.decode(self.quantizer.encode(z))
+        """Quantize latents (N, C, t, h, w), if there are codes, and decode them into a video in [-1, 1]."""
+        return self.decode(self.quantizer.encode(z)) if self.vocabulary else self.generate(z) / self.scale
 
     def encode(self, video: Tensor) -> Tensor:
         """See `training.contract.Tokenizer`."""

@@ -7,6 +7,7 @@
 | `CosineQuantizer` | trained, on the unit sphere of a projection | TECO, Yan et al. 2023; Yu et al. 2022, section 3.2 |
 | `FiniteScalarQuantizer` | none: each channel is rounded | FSQ, Mentzer et al. 2024 |
 | `LookupFreeQuantizer` | none: the sign of each channel | LFQ, Yu et al. 2024, section 3.1 |
+| `ContinuousLatents` | none, and no codes: noise in training | Ghosh et al. 2020, section 3 |
 
 Codes are found and used by index: nothing of positions x codes is kept for the gradient, and nothing has codes x codes
 entries. Computation is in float32.
@@ -457,15 +458,50 @@ def _entropy(p: Tensor) -> Tensor:
     return -p * p.clamp(min=1e-10).log()
 
 
+class ContinuousLatents(Quantizer):
+    """Latents that are not quantized: there are no codes, so only systems that model latents can use them.
+
+    In training, Gaussian noise of standard deviation `noise` is added, and mean squares of the latents cost `COST`, so
+    that neighbouring latents decode to similar frames (Ghosh et al., "From Variational to Deterministic Autoencoders",
+    ICLR 2020, section 3).
+    """
+
+    COST = 1e-4
+
+    def __init__(self, channels: int, noise: float = 0.05) -> None:
+        super().__init__()
+        self.num_codes, self.channels, self.noise = 0, channels, noise
+
+    def encode(self, z: Tensor) -> Tensor:
+        """See `Quantizer.encode`; raises `ValueError`."""
+        raise ValueError(
+            "this tokenizer has continuous latents, no codes: use it for a system that models latents, such as river, "
+            "or train one with codes (--quantizer)"
+        )
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """See `Quantizer.lookup`; raises `ValueError`."""
+        return self.encode(codes)
+
+    def forward(self, z: Tensor, rng: np.random.RandomState | None = None) -> Quantized:
+        """See `Quantizer.forward`; noise is the same on all devices."""
+        zero, output = z.new_zeros(()), z
+        if self.training and self.noise and rng is not None:
+            drawn = torch.from_numpy(rng.standard_normal(tuple(z.shape)).astype(np.float32))
+            output = z + self.noise * misc.upload(drawn, z.device).to(z.dtype)
+        codes = torch.zeros(z.shape[0], *z.shape[2:], dtype=torch.int64, device=z.device)
+        return Quantized(output, codes, self.COST * z.float().square().mean(), zero, zero, zero, zero)
+
+
 # ----------------------------------------------------------------------------
 # By name.
 
-KINDS = ("ema", "vq", "cosine", "fsq", "lfq")
+KINDS = ("ema", "vq", "cosine", "fsq", "lfq", "none")
 
 
 def make_quantizer(
     num_codes: int, channels: int, kind: str = "vq", *, restart: bool = True, restart_below: float = 1.0,
-    levels: Sequence[int] = (), projected: int = 32, legacy: bool = False,
+    levels: Sequence[int] = (), projected: int = 32, noise: float = 0.05, legacy: bool = False,
 ) -> Quantizer:  # fmt: skip
     """Return the quantizer of a kind in `KINDS`; settings of other kinds are ignored.
 
@@ -486,4 +522,6 @@ def make_quantizer(
         if 1 << bits != num_codes:
             raise ValueError(f"there are {num_codes} codes; LFQ needs a power of two, such as {1 << (bits + 1)}")
         return LookupFreeQuantizer(bits, channels)
+    if kind == "none":
+        return ContinuousLatents(channels, noise)
     raise ValueError(f"the quantizer {kind!r} is unknown: use one of {', '.join(KINDS)}")

@@ -1,4 +1,4 @@
-"""The networks of RIVER: the velocity field (Davtyan et al., ICCV 2023, section 3.3), and the scale of latents.
+"""The network of RIVER: the velocity field (Davtyan et al., ICCV 2023, section 3.3).
 
 The names of the field's state are those of the release.
 """
@@ -17,23 +17,15 @@ from torch.nn import functional as F
 
 from torch_utils.precision import HALF_FORMATS, MixedPrecision
 from training.modules.attention import attend, merge_heads, split_heads
+from training.modules.latents import time_code
 from training.modules.linear import Linear, linear, pack_linears
 from training.modules.norms import BatchNorm
 from training.river.options import HEADS
 
 MAX_SIDE = 512  # cells of a row or a column that the position tables have
 DISTANCE_WIDTH = 256
-TIME_SCALE = 200.0
 
 Dropout = Callable[[Tensor], Tensor]
-
-
-def time_code(t: Tensor, width: int) -> Tensor:
-    """Return cosines and sines of 200 t at falling frequencies: (N,) -> (N, width); an odd width ends with zero."""
-    half = width // 2
-    frequencies = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(10000) / half))
-    angles = (TIME_SCALE * t.float()).unsqueeze(1) * frequencies
-    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 
 
 class ToImage(nn.Module):
@@ -254,32 +246,3 @@ def inference_copy(field: VectorField) -> VectorField:
         setattr(other, name, pack_linears(other.get_submodule(name), half or torch.float32))
     other.trunk_dtype = half
     return other
-
-
-class LatentScale(nn.Module):
-    """Mean and standard deviation of each channel of the latents, by which they are normalised; at first 0 and 1."""
-
-    mean: Tensor
-    std: Tensor
-    measured: Tensor
-
-    def __init__(self, channels: int = 4):
-        super().__init__()
-        self.options = {"channels": channels}
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("std", torch.ones(channels))
-        self.register_buffer("measured", torch.zeros((), dtype=torch.int64))
-
-    def set(self, mean: Tensor, std: Tensor) -> None:
-        """Take the mean and the standard deviation of each channel, (C,); where nothing varies, 1."""
-        self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 1e-6, std, 1.0))
-        self.measured.fill_(1)
-
-    def normalise(self, z: Tensor) -> Tensor:
-        """Return latents (..., C, h, w) with mean 0 and standard deviation 1 over the training data."""
-        return (z - self.mean[:, None, None]) / self.std[:, None, None]
-
-    def restore(self, z: Tensor) -> Tensor:
-        """Undo `normalise`."""
-        return z * self.std[:, None, None] + self.mean[:, None, None]

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from torch_utils import misc
 from training.generation import flow
-from training.modules.autoencoder import Autoencoder
+from training.modules.latents import LatentVideo
 from training.random import random_state
-from training.river.networks import LatentScale, VectorField
+from training.river.networks import VectorField
 
 RESAMPLE = ("eval", "step", "frame")
 
@@ -168,21 +168,6 @@ def next_latents(
     before_step = conditions.redraw if settings.resample == "step" else None
     begin = flow.interpolate(noise, reference, settings.grid[0], settings.sigma)
     return flow.integrate(evaluate, begin, settings.grid, settings.solver, before_step)
-
-
-class LatentVideo:
-    """Frames to latents and back, by a frozen tokenizer and the scale of its latents."""
-
-    def __init__(self, tokenizer: Autoencoder, scale: LatentScale):
-        self.tokenizer, self.scale = tokenizer, scale
-
-    def encode(self, video: Tensor) -> Tensor:
-        """Return the normalised latents before quantization: (N, 3, T, H, W) in [-1, 1] -> (N, T, C, h, w)."""
-        return self.scale.normalise(self.tokenizer.latents(video).transpose(1, 2))
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Quantize and decode latents: (N, T, C, h, w) -> (N, 3, T, H, W)."""
-        return self.tokenizer.decode_latents(self.scale.restore(z).transpose(1, 2))
 
 
 def begin(latents: Tensor, limit: int | None = None) -> Past:

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch_utils.safe_archive import Archive, Stored
 from training.contract import Bundle
 from training.modules import published
+from training.modules.latents import LatentScale
 from training.modules.vqgan2d import VQGAN2D, RiverVQVAE
 from training.network_format import build_network, is_torch_archive
-from training.river.networks import LatentScale, VectorField
+from training.river.networks import VectorField
 from training.river.refiner import RCAN
 
 FIELD = "vector_field_regressor."

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from training.contract import Bundle
 from training.generation import flow
+from training.generation.rollout import aligned
 from training.modules.autoencoder import Autoencoder
+from training.modules.latents import LatentScale, LatentVideo
 from training.network_file import content_hash
-from training.river.networks import LatentScale, VectorField, inference_copy
-from training.river.prediction import RESAMPLE, Integration, LatentVideo, SeededDraws, begin, next_latents
+from training.river.networks import VectorField, inference_copy
+from training.river.prediction import RESAMPLE, Integration, SeededDraws, begin, next_latents
 from training.river.refiner import RCAN
 from training.sampling import Needs, NoOptions, Request, Sampler, pieces, resolve_options, sampler_option
 
@@ -128,10 +130,10 @@ class RiverSampler(Sampler):
         given = given.to(next(self.latents.tokenizer.parameters())).expand(len(request.seeds), -1, -1, -1, -1)
         made = self.rollout(request, self.latents.encode(given))
         if self.refiner is not None:  # each frame depends on all before it
-            for video in aligned(self.refined(made, given[:, :, -1]), request, self.block):
+            for video in aligned(self.refined(made, given[:, :, -1]), request.starts, request.num_frames, self.block):
                 yield {"video": video.transpose(1, 2).float()}
             return
-        for z in aligned(made, request, self.block):
+        for z in aligned(made, request.starts, request.num_frames, self.block):
             yield {"video": self.latents.decode(z).float()}
 
     def rollout(self, request: Request, given: Tensor) -> Iterator[Tensor]:
@@ -153,23 +155,6 @@ class RiverSampler(Sampler):
         for z in latents:
             previous = self.refiner(previous, self.latents.decode(z.unsqueeze(1))[:, :, 0])
             yield previous
-
-
-def aligned(items: Iterator[Tensor], request: Request, block: int) -> Iterator[Tensor]:
-    """Yield for each video its own items [start, start + num_frames) in pieces: (N, ...) -> (N, count, ...).
-
-    `items` are those of frames 0, 1, ... Those that lie between the first and the last start are held.
-    """
-    starts, held, base, done = request.starts, [], 0, 0  # `held` begins with item `base`
-    for count in pieces(request.num_frames, block):
-        while base + len(held) < max(starts) + done + count:
-            held.append(next(items))
-            surplus = min(max(min(starts) + done - base, 0), len(held))
-            del held[:surplus]
-            base += surplus
-        rows = [[item[n] for item in held[start + done - base :][:count]] for n, start in enumerate(starts)]
-        yield torch.stack([torch.stack(row) for row in rows])
-        done += count
 
 
 class RefinedReconstruction(Sampler):

@@ -13,7 +13,7 @@ SPEC = Spec(
     presets="training.river.presets:PRESETS",
     networks={
         "training.river.networks:VectorField": "vector field of RIVER",
-        "training.river.networks:LatentScale": "scale of latents",
+        "training.modules.latents:LatentScale": "scale of latents",
     },
     open_sampler=OPENER,
     published_adapters=(ADAPTER,),

@@ -27,12 +27,12 @@ from training.contract import (
     Stream,
 )
 from training.modules.autoencoder import Autoencoder
+from training.modules.latents import LatentScale, LatentVideo
 from training.modules.prior import Prior
 from training.random import random_state
 from training.river.draws import ClipDropout, Sample, draw_sample, flow_losses, published_sample
-from training.river.networks import LatentScale, VectorField
+from training.river.networks import VectorField
 from training.river.options import RiverTrainOptions
-from training.river.prediction import LatentVideo
 from training.river.sampling import RiverSampler
 from training.river.schedules import PublishedSchedule
 from training.sampling import Sampler
@@ -144,7 +144,7 @@ class River(Prior):
         drawn = {"dropout_seeds": torch.tensor([int(rng.randint(1 << 31)) for rng in rngs])}  # stay on the host
         z, sample = self.encode(batch, sample, changes), sample.to(self.device)
         if o.normalise and step == 0 and not self.scale.measured:
-            self.measure(z)
+            self.scale.measure(z)
         drawn |= {"z": self.scale.normalise(z), **vars(sample)}
         if o.has_actions:
             rows = torch.arange(len(z), device=self.device)
@@ -160,15 +160,6 @@ class River(Prior):
         frames = sample.pick(batch["clip"].transpose(1, 2)).transpose(1, 2)  # (N, 3, 2 + k, H, W)
         self.tokenizer.eval()
         return self.tokenizer.latents(frames if changes is None else change_clips(frames, changes)).transpose(1, 2)
-
-    @torch.no_grad()
-    def measure(self, z: Tensor) -> None:
-        """Set the scale of latents by those of the first batch, over all ranks: (N, F, C, h, w)."""
-        values = z.movedim(2, 0).flatten(1).double()
-        sums = torch.stack([values.sum(1), values.square().sum(1), torch.full_like(values[:, 0], values.shape[1])])
-        total, squares, count = distributed.all_reduce_sum(sums)
-        mean = total / count
-        self.scale.set(mean, (squares / count - mean.square()).clamp(min=1e-12).sqrt())
 
     # ---- Losses -----------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from metrics.detectors import lpips
 from training.modules.autoencoder import Autoencoder
+from training.modules.conv_autoencoder import ConvAutoencoder
 from training.modules.discriminators import PatchDiscriminator
 from training.modules.reconstruction_loss import LossWeights, PerceptualLoss
 from training.modules.vqgan2d import VQGAN2D, RiverVQVAE
@@ -14,7 +15,9 @@ from training.modules.vqgan3d import VQGAN3D
 if TYPE_CHECKING:
     from training.tokenizer.options import TokenizerOptions
 
-NETWORKS: dict[str, type[Autoencoder]] = {"vqgan3d": VQGAN3D, "vqgan2d": VQGAN2D, "river-vqvae": RiverVQVAE}
+NETWORKS: dict[str, type[Autoencoder]] = {
+    "vqgan3d": VQGAN3D, "vqgan2d": VQGAN2D, "river-vqvae": RiverVQVAE, "conv2d": ConvAutoencoder,
+}  # fmt: skip
 
 
 def make_tokenizer(options: TokenizerOptions) -> Autoencoder:

@@ -4,10 +4,10 @@ import dataclasses
 from typing import Any
 
 from training.command_line import Parsed
-from training.flags import Flag, option
+from training.flags import SCHEDULES, Flag, option
 
-NETWORKS = ("vqgan3d", "vqgan2d", "river-vqvae")  # keys of training.tokenizer.networks.NETWORKS
-QUANTIZERS = ("ema", "vq", "cosine", "fsq", "lfq")  # training.modules.quantizers.KINDS
+NETWORKS = ("vqgan3d", "vqgan2d", "river-vqvae", "conv2d")  # keys of training.tokenizer.networks.NETWORKS
+QUANTIZERS = ("ema", "vq", "cosine", "fsq", "lfq", "none")  # training.modules.quantizers.KINDS
 
 
 def parse_integers(text: str) -> list[int]:
@@ -45,16 +45,19 @@ class TokenizerOptions:
         argument("Width of the 2-D network's first level", "ch"),
         argument("Widths of the 2-D network's levels, in multiples of --ch", "ch_mult", INTEGERS, None),
         argument("Residual blocks at each level of the 2-D network", "num_res_blocks"),
+        argument("Widths of the levels of conv2d; there is a stride of 2 for each", "widths", INTEGERS, None),
+        argument("Residual blocks at each level of conv2d", "blocks"),
         factory=True,
     )  # fmt: skip
     quantizer: dict[str, Any] = option(
         lambda: {"kind": "ema"}, "",
-        Flag("Kind of codebook", name="--quantizer", kind=QUANTIZERS, sets=("quantizer.kind",)),
+        Flag("Kind of codebook; none: no codes", name="--quantizer", kind=QUANTIZERS, sets=("quantizer.kind",)),
         Flag("Replace codes that are not used", name="--restart", kind=bool, sets=("quantizer.restart",)),
         Flag("Levels of FSQ, such as 8,8,8,5,5,5", name="--levels", kind=INTEGERS, sets=("quantizer.levels",)),
         factory=True,
     )  # fmt: skip
     lr: float = option(9e-5, "Learning rate of both optimisers", low=0)
+    schedule: str = option("constant", "Course of the learning rate", kind=SCHEDULES)
     warmup_steps: int = option(0, "Steps over which it rises from 0", low=0)
     clip_norm: float = option(1.0, "Largest norm of each optimiser's gradient; 0: any", low=0)
     l1_weight: float = option(4.0, "Weight of absolute differences", low=0)

@@ -11,6 +11,7 @@ publish networks and sizes of codebooks, but train with taming-transformers, who
 | dmlab; minecraft, habitat, kinetics | 16x16 of 64x64; of 128x128 | 1024 |
 | bair-64, kth; bair-256; clevrer | 8x8 of 64x64; 16x16 of 256x256; 16x16 of 128x128 | 16384; 8192 |
 | labdoom-2d; labdoom-3d | 9x16 of 72x128; 4x9x16 of 16x72x128 | 1024; 4096 |
+| labdoom-soft | 6x8 of 48x64 | none: 8 channels |
 | toy; toy-3d | 8x16 of 32x64; 4x8x16 of 16x32x64 | 256 |
 """
 
@@ -110,6 +111,28 @@ PRESETS: dict[str, Preset] = {
             "gan_ramp": 5000,
             "quantizer": {"kind": "ema", "restart": True},
             "arguments": {"hidden": 24, "embedding_dim": 64, "num_codes": 4096},
+        },
+    },
+    # A CPU, a quarter of an hour: continuous latents of frames with soft textures, for systems that model latents.
+    "labdoom-soft": {
+        "batch": 32,
+        "steps": 5000,
+        "tick_steps": 100,
+        "checkpoint_steps": 500,
+        "sample_steps": 1000,
+        "metric_steps": 1000,
+        "model": {
+            **PLAIN,
+            "network": "conv2d",
+            "height": 48,
+            "width": 64,
+            "clip_frames": 1,
+            "lr": 1e-3,
+            "schedule": "cosine",
+            "warmup_steps": 100,
+            "l2_weight": 4.0,
+            "quantizer": {"kind": "none"},
+            "arguments": {"widths": [32, 96, 128], "blocks": 2, "embedding_dim": 8},
         },
     },
     "toy": {

@@ -57,7 +57,7 @@ class Reconstruction(Sampler):
             clip = torch.cat([clip, clip[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2)
         if clip.shape[2] == 0:
             return clip
-        return self.network.decode(self.network.encode(clip))[:, :, :num_frames]
+        return self.network.decode_latents(self.network.latents(clip))[:, :, :num_frames]
 
 
 def open_sampler(bundles: Sequence[Bundle], options: Mapping[str, Any]) -> Sampler:

@@ -12,6 +12,7 @@ SPEC = Spec(
         "training.modules.vqgan3d:VQGAN3D": "3-D VQGAN",
         "training.modules.vqgan2d:VQGAN2D": "2-D VQGAN",
         "training.modules.vqgan2d:RiverVQVAE": "VQ-VAE of RIVER",
+        "training.modules.conv_autoencoder:ConvAutoencoder": "convolutional autoencoder",
     },
     open_sampler="training.tokenizer.sampling:open_sampler",
     published_adapters=("training.tokenizer.published:open_published",),

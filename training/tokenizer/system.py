@@ -37,6 +37,7 @@ class TokenizerTraining(System):
 
     Options = TokenizerOptions
     flips = True
+    precisions = ("fp32", "bf16")
     charts = (
         ChartSpec("Reconstruction", {"loss/recon_loss": "pixels", "loss/perceptual_loss": "LPIPS"}, log=True),
         ChartSpec("Perplexity of codes", {"codebook/perplexity": "perplexity"}, log=True),
@@ -58,7 +59,7 @@ class TokenizerTraining(System):
         if self.discriminators:
             self.optimizers["discriminators"] = optim.make_adam(self.discriminators, options.lr, BETAS)
         self.frozen = {"lpips": perceptual.lpips} if perceptual is not None else {}
-        self.schedule = optim.Schedule(options.lr, warmup=options.warmup_steps)
+        self.schedule = optim.Schedule(options.lr, options.schedule, options.warmup_steps, max(run.steps, 1))
         self.modules_of_training = [self.network, *self.discriminators]
 
     def load_perceptual(self):
@@ -142,7 +143,9 @@ class TokenizerTraining(System):
 
     def reconstruct(self, x: Tensor, step: int, part: str) -> tuple[Tensor, Quantized]:
         """Return the reconstruction of clips and their codes, by a forward pass that also teaches the codebook."""
-        return self.network(x, self.codebook_rng(step, part))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
+            made, quantized = self.network(x, self.codebook_rng(step, part))
+        return made.float(), quantized
 
     def generator_pass(self, x: Tensor, frames: Tensor, step: int, number: int, report: optim.Report) -> Tensor:
         """Add the gradients of the autoencoder for the clips of a round; return their reconstruction."""
@@ -153,7 +156,8 @@ class TokenizerTraining(System):
         loss.backward()
         self.network.requires_grad_(False)
         report.add("loss", **terms, loss=loss)
-        report.add("codebook", perplexity=quantized.perplexity, usage=quantized.usage)
+        if self.network.vocabulary:
+            report.add("codebook", perplexity=quantized.perplexity, usage=quantized.usage)
         return made.detach()
 
     def discriminator_pass(
@@ -193,7 +197,7 @@ class TokenizerTraining(System):
             found["loss/perceptual_loss"] = self.options.perceptual_weight * self.loss.perceptual(*pair)
             self.loss.perceptual.train(was)
         found["loss/commitment_loss"] = quantized.commitment_loss.reshape(1)
-        return found | {"perplexity": quantized.perplexity.reshape(1)}
+        return found | ({"perplexity": quantized.perplexity.reshape(1)} if self.network.vocabulary else {})
 
     # ---- Results ----------------------------------------------------------------------------------------------------
 
@@ -214,4 +218,5 @@ class TokenizerTraining(System):
 
     def info(self) -> Info:
         """See `System.info`."""
-        return Info(status=("codebook/perplexity",), charts=self.charts, preview_frames=32)
+        status = ("codebook/perplexity",) if self.network.vocabulary else ()
+        return Info(status=status, charts=self.charts, preview_frames=32)

@@ -9,8 +9,9 @@ import torch
 from tests import golden_files
 from tests.training.modules.test_vqgan2d import river_network, small_inputs
 from training.generation import flow
+from training.modules.latents import LatentScale
 from training.river import draws, networks, prediction, refiner, schedules
-from training.river.networks import LatentScale, VectorField
+from training.river.networks import VectorField
 from training.river.published import to_uint8
 
 

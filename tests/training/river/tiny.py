@@ -6,12 +6,12 @@ import torch
 from dataset_tools.archive import ShardWriter, describe_dataset
 from dataset_tools.frames import encode_jpeg
 from training.contract import Run
+from training.modules.latents import LatentScale, LatentVideo
 from training.modules.vqgan2d import VQGAN2D
 from training.network_file import save_network
 from training.random import random_state
-from training.river.networks import LatentScale, VectorField
+from training.river.networks import VectorField
 from training.river.options import RiverTrainOptions
-from training.river.prediction import LatentVideo
 from training.river.system import River
 
 SIZE = (16, 24)
