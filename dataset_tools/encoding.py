@@ -67,6 +67,8 @@ def _probe(tokenizer: Tokenizer, device: torch.device) -> tuple[int, int]:
 
     Raises `ValueError` if its output does not match its attributes, or if its vocabulary exceeds the storage format.
     """
+    if not tokenizer.vocabulary:
+        raise ValueError("the tokenizer has continuous latents, no codes: store them by --latents")
     if not 0 < tokenizer.vocabulary <= codes.MAX_VOCABULARY:
         raise ValueError(
             f"the tokenizer has a vocabulary of {tokenizer.vocabulary}, but stored tokens are below "

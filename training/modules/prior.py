@@ -34,12 +34,18 @@ class Prior(System):
     system: ClassVar[str]  # name in the registry
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     precisions = ("fp32", "bf16")
+    models_codes: ClassVar[bool] = True  # False: it models the latents before quantization
 
     options: Any
 
     def __init__(self, options: Any, run: Run):
         super().__init__(options, run)
         self.tokenizer, self.tokenizer_hash = load_tokenizer(options.tokenizer, run.device)
+        if self.models_codes and not self.tokenizer.vocabulary:
+            raise ValueError(
+                f"{options.tokenizer} has continuous latents, but {self.system} models codes: train a tokenizer with "
+                "a codebook (--quantizer)"
+            )
         self.frozen = {TOKENIZER: self.tokenizer}
         self.network = optim.seeded(run.seed, self.build).to(run.device)
         self.modules = {self.role: self.network}

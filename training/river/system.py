@@ -48,6 +48,7 @@ class River(Prior):
 
     Options = RiverTrainOptions
     role, system = "field", "river"
+    models_codes = False
     charts = (ChartSpec("Velocity", {"loss/loss": "mean squared error"}, log=True),)
 
     def __init__(self, options: RiverTrainOptions, run: Run):

@@ -40,6 +40,7 @@ class World(Prior):
 
     Options = WorldTrainOptions
     role, system = "world", "world"
+    models_codes = False
 
     network: WorldModel
     average: WorldModel

@@ -312,7 +312,7 @@ def test_entropy_of_lfq_equals_the_sum_over_codes(group_bits):
     torch.testing.assert_close(quantizer.entropy_loss(values), expected)
 
 
-@pytest.mark.parametrize("kind", quantizers.KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in quantizers.KINDS if kind != "none"])
 def test_all_have_one_interface(kind):
     levels = (4, 4) if kind == "fsq" else ()
     quantizer = make_quantizer(16, 6, kind, levels=levels)
@@ -328,6 +328,20 @@ def test_all_have_one_interface(kind):
     assert torch.equal(quantizer.encode(z), quantized.codes)
     torch.testing.assert_close(quantizer.lookup(quantized.codes), quantized.output)
     assert quantizer(z[:, :, :0]).codes.shape == (2, 0, 4, 5)
+
+
+def test_continuous_latents_carry_noise_in_training_alone():
+    quantizer, z = make_quantizer(0, 6, "none", noise=0.5), torch.randn(2, 6, 3, 40, 50)
+    one, two = (quantizer(z, np.random.RandomState(seed)).output for seed in (0, 0))
+    assert torch.equal(one, two) and float((one - z).std()) == pytest.approx(0.5, rel=0.05)
+    quantized = quantizer(z, np.random.RandomState(1))
+    assert not torch.equal(quantized.output, one)
+    assert float(quantized.loss) == pytest.approx(1e-4 * float(z.square().mean()))
+    quantizer.eval()
+    assert torch.equal(quantizer(z, np.random.RandomState(0)).output, z) and quantizer.num_codes == 0
+    for refused in (quantizer.encode, quantizer.lookup):
+        with pytest.raises(ValueError, match="has continuous latents, no codes"):
+            refused(z)
 
 
 @pytest.mark.parametrize(
