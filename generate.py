@@ -235,6 +235,8 @@ def _generate(given: Given, seeds: list[int], **arguments: Any) -> None:
         raise click.BadParameter(f"nothing can be compiled here: {reason}, or leave it out", param_hint="--compile")
     try:
         sampler = _open(given, device, arguments["precision"], arguments["trust"])
+        if sampler.needs.frames and not given.contexts and not arguments["context"]:
+            arguments["context"] = _start(given, seeds[0])
         prompt = _prompt(sampler, given, **arguments)
         plan = _plan(sampler, prompt, given, **arguments)
         with contextlib.closing(prompt), compilation.compiled(arguments["compiles"]):
@@ -287,6 +289,21 @@ def _open(given: Given, device: str, precision: str, trust: bool) -> Sampler:
     if sampler.costs:
         click.echo("  ".join(f"{name.replace('_', ' ')}: {value}" for name, value in sampler.costs.items()), err=True)
     return sampler
+
+
+def _start(given: Given, seed: int) -> str | None:
+    """Return the clip of the dataset beside the model that a video of this seed begins with; None without a dataset."""
+    from training.data.dataset import ClipDataset
+    from training.data.footage import dataset_sizes
+    from training.data.given_prompt import starts_beside
+
+    root = starts_beside(given.models)
+    if root is None:
+        return None
+    clips = ClipDataset(root, dataset_sizes(root)[:1]).clips
+    context = f"{root}:{clips[seed % len(clips)].path}"
+    click.echo(f"Begins with {context}", err=True)
+    return context
 
 
 def _prompt(sampler: Sampler, given: Given, **arguments: Any) -> Prompt:

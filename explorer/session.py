@@ -27,8 +27,7 @@ from explorer.views import About, View, check_sampler, compose, describe
 from explorer.worker import Busy, Cancelled, Result, Steps, Task, Worker
 from torch_utils.precision import set_precision
 from training import network_file
-from training.data.footage import is_dataset
-from training.data.given_prompt import make_prompt
+from training.data.given_prompt import make_prompt, starts_beside
 from training.network_file import ModelPath
 from training.sampling import Prompt, Sampler, open_sampler
 
@@ -228,12 +227,7 @@ class Session:
             return None, self.prompt
         if files.context is not None:
             return (files.context, None) if files.actions is None else (None, files.open(sampler))
-        for file in (file for file in self.models[name].files if isinstance(file, str | ModelPath)):
-            for found in network_file.expand(file):
-                beside = Path(found.path).with_suffix(".starts")
-                if beside.is_dir() and is_dataset(beside):
-                    return str(beside), None
-        return None, None
+        return starts_beside([file for file in self.models[name].files if isinstance(file, str | ModelPath)]), None
 
     def frames(self, view: View, start: int, count: int) -> Steps[np.ndarray]:
         """Return frames [start, start + count) of a view, fewer where a video ends: uint8 (T, height, width, 3)."""

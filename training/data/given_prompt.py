@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
 from dnnlib.text import escape
+from training import network_file
 from training.data.dataset import ClipDataset
+from training.data.footage import is_dataset
 from training.data.prompts import ClipPrompt, FilePrompt, StreamReader, open_prompt
 from training.data.stream_prompts import with_streams
 from training.data.streams import read_stream_file
+from training.network_file import ModelPath
 from training.sampling import Prompt, Sampler
+
+
+def starts_beside(models: Sequence[str | ModelPath]) -> str | None:
+    """Return the dataset NAME.starts beside a model's file NAME.pkl, whose clips begin its videos; None without."""
+    for item in [item for model in models for item in network_file.expand(model)]:
+        beside = Path(item.path).with_suffix(".starts")
+        if beside.is_dir() and is_dataset(beside):
+            return str(beside)
+    return None
 
 
 def make_prompt(

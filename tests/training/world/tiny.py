@@ -30,7 +30,7 @@ def network(seed: int = 0, **given) -> WorldModel:
     for parameter in model.parameters():
         parameter.data.normal_(0, 0.2)  # the initial values make every block the identity
     if model.num_actions:
-        model.motions.copy_(units(MOTIONS))
+        model.motions.copy_(units(MOTIONS)[: model.num_actions])
     return model.eval().requires_grad_(False)
 
 
