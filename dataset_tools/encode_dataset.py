@@ -27,6 +27,13 @@ import click
     show_default=True,
 )
 @click.option("--workers", help="Threads that decode  [default: one for each core]", type=click.IntRange(min=1))
+@click.option(
+    "--precision",
+    help="Arithmetic of the tokenizer; auto: bf16 where that is faster here",
+    type=click.Choice(["fp32", "bf16", "auto"]),
+    default="fp32",
+    show_default=True,
+)
 @click.option("--device", help="[default: cuda if there is a GPU]", type=click.Choice(["cpu", "cuda"]))
 @click.option("--partition", help="Make this partition only, from 0 on  [default: all]", type=click.IntRange(min=0))
 @click.option(

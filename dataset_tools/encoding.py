@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import numpy as np
@@ -22,7 +22,7 @@ from dataset_tools import archive
 from dnnlib import locks, util
 from dnnlib.download import file_sha256
 from dnnlib.text import quote
-from torch_utils.precision import tf32
+from torch_utils.precision import set_precision, tf32
 from training.contract import Tokenizer
 from training.data import codes, grids, latents
 from training.data.dataset import ClipDataset, Size, to_float
@@ -314,10 +314,12 @@ def encode_dataset(
     partition: int | None = None,
     num_partitions: int | None = None,
     is_latents: bool = False,
+    precision: str = "fp32",
 ) -> None:
     """Encode all frames of a dataset and print the results; raise `ValueError` if it cannot be done."""
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer, sha256 = load_tokenizer(tokenizer_path, where)
+    set_precision([cast(torch.nn.Module, tokenizer)], precision)
     size = (tokenizer.height, tokenizer.width)
     dataset = ClipDataset(root, [size])
     if out is None and not root.is_dir():

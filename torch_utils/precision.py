@@ -17,6 +17,7 @@ import functools
 import platform
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,12 @@ class MixedPrecision(nn.Module):
         if self.half is None or force_fp32 or (self.half == "fp16" and not x.is_cuda):
             return parameter.dtype
         return HALF_FORMATS[self.half]
+
+    def in_half(self, x: Tensor) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which products on the device of `x` are in the half precision in use, if any."""
+        if self.half is None:
+            return contextlib.nullcontext()
+        return torch.autocast(x.device.type, HALF_FORMATS[self.half])
 
 
 def why_not(precision: str, device: torch.device | str) -> str | None:

@@ -270,11 +270,24 @@ def main() -> None:
     pass
 
 
+def _halved(bundle: Bundle) -> Bundle:
+    """Return a bundle with its floating-point tensors as float16; raise `ValueError` for those that are too large."""
+    for role, network in bundle.networks.items():
+        limit = torch.finfo(torch.float16).max
+        tensors = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point() and tensor.numel()]
+        if any(not tensor.abs().max() <= limit for tensor in tensors):
+            raise ValueError(f"the {role} has values above {limit:g}, which float16 cannot hold: leave out --half")
+    return dataclasses.replace(bundle, networks={r: n.to(torch.float16) for r, n in bundle.networks.items()})
+
+
 @main.command("convert")
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path, dir_okay=False))
-def convert_command(source: str, target: Path) -> None:
-    """Write the network of IN as OUT, whose suffix is .pkl or .safetensors; all tensors stay unchanged.
+@click.option(
+    "--half", is_flag=True, help="Store weights as float16, in half of the space; they are computed in float32"
+)
+def convert_command(source: str, target: Path, half: bool) -> None:
+    """Write the network of IN as OUT, whose suffix is .pkl or .safetensors; without --half all tensors stay unchanged.
 
     IN is a path or a URL: an exported or published network, or a training state ckpt-...-train.pt, whose networks for
     generation are exported.
@@ -287,7 +300,8 @@ def convert_command(source: str, target: Path) -> None:
     if not target.parent.is_dir():
         raise click.ClickException(f"there is no folder {target.parent} for {target.name}: make it, or name another")
     try:
-        save_bundle(load_any(source), target)
+        bundle = load_any(source)
+        save_bundle(_halved(bundle) if half else bundle, target)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{target}  {target.stat().st_size / 2**20:.2f} MiB")

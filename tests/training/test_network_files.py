@@ -35,6 +35,7 @@ from training.longvideogan.lres.discriminator import LowResDiscriminator
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.sres.discriminator import SuperResDiscriminator
 from training.longvideogan.sres.generator import SuperResGenerator
+from training.modules.conv_autoencoder import ConvAutoencoder
 from training.sampling import open_sampler
 
 LRES_SIZE = {"height": 16, "width": 16}
@@ -587,3 +588,22 @@ def test_opening_a_small_network_does_not_import_the_compiler(repo):
     code = "import sys; from training.network_file import load_network; load_network('models/labdoom-tiny-sres.pkl')"
     code += "; assert 'torch._dynamo' not in sys.modules and 'sympy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=repo, check=True)
+
+
+def test_half_of_the_space_holds_the_same_network_up_to_rounding(tmp_path):
+    torch.manual_seed(0)
+    source, target = tmp_path / "source.pkl", tmp_path / "half.pkl"
+    options = {"height": 8, "width": 8, "widths": [16], "blocks": 1}
+    network = ConvAutoencoder(**options)
+    checkpoint.save_network(network, source)
+    found = CliRunner().invoke(checkpoint.main, ["convert", str(source), str(target), "--half"])
+    assert found.exit_code == 0, found.output
+    assert target.stat().st_size < 0.6 * source.stat().st_size
+    for name, value in network_file.load_network(str(target)).state_dict().items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, network.state_dict()[name], rtol=1e-3, atol=1e-6)
+    with torch.no_grad():
+        next(network.parameters())[0] = 1e6
+    checkpoint.save_network(network, source)
+    found = CliRunner().invoke(checkpoint.main, ["convert", str(source), str(tmp_path / "other.pkl"), "--half"])
+    assert found.exit_code == 1 and "has values above 65504" in found.output and not (tmp_path / "other.pkl").exists()

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torch_utils.precision import MixedPrecision
 from training.modules.quantizers import Quantizer, make_quantizer
 from training.modules.vqgan2d import FrameAutoencoder, conv3
 
@@ -35,13 +36,15 @@ def _blocks(width: int, count: int) -> list[nn.Module]:
     return [PlainBlock(width) for _ in range(count)]
 
 
-class ConvAutoencoder(FrameAutoencoder):
+class ConvAutoencoder(FrameAutoencoder, MixedPrecision):
     """An autoencoder of frames whose stride is 2^len(widths).
 
     `widths` are those of the levels from fine to coarse, each with `blocks` residual blocks in the encoder and in the
     decoder. `embedding_dim` is the number of channels of the latents, `quantizer` the arguments of `make_quantizer`
     besides sizes; by default latents are continuous.
     """
+
+    formats = ("bf16",)
 
     def __init__(
         self, height: int = 48, width: int = 64, clip_frames: int = 1, widths: Sequence[int] = (48, 96, 128),
@@ -81,8 +84,10 @@ class ConvAutoencoder(FrameAutoencoder):
 
     def encode_images(self, images: Tensor) -> Tensor:
         """See `FrameAutoencoder.encode_images`."""
-        return self.encoder(images)
+        with self.in_half(images):
+            return self.encoder(images).float()
 
     def decode_images(self, z: Tensor) -> Tensor:
         """See `FrameAutoencoder.decode_images`."""
-        return self.decoder(z)
+        with self.in_half(z):
+            return self.decoder(z).float()

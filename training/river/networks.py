@@ -5,7 +5,6 @@ The names of the field's state are those of the release.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from collections.abc import Callable, Sequence
@@ -189,10 +188,9 @@ class VectorField(MixedPrecision):
 
     def blocks(self, tokens: Tensor, drop: Dropout | None) -> Tensor:
         """Return `trunk` in the field's precision: half in its products, or throughout with weights that are so."""
-        half = None if self.half is None else HALF_FORMATS[self.half]
         if self.trunk_dtype is not None:
             return self.trunk(tokens.to(self.trunk_dtype), drop).to(tokens.dtype)
-        with contextlib.nullcontext() if half is None else torch.autocast(tokens.device.type, half):
+        with self.in_half(tokens):
             return self.trunk(tokens, drop).to(tokens.dtype)
 
     def embed(self, x: Tensor, reference: Tensor, conditions: Tensor, distances: Tensor) -> Tensor:

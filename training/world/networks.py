@@ -7,14 +7,13 @@ actions and the poses of the frames of context, which lie on further channels (a
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torch_utils.precision import HALF_FORMATS, MixedPrecision
+from torch_utils.precision import MixedPrecision
 from training.modules.attention import attend
 from training.modules.latents import time_code
 from training.world.context import GEOMETRY
@@ -97,8 +96,7 @@ class WorldModel(MixedPrecision):
         float (N, history, values), end with the one that leads into the frame, and count where `has_action`, bool
         (N, history), is true.
         """
-        half = None if self.half is None else HALF_FORMATS[self.half]
-        with contextlib.nullcontext() if half is None else torch.autocast(x.device.type, half):
+        with self.in_half(x):
             known = self.condition(self.cause(t, geometry, level, actions, has_action))
             cells = torch.cat([x.unsqueeze(1), context], dim=1).flatten(1, 2).flatten(2).transpose(1, 2)
             cells = self.embed(cells) + self.positions

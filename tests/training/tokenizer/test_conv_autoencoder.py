@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from dataset_tools.encode_dataset import main as encode_dataset
 from tests.training.river import tiny
 from training.contract import Run
+from training.data.dataset import ClipDataset
 from training.mebt.options import MeBTOptions
 from training.mebt.system import MeBTTraining
 from training.modules.conv_autoencoder import ConvAutoencoder
@@ -75,3 +76,17 @@ def test_systems_of_codes_and_token_shards_refuse_it(path, tmp_path):
     found = CliRunner().invoke(encode_dataset, [str(root), f"--tokenizer={path}"])
     assert found.exit_code and "continuous latents, no codes: store them by --latents" in found.output
     assert not list(root.glob("codes-*"))
+
+
+def test_latents_are_stored_in_half_precision_arithmetic_too(path, tmp_path):
+    found = []
+    for precision in ("fp32", "bf16"):
+        root = tiny.write_dataset(tmp_path / precision, 2, 4)
+        words = [str(root), f"--tokenizer={path}", "--latents", f"--precision={precision}", "--device=cpu"]
+        result = CliRunner().invoke(encode_dataset, words)
+        assert result.exit_code == 0, result.output
+        sha256 = load_tokenizer(str(path), "cpu")[1]
+        dataset = ClipDataset(root, [(16, 24)], latents=sha256)
+        found.append(np.stack([dataset.read_latents(clip, 0, 4) for clip in range(2)]).astype(np.float32))
+    assert not np.array_equal(*found)
+    np.testing.assert_allclose(found[1], found[0], atol=0.05 * found[0].std())
