@@ -93,6 +93,10 @@ OWN = {
         "teco", (32, 64), ("--seq-len=16",), prompted=True, tokenizer=VQGAN2D, encode=(), past=8, held_out=True,
         option="rounds=1",
     ),
+    "world": Case(
+        "world", (32, 64), ("--num-actions=4", "--poses=false", "--clip-frames=16"), prompted=True, tokenizer=VQGAN2D,
+        encode=("--latents",), past=8, held_out=True, option="steps=2",
+    ),
 }  # fmt: skip
 PARAMETERS = [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in OWN)]
 

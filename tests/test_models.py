@@ -20,22 +20,28 @@ NAME = network_file.DEFAULT_MODEL
 NETWORKS = sorted(network_file.MODELS.glob("*.pkl"))
 
 
-def test_each_has_a_card_and_each_card_a_pair():
+PAIRS = [path for path in NETWORKS if re.search("-[ls]res$", path.stem)]
+
+
+def name_of(path: Path) -> str:
+    return re.sub("-[ls]res$", "", path.stem)
+
+
+def test_each_has_a_card_and_each_card_a_model():
     cards = {path.stem for path in network_file.MODELS.glob("*.md")}
-    assert NAME in cards and {path.stem for path in NETWORKS} == {
-        f"{card}-{r}" for card in cards for r in ("lres", "sres")
-    }
+    assert NAME in cards and {name_of(path) for path in NETWORKS} == cards
+    assert {path.stem for path in PAIRS} == {f"{name_of(path)}-{role}" for path in PAIRS for role in ("lres", "sres")}
     assert [entry.name for entry in list_entries()] == sorted(cards)
 
 
 @pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
 def test_it_is_the_file_of_the_card(path: Path):
-    card = path.with_name(f"{re.sub('-[ls]res$', '', path.stem)}.md").read_text()
+    card = path.with_name(f"{name_of(path)}.md").read_text()
     assert f"| `{path.name}` |" in card and hashlib.sha256(path.read_bytes()).hexdigest() in card
     assert path.stat().st_size <= 20e6
 
 
-@pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PAIRS, ids=lambda path: path.stem)
 def test_it_has_the_options_of_its_preset(path: Path):
     """So that `--init-from` and the recipe of the card fit it."""
     name, role = path.stem.rsplit("-", 1)
