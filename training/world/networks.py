@@ -7,16 +7,52 @@ actions and the poses of the frames of context, which lie on further channels (a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torch_utils.precision import MixedPrecision
+from torch_utils.precision import HALF_FORMATS, MixedPrecision
 from training.modules.attention import attend
 from training.modules.latents import time_code
+from training.modules.linear import pack_linears
 from training.world.context import GEOMETRY
+
+
+class CellConv(nn.Conv2d):
+    """A 3x3 convolution of cells in raster order: (N, h * w, inputs) -> (N, h * w, outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, grid: tuple[int, int]):
+        super().__init__(inputs, outputs, 3, padding=1)
+        self.grid = grid
+
+    def forward(self, input: Tensor) -> Tensor:
+        """See the class."""
+        return super().forward(input.transpose(1, 2).unflatten(2, self.grid)).flatten(2).transpose(1, 2)
+
+
+class PackedCellConv(nn.Module):
+    """`CellConv` for inference on few cells: a product of their surroundings with weights that are packed once.
+
+    A convolution of so few cells spends more time in packing its weights again than in computing.
+    """
+
+    def __init__(self, conv: CellConv):
+        super().__init__()
+        self.grid = conv.grid
+        layer = nn.Linear(9 * conv.in_channels, conv.out_channels, device="meta")
+        layer.weight = nn.Parameter(conv.weight.detach().permute(0, 2, 3, 1).flatten(1), requires_grad=False)
+        layer.bias = nn.Parameter(cast(Tensor, conv.bias).detach(), requires_grad=False)
+        self.product = pack_linears(nn.Sequential(layer), conv.weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        padded = F.pad(x.unflatten(1, self.grid), (0, 0, 1, 1, 1, 1))
+        around = padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)  # (N, h, w, 3, 3, C)
+        return self.product(around.flatten(3).flatten(1, 2))
 
 
 class Block(nn.Module):
@@ -24,12 +60,13 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, grid: tuple[int, int]):
         super().__init__()
-        self.heads, self.grid = heads, grid
+        self.heads = heads
         self.modulation = nn.Linear(width, 6 * width)
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.conv, self.out = nn.Conv2d(width, 2 * width, 3, padding=1), nn.Linear(2 * width, width)
+        self.conv: nn.Module = CellConv(width, 2 * width, grid)
+        self.out = nn.Linear(2 * width, width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
@@ -38,9 +75,8 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).unsqueeze(1).chunk(6, dim=2)
         q, k, v = self.qkv(self.norm1(x) * (1 + scale1) + shift1).chunk(3, dim=2)
         x = x + gate1 * self.proj(attend(q, k, v, self.heads))
-        h = (self.norm2(x) * (1 + scale2) + shift2).transpose(1, 2).unflatten(2, self.grid)
-        h = F.gelu(self.conv(h), approximate="tanh").flatten(2).transpose(1, 2)
-        return x + gate2 * self.out(h)
+        h = self.conv(self.norm2(x) * (1 + scale2) + shift2)
+        return x + gate2 * self.out(F.gelu(h, approximate="tanh"))
 
 
 class WorldModel(MixedPrecision):
@@ -53,6 +89,7 @@ class WorldModel(MixedPrecision):
 
     formats = ("bf16",)
     motions: Tensor
+    block_dtype: torch.dtype | None = None  # of the blocks' weights, if another one than that of the others
 
     def __init__(
         self, channels: int, grid: Sequence[int], width: int = 160, depth: int = 5, heads: int = 5,
@@ -100,9 +137,11 @@ class WorldModel(MixedPrecision):
             known = self.condition(self.cause(t, geometry, level, actions, has_action))
             cells = torch.cat([x.unsqueeze(1), context], dim=1).flatten(1, 2).flatten(2).transpose(1, 2)
             cells = self.embed(cells) + self.positions
+            if self.block_dtype is not None:
+                cells, known = cells.to(self.block_dtype), known.to(self.block_dtype)
             for block in self.blocks:
                 cells = block(cells, known)
-            return self.head(self.norm(cells)).float().transpose(1, 2).unflatten(2, self.grid)
+            return self.head(self.norm(cells.to(self.positions))).float().transpose(1, 2).unflatten(2, self.grid)
 
     def cause(
         self, t: Tensor, geometry: Tensor, level: Tensor, actions: Tensor | None, has_action: Tensor | None
@@ -119,3 +158,16 @@ class WorldModel(MixedPrecision):
         values = F.pad(values.to(geometry.dtype), (0, 1), value=1.0)  # (N, history, values + 1)
         values = values if has_action is None else values * has_action.unsqueeze(2)
         return found + self.actions(values.flatten(1))
+
+
+def inference_copy(network: WorldModel) -> WorldModel:
+    """Return a copy for generation in its precision, with packed weights; it shares the tensors that are not packed."""
+    tensors: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    other = copy.deepcopy(network, tensors).eval().requires_grad_(False)
+    if network.positions.device.type == "cpu":
+        other.block_dtype = torch.float32 if other.half is None else HALF_FORMATS[other.half]
+        other.half = None
+        other.blocks = cast(nn.ModuleList, pack_linears(other.blocks, other.block_dtype))
+        for block in other.blocks:
+            block.conv = PackedCellConv(cast(CellConv, block.conv))
+    return other

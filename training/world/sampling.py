@@ -22,7 +22,7 @@ from training.modules.prior import TOKENIZER
 from training.random import random_state
 from training.sampling import Needs, Request, Sampler, resolve_options, sampler_option
 from training.world import context
-from training.world.networks import WorldModel
+from training.world.networks import WorldModel, inference_copy
 
 ROLE, SCALE = "world", "latents"  # of the networks in files
 
@@ -153,7 +153,7 @@ class WorldSampler(Sampler):
 
     def rollout(self, request: Request, given: Tensor) -> Iterator[Tensor]:
         """Yield the latents of frames 0, 1, ... after those of the context (N, T, C, h, w): (N, C, h, w) each."""
-        network = self.network.eval()
+        network = inference_copy(self.network)
         horizon = self.options.horizon or self.facts.get("horizon", 256)
         past = Past(network, given, self.actions(request, -given.shape[1], given.shape[1]), max(horizon, 1))
         for frame in itertools.count():

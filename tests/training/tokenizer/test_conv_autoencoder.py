@@ -16,6 +16,7 @@ from training.network_file import load_tokenizer, save_bundle, save_network
 from training.river.system import River
 from training.sampling import open_sampler
 from training.tokenizer.presets import PLAIN
+from training.tokenizer.sampling import Reconstruction
 from training.tokenizer.system import TokenizerOptions, TokenizerTraining
 
 ARGUMENTS = {"widths": [8, 8], "blocks": 1, "embedding_dim": 3}
@@ -64,7 +65,9 @@ def test_files_reconstruct_and_hold_the_same_network(tmp_path):
     save_bundle(training.export(), tmp_path / "tokenizer.pkl")
     network, _ = load_tokenizer(str(tmp_path / "tokenizer.pkl"), "cpu")
     video = tiny.clips(1, 1, 5)
-    found = open_sampler([str(tmp_path / "tokenizer.pkl")]).reconstruct(video)
+    sampler = open_sampler([str(tmp_path / "tokenizer.pkl")])
+    assert isinstance(sampler, Reconstruction)
+    found = sampler.reconstruct(video)
     torch.testing.assert_close(found, training.network.eval().decode_latents(network.latents(video)))
 
 

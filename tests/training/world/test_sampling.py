@@ -1,6 +1,8 @@
 """Rollouts: frames depend on seed, start and prompt alone; memory is bounded; actions count; precision."""
 
 import itertools
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ import torch
 from tests.training.world import tiny
 from torch_utils.precision import set_precision
 from training.sampling import Prompt, Request, resolve_options
+from training.world.context import GEOMETRY
+from training.world.networks import inference_copy
 from training.world.sampling import Past, WorldOptions, WorldSampler
 
 
@@ -33,7 +37,7 @@ def sampler(options=None, facts=None, **given):
     return WorldSampler(tiny.network(**given), tiny.latent_video(), facts or {"prompt_frames": 4, "horizon": 9}, chosen)
 
 
-def video(made, seeds, num_frames, start=0, block=8, prompt=None):
+def video(made, seeds, num_frames, start: Any = 0, block=8, prompt=None):
     made.block = block
     request = Request(seeds, start, num_frames, prompt or Given())
     return torch.cat([chunk["video"] for chunk in made.frames(request)], dim=2)
@@ -44,7 +48,7 @@ def test_frames_depend_on_seed_start_and_prompt_alone(given):
     made = sampler(**given)
     whole = video(made, [3], 14)
     assert whole.shape == (1, 3, 14, *tiny.SIZE) and whole.std() > 0
-    close = lambda a, b: torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)  # noqa: E731
+    close = partial(torch.testing.assert_close, atol=2e-4, rtol=1e-4)
     close(video(made, [3], 14, block=3), whole)
     close(video(made.interactive(), [3], 4, block=1), whole[:, :, :4])
     close(video(made, [3], 4, start=5), whole[:, :, 5:9])
@@ -107,3 +111,19 @@ def test_half_precision_is_close():
 def test_bad_options_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         resolve_options(WorldOptions, values)
+
+
+@pytest.mark.parametrize("half", [None, "bf16"])
+def test_the_network_of_generation_is_the_trained_one(half):
+    """Up to rounding, and without a copy of tensors that it does not change."""
+    network = tiny.network(width=192, depth=1)  # wide enough for packed weights
+    network.half = half
+    batch = (
+        torch.randn(2, tiny.CHANNELS, *tiny.GRID), torch.rand(2), torch.randn(2, 4, tiny.CHANNELS, *tiny.GRID),
+        torch.randn(2, 4, GEOMETRY), torch.rand(2), torch.tensor([[0, 1, 2, 3]] * 2),
+    )  # fmt: skip
+    copied = inference_copy(network)
+    found, expected = copied(*batch), network(*batch)
+    assert (found - expected).norm() < (0.1 if half else 1e-5) * expected.norm()
+    assert copied.embed.weight.data_ptr() == network.embed.weight.data_ptr()
+    assert network.half == half and all(p.dtype == torch.float32 for p in network.parameters())

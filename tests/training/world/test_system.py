@@ -1,5 +1,7 @@
 """The world model in training: resuming, ranks, rounds, what is learned from the first batch, bad options."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,9 @@ from training.contract import DataFacts
 from training.modules.vqgan3d import VQGAN3D
 from training.network_file import load_bundle, save_bundle, save_network
 from training.sampling import open_sampler
+from training.world import context
 from training.world.options import WorldTrainOptions
+from training.world.sampling import Past
 from training.world.system import World
 
 
@@ -96,8 +100,6 @@ def test_the_first_batch_tells_motions_and_scale(path):
 
 def test_targets_see_what_a_rollout_sees(path):
     """The context of a target in training is that of the same frame when it is generated."""
-    from training.world.sampling import Past
-
     system = tiny.system(path, context_noise=0.0, own_frames=0)
     system.network.motions.copy_(tiny.units(tiny.MOTIONS))
     given = tiny.batch(5, 1)
@@ -107,19 +109,19 @@ def test_targets_see_what_a_rollout_sees(path):
     seen, where = past.seen()
     actions, known = past.history()
 
-    found = {}
+    calls: list[Any] = []
     network = system.network
-    network.forward = lambda x, t, context, geometry, level, a, k: found.update(c=context, g=geometry, a=a, k=k) or x
-    from training.world import context
-
+    network.register_forward_pre_hook(lambda module, given: calls.append(given))
     each = {
         "z": z, "poses": context.dead_reckon(given["actions"], network.motions), "actions": given["actions"],
         "firsts": torch.tensor([0]), "level": torch.zeros(1), "context_noise": torch.zeros(1, 4, *z.shape[2:]),
     }  # fmt: skip
     system.evaluate(network, each, torch.tensor([8]), z[:, 8], torch.zeros(1))
-    torch.testing.assert_close(found["c"], seen)
-    torch.testing.assert_close(found["g"], where, atol=1e-5, rtol=0)
-    assert torch.equal(found["a"][found["k"]], actions[known]) and torch.equal(found["k"], known)
+    ((_, _, its_context, its_geometry, _, its_actions, its_known),) = calls
+    torch.testing.assert_close(its_context, seen)
+    torch.testing.assert_close(its_geometry, where, atol=1e-5, rtol=0)
+    assert actions is not None and known is not None
+    assert torch.equal(its_actions[its_known], actions[known]) and torch.equal(its_known, known)
 
 
 def test_stored_latents_train_as_frames_do(path):
