@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from benchmarks import all as everything
 from benchmarks import harness, layouts, loader, networks, ops, play, startup, subjects, train_step
+from dnnlib import util
 from tests.explorer import steered
 from tests.explorer.toys import registered as registered_toys
 from torch_utils.ops import backends
@@ -31,7 +32,8 @@ def run(command, path, *arguments) -> Any:
     return report
 
 
-def test_operators_at_the_shapes_of_the_networks(tiny_stages, tmp_path):
+def test_operators_at_the_shapes_of_the_networks(tiny_stages, tmp_path, monkeypatch):
+    monkeypatch.setattr(ops, "TURN_SEC", 0)
     report = run(ops.main, tmp_path, "--quick", "--threads=1")
     (table,) = report.tables
     assert {row[0].partition(":")[0] for row in table.rows} == set(ops.OPERATORS) and report.bars == []
@@ -158,6 +160,9 @@ def test_first_frame_of_a_fresh_process(tmp_path):
     paths = [str(tmp_path / f"{stage}.pkl") for stage in subjects.NAMES]
     for stage, path in zip(subjects.NAMES, paths, strict=True):
         startup.save_network(subjects.make_generator(stage, "toy"), path)
+    kernels = Path(util.make_cache_dir_path("kernels"))
+    kernels.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "kernels").symlink_to(kernels)
     moments = startup.first_frame("auto, kernels kept", paths, "cpu", 1, tmp_path)
     assert len(moments) == 5 and list(moments.values()) == sorted(moments.values())
     assert 0 < moments["Python has started"] < moments["the first frame is there"] < 120

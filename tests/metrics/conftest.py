@@ -11,22 +11,21 @@ import pytest
 from PIL import Image
 
 from dnnlib import util
-from metrics.detectors import registry
 from training.random import random_state
 
 NUM_FRAMES = {"a/long": 40, "a/short": 12, "b/middle": 25}
 
 
-def write_dataset(root: Path, size: tuple[int, int]) -> None:
+def write_dataset(root: Path, size: tuple[int, int], num_frames: dict[str, int] = NUM_FRAMES) -> None:
     """Write clips of smooth noise that drifts to the right: `<root>/<HHHHxWWWW>/partition_0000.zip`."""
     folder = root / f"{size[0]:04d}x{size[1]:04d}"
     folder.mkdir(parents=True)
     frame_paths = {}
     with zipfile.ZipFile(folder / "partition_0000.zip", "w") as archive:
-        for clip in NUM_FRAMES:
+        for clip in num_frames:
             coarse = random_state("test-clip", 0, clip).randint(256, size=(4, 6, 3), dtype=np.uint8)
             image = np.asarray(Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.BICUBIC))
-            frame_paths[clip] = [f"{number:06d}.jpg" for number in range(NUM_FRAMES[clip])]
+            frame_paths[clip] = [f"{number:06d}.jpg" for number in range(num_frames[clip])]
             for number, name in enumerate(frame_paths[clip]):
                 buffer = io.BytesIO()
                 Image.fromarray(np.roll(image, number, axis=1)).save(buffer, "jpeg", quality=95)
@@ -55,9 +54,11 @@ def dataset_path(make_dataset, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return an empty cache that has the detectors' weights all the same."""
-    weights = registry.path("i3d-kinetics-400").parent
+    """Return an empty cache that has the detectors' weights and the compiled operators all the same."""
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "detectors").symlink_to(weights)
+    for name in ("detectors", "kernels"):
+        shared = Path(util.make_cache_dir_path(name))
+        shared.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cache" / name).symlink_to(shared)
     monkeypatch.setattr(util, "_cache_dir", str(tmp_path / "cache"))
     return tmp_path / "cache"

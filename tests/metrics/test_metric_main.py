@@ -16,6 +16,7 @@ from metrics.detectors import registry
 from metrics.families import ClipShape
 from metrics.frechet import frechet_distance_from_features
 from metrics.plan import Generated
+from tests.metrics.conftest import write_dataset
 from tests.ranks import run_ranks
 from training.data.dataset import ClipDataset
 from training.random import random_state
@@ -113,16 +114,16 @@ def test_one_pass_of_the_sampler_serves_all_metrics(own_cache: Path):
             return super().video(request)
 
     names = ["fmd6_4f", "fd9_efflite0", "fmd4_3f"]
-    real = side(moving_pictures(7, 6))
+    real = side(moving_pictures(7, 4))
     together = metric_main.calc_metrics(names, real, Generated(Asked()))
     assert len(asked) == len(set(asked)) == 9, "each video was generated once"
     for name, result in zip(names, together, strict=True):
         (alone,) = metric_main.calc_metrics([name], real, Generated(Noise()), replace_cache=True)
         assert result["results"] == pytest.approx(alone["results"], rel=1e-5)
         assert result["errors"] == pytest.approx(alone["errors"], rel=1e-4)
-    assert [(result["num_real"], result["num_fake"]) for result in together] == [(6, 6), (42, 9), (4, 4)]
+    assert [(result["num_real"], result["num_fake"]) for result in together] == [(6, 6), (28, 9), (4, 4)]
 
-    frames = torch.from_numpy(moving_pictures(7, 6)).flatten(0, 1).permute(0, 3, 1, 2)
+    frames = torch.from_numpy(moving_pictures(7, 4)).flatten(0, 1).permute(0, 3, 1, 2)
     detector = registry.open_detector("efficientnet-lite0")
     batches = samplers.generated_batches(Noise(), {ClipShape(1): 9}, range(9), 0, 3)
     fake = torch.cat([detector.features(made.clips[ClipShape(1)][:, :, 0]) for made in batches])
@@ -255,9 +256,11 @@ class Doubled(Sampler):
         yield (video * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
 
 
-def test_frames_of_an_enlarger_are_of_all_windows_once_weighted(dataset_path: Path, own_cache: Path):
+def test_frames_of_an_enlarger_are_of_all_windows_once_weighted(tmp_path: Path, own_cache: Path):
     """As published: each window of footage is the prompt of a frame, which counts 1 / windows of its clip."""
-    both = ClipDataset(dataset_path, [SIZE, (8, 12)])
+    for size in (SIZE, (8, 12)):
+        write_dataset(tmp_path / "data", size, {"a/long": 13, "a/short": 6, "b/middle": 9})
+    both = ClipDataset(tmp_path / "data", [SIZE, (8, 12)])
     fake = Generated(Doubled(), inputs.Videos(both, (8, 12), "dataset"))
     real = side(moving_pictures(6, 5))
     lvg, alike = (
