@@ -7,6 +7,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -31,6 +32,25 @@ FLAGS: tuple[str, ...] = ()
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
 
 
+def precompiled(folder: Path, flags: tuple[str, ...]) -> Path:
+    """Compile the standard headers of host_shim.h, which take most of the time of each library; return their folder.
+
+    A compiler that cannot use the result reads the headers themselves.
+    """
+    text = "".join(re.findall("^#include <.*\n", (HERE / "host_shim.h").read_text(), re.MULTILINE))
+    headers = folder / f"headers-{hashlib.sha256(repr((text, flags)).encode()).hexdigest()[:16]}"
+    if not headers.exists():
+        temporary = Path(tempfile.mkdtemp(dir=folder))
+        (temporary / "standard.h").write_text(text)
+        command = [COMPILER, *flags, "-x", "c++-header", str(temporary / "standard.h")]
+        subprocess.run([*command, "-o", str(temporary / "standard.h.gch")], capture_output=True)
+        try:
+            temporary.rename(headers)
+        except OSError:  # another process was first
+            shutil.rmtree(temporary)
+    return headers
+
+
 def build(
     source: str, function: str, fixed: tuple[tuple[str, int | str], ...], names: tuple[str, ...], flags: tuple
 ) -> Path:
@@ -44,10 +64,11 @@ def build(
     if not library.exists():
         macros = [f"-D{name}={value}" for name, value in fixed]
         macros += [f"-D{name}=constants[{i}]" for i, name in enumerate(names)]
-        text = f'#include "host_shim.h"\n#include "{source}"\nSHIM_ENTRY({function})\n'
+        text = f'#include "standard.h"\n#include "host_shim.h"\n#include "{source}"\nSHIM_ENTRY({function})\n'
         temporary = library.with_suffix(f".{os.getpid()}")
-        command = [COMPILER, "-std=c++17", "-O1", "-w", "-DHOST_SHIM", "-fPIC", "-shared", *macros, *flags]
-        command += [f"-I{HERE}", f"-I{SOURCES}", "-x", "c++", "-", "-o", str(temporary)]
+        flags = ("-std=c++17", "-O1", "-w", "-DHOST_SHIM", "-fPIC", *flags)
+        command = [COMPILER, *flags, "-shared", *macros, f"-I{precompiled(folder, flags)}", f"-I{HERE}", f"-I{SOURCES}"]
+        command += ["-x", "c++", "-", "-o", str(temporary)]
         result = subprocess.run(command, input=text, text=True, capture_output=True)
         assert result.returncode == 0, result.stderr
         temporary.rename(library)
