@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-all lint clean
+.PHONY: setup demo test test-all lint style types quick-tests all-tests clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed $(VENV)/.detectors
@@ -25,15 +25,26 @@ $(VENV)/.detectors: $(VENV)/.installed metrics/detectors/registry.py
 	$(BIN)/python -m metrics.detectors.registry fetch i3d-kinetics-400 efficientnet-lite0 lpips-alex
 	@touch $@
 
-lint: $(VENV)/.installed
+lint: style types
+
+style: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
 	$(BIN)/pyright
 
-test: setup lint
+# Tests begin while the type checker, which is a single process, still works.
+test: setup style
+	@$(MAKE) --no-print-directory --jobs=2 types quick-tests
+
+test-all: setup style
+	@$(MAKE) --no-print-directory --jobs=2 types all-tests
+
+quick-tests: $(VENV)/.installed
 	$(BIN)/pytest -n $(WORKERS) -m "not slow and not gpu"
 
-test-all: setup lint
+all-tests: $(VENV)/.installed
 	$(BIN)/pytest -n $(WORKERS) -m "not gpu"
 
 # Training uses every core; tests share them between workers.

@@ -40,11 +40,13 @@ def footage(tmp_path_factory) -> Path:
 
 def test_footage_becomes_a_long_video_with_a_number(footage, tmp_path):
     networks = {}
+    small = ["--preview-frames=8", "--preview-videos=1"]
     for stage, script in (("lres", train_lres), ("sres", train_sres)):
         output = run(
             script.main,
             *[f"--outdir={tmp_path / stage}", f"--dataset={footage}", "--preset=toy", "--batch=2", "--device=cpu"],
             *["--steps=2", "--tick-steps=1", "--sample-steps=2", "--checkpoint-steps=1"],
+            *small,
         )
         assert "eta" in output and "Next: python" in output
         (run_dir,) = (tmp_path / stage).iterdir()
@@ -59,6 +61,7 @@ def test_footage_becomes_a_long_video_with_a_number(footage, tmp_path):
             script.main,
             *[f"--outdir={tmp_path / stage}", f"--dataset={footage}", "--preset=toy", "--batch=2", "--device=cpu"],
             *["--steps=3", "--tick-steps=1", "--sample-steps=0", "--checkpoint-steps=0"],
+            *small,
         )
         assert "goes on at step 2 of 3" in resumed and len(list((tmp_path / stage).iterdir())) == 1
 
