@@ -37,7 +37,8 @@ def precompiled(folder: Path, flags: tuple[str, ...]) -> Path:
 
     A compiler that cannot use the result reads the headers themselves.
     """
-    text = "".join(re.findall("^#include <.*\n", (HERE / "host_shim.h").read_text(), re.MULTILINE))
+    before_conditions = (HERE / "host_shim.h").read_text().partition("#if")[0]
+    text = "".join(re.findall("^#include <.*\n", before_conditions, re.MULTILINE))
     headers = folder / f"headers-{hashlib.sha256(repr((text, flags)).encode()).hexdigest()[:16]}"
     if not headers.exists():
         temporary = Path(tempfile.mkdtemp(dir=folder))
