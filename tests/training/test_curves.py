@@ -10,7 +10,6 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from tests.forked import forked_python
 from training import curves, registry
 from training.charts import COLOURS
 from training.curves import charts_of, curves_of, draw_curves, main, update_curves
@@ -161,7 +160,7 @@ def test_without_matplotlib_a_run_warns_once(tmp_path, monkeypatch):
 
 def test_the_command_has_its_former_name_too(tmp_path, repo):
     run_dir = write_run(tmp_path / "run", [{"step": 0, "loss/x": 1.0}])
-    command = [*forked_python(), "-m", "training.preview", str(run_dir), f"--out={tmp_path / 'x.png'}"]
+    command = [sys.executable, "-m", "training.preview", str(run_dir), f"--out={tmp_path / 'x.png'}"]
     assert (
         subprocess.run(command, cwd=repo, check=True, capture_output=True, text=True).stdout.strip() == command[-1][6:]
     )
