@@ -6,15 +6,16 @@ which do not support several backward passes and a double backward in one step.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 
-from torch_utils import training_stats
+from torch_utils import misc, training_stats
 
 START_TIMEOUT = timedelta(minutes=60)  # kernels are built and datasets scanned before the end of the first step
 STEP_TIMEOUT = timedelta(minutes=10)
@@ -26,6 +27,8 @@ ENVIRONMENT = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _error_group: Any = None
 # A gloo group for small host values of every step: on the devices they would wait for all queued work.
 _host_group: Any = None
+# Of meshes that do not span all ranks: the group of the ranks that hold the same part of what is divided over it.
+_replicas: dict[Any, Any] = {}
 
 
 class SharedError(ValueError):
@@ -79,6 +82,7 @@ def shutdown() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
         _error_group = _host_group = None
+        _replicas.clear()
         training_stats.init_multiprocessing(0, None)
 
 
@@ -199,7 +203,16 @@ def own_part(tensor: torch.Tensor) -> torch.Tensor:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return all of a tensor on every rank; all ranks call it together if it is divided."""
-    return tensor.detach().full_tensor() if is_divided(tensor) else tensor  # pyright: ignore
+    if not is_divided(tensor):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    found = cast(DTensor, tensor.detach())
+    placements = list(found.placements)
+    for axis in range(len(placements)):  # what was divided last is put together first; torch warns of both at once
+        placements[axis] = Replicate()
+        found = found.redistribute(placements=placements)
+    return found.to_local()
 
 
 @torch.no_grad()
@@ -214,34 +227,75 @@ def broadcast_module(module: torch.nn.Module) -> None:
             tensor.copy_(value)
 
 
+def set_replicas(mesh: Any, group: Any) -> None:
+    """Say which ranks hold the same parts of the tensors that are divided over a mesh: those of a process group."""
+    _replicas[mesh] = group
+
+
+def _replicas_of(tensor: torch.Tensor) -> Any:
+    """Return the group of ranks whose gradients of a tensor are averaged, None if that is done."""
+    return _replicas.get(tensor.device_mesh) if is_divided(tensor) else dist.group.WORLD  # pyright: ignore
+
+
+def _num_copies(tensor: torch.Tensor) -> int:
+    """Return the number of ranks that hold each entry of a tensor."""
+    if not is_divided(tensor):
+        return get_world_size()
+    mesh, placements = tensor.device_mesh, tensor.placements  # pyright: ignore[reportAttributeAccessIssue]
+    sizes = [mesh.size(axis) for axis, placement in enumerate(placements) if not placement.is_replicate()]
+    return get_world_size() // math.prod(sizes)
+
+
 @torch.no_grad()
 def sync_grads(params: Iterable[torch.Tensor], gain: float = 1.0) -> torch.Tensor:
-    """Average the gradients over the ranks, times `gain`, in one flat all-reduce; NaN becomes 0, +-inf becomes +-1e5.
+    """Average the gradients over the ranks, times `gain`, by flat all-reduces; NaN becomes 0, +-inf becomes +-1e5.
 
-    Parameters without a gradient are skipped; which ones have a gradient must not depend on the rank. Gradients that
-    are divided among the ranks have been averaged already. Return the number of entries of the averaged gradient that
-    were not finite, equal on all ranks: int64 () on the gradients' device, without waiting for it.
+    Parameters without a gradient are skipped; which ones have a gradient must not depend on the rank. A gradient that
+    is divided is averaged over the ranks with the same part (`set_replicas`); it has been averaged over the others.
+    Return the number of entries of the averaged gradient that were not finite, equal on all ranks: int64 () on the
+    gradients' device, without waiting for it.
     """
     gradients = [param.grad for param in params if param.grad is not None]
-    num_nonfinite = torch.zeros([], dtype=torch.int64, device=gradients[0].device if gradients else None)
-    divided = [own_part(gradient) for gradient in gradients if is_divided(gradient)]
-    gradients = [gradient for gradient in gradients if not is_divided(gradient)]
-    for part in divided:
-        part.mul_(gain)
-        num_nonfinite += part.mul(0).count_nonzero()
-        part.nan_to_num_(nan=0.0, posinf=INF_GRADIENT, neginf=-INF_GRADIENT)
-    if divided:
+    device = gradients[0].device if gradients else None
+    kinds: dict[Any, list[torch.Tensor]] = {}
+    for gradient in gradients:
+        kinds.setdefault((gradient.dtype, _num_copies(gradient), _replicas_of(gradient)), []).append(gradient)
+    num_nonfinite = torch.zeros([], dtype=torch.int64, device=device)
+    for (_, copies, replicas), found in kinds.items():
+        parts = [own_part(gradient) for gradient in found]
+        if replicas is None and any(map(is_divided, found)):
+            count = sum(_scale(part, gain) for part in parts)
+        else:
+            flat = torch.cat([part.flatten() for part in parts])
+            num_ranks = 1
+            if dist.is_initialized():
+                num_ranks = dist.get_world_size(replicas)
+                dist.all_reduce(flat, group=replicas)
+            count = _scale(flat, gain / num_ranks)
+            pieces = flat.split([part.numel() for part in parts])
+            finite = [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]
+            torch._foreach_copy_(parts, finite)  # pyright: ignore[reportPrivateImportUsage]
+        num_nonfinite += count * (get_world_size() // copies)
+    if any(map(is_divided, gradients)):
         dist.all_reduce(num_nonfinite)
-    for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
-        group = [gradient for gradient in gradients if gradient.dtype == dtype]
-        flat = torch.cat([gradient.flatten() for gradient in group])
-        if dist.is_initialized():
-            dist.all_reduce(flat)
-        flat.mul_(gain / get_world_size())
-        # Zero times a number is zero if and only if it is finite: one temporary, while `isfinite` needs four.
-        num_nonfinite += flat.mul(0).count_nonzero()
-        flat.nan_to_num_(nan=0.0, posinf=INF_GRADIENT, neginf=-INF_GRADIENT)
-        parts = flat.split([gradient.numel() for gradient in group])
-        finite = [part.view_as(gradient) for part, gradient in zip(parts, group, strict=True)]
-        torch._foreach_copy_(group, finite)  # pyright: ignore[reportPrivateImportUsage]
+        num_nonfinite //= get_world_size()
     return num_nonfinite
+
+
+def _scale(flat: torch.Tensor, gain: float) -> torch.Tensor:
+    """Multiply a gradient by `gain` in place, make it finite, and return the number of entries that were not."""
+    flat.mul_(gain)
+    # Zero times a number is zero if and only if it is finite: one temporary, while `isfinite` needs four.
+    num_nonfinite = flat.mul(0).count_nonzero()
+    flat.nan_to_num_(nan=0.0, posinf=INF_GRADIENT, neginf=-INF_GRADIENT)
+    return num_nonfinite
+
+
+@torch.no_grad()
+def total_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the norm of all gradients together, equal on all ranks: (); all ranks call it if some are divided."""
+    if not any(map(is_divided, gradients)):
+        return torch.nn.utils.get_total_norm(gradients)
+    norms = torch.stack(torch._foreach_norm([own_part(gradient) for gradient in gradients]))  # pyright: ignore
+    copies = torch.tensor([_num_copies(gradient) for gradient in gradients])
+    return all_reduce_sum((norms.square() / misc.upload(copies, norms.device)).sum()).sqrt()

@@ -73,12 +73,25 @@ def apply_gradients(
     parameters = list(parameters)
     num_nonfinite = distributed.sync_grads(parameters, gain)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = distributed.whole(nn.utils.get_total_norm(gradients))
+    norm = distributed.total_norm(gradients)
     if clip_norm is not None:
         parts = [distributed.own_part(gradient) for gradient in gradients]
         torch._foreach_mul_(parts, (clip_norm / norm.clamp(min=1e-12)).clamp(max=1.0))  # pyright: ignore
-    optimizer.step()
+    _step(optimizer, parameters)
     return num_nonfinite, norm
+
+
+def _step(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Take an optimiser's step, of parameters on one mesh of ranks at a time: its kernels do not take several."""
+    gradients = [(parameter, parameter.grad) for parameter in parameters]
+    meshes = dict.fromkeys(getattr(parameter, "device_mesh", None) for parameter in parameters)
+    for mesh in meshes:
+        for parameter, gradient in gradients:
+            is_due = getattr(parameter, "device_mesh", None) == mesh
+            parameter.grad = gradient if is_due else None  # those without one are left out
+        optimizer.step()
+    for parameter, gradient in gradients:
+        parameter.grad = gradient
 
 
 def make_adam(
