@@ -1,11 +1,21 @@
 """A network that is divided among ranks, by --shard, by --tensor-parallel and by both, is trained as by one rank."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from click.testing import CliRunner
+from torch import distributed as dist
 
+from dataset_tools import encode_dataset
 from tests.ranks import run_ranks
+from tests.training.data.clips import write_dataset
 from tests.training.teco import tiny
-from training.config import TrainOptions
+from training.checkpoint import load_any, load_run_state
+from training.config import TrainOptions, identity
+from training.modules import linear
+from training.network_file import save_network
 from training.teco.system import TecoOptions, TecoTraining
 
 DIVIDED = """
@@ -50,6 +60,8 @@ restore(again, found["middle"])
 assert step(again, 3) == found["losses"][2]
 end = state_of(again)["network"]
 assert all(torch.equal(value, end[name]) for name, value in found["end"]["network"].items())
+restore(again, torch.load(folder / "alone.pt"))
+found["continued"] = step(again, 3)
 misc.check_ddp_consistency(system.network)
 system.gather()
 bundle = system.export()
@@ -62,17 +74,139 @@ torch.save(found, f"{folder}/rank{rank}.pt")
 distributed.shutdown()
 """
 
+HALF = ("attention.query.weight", "attention.value.bias", "attention.out.weight", "wi.weight", "wi.bias", "wo.weight")
+
+
+def slow(world_size, **changes):
+    name = "-".join([str(world_size), *(f"{key}={value}" for key, value in changes.items())])
+    return pytest.param(world_size, changes, marks=pytest.mark.slow, id=name)
+
+
+def weights_distance(one, other):
+    """Return the norm of the difference of two networks, relative to that of one.
+
+    Biases in front of a norm of single channels have no gradient but rounding, which Adam enlarges.
+    """
+    one, other = (torch.cat([value.flatten() for value in found.values()]) for found in (one, other))
+    return ((one - other).norm() / one.norm()).item()
+
 
 @pytest.mark.parametrize(
     ("world_size", "changes"),
     [
-        pytest.param(2, '{"tensor_parallel": 2}', id="tensor-2"),
-        pytest.param(2, '{"shard": true}', marks=pytest.mark.slow, id="shard-2"),
-        pytest.param(4, '{"shard": true}', marks=pytest.mark.slow, id="shard-4"),
-        pytest.param(4, '{"tensor_parallel": 2}', marks=pytest.mark.slow, id="data-2-tensor-2"),
-        pytest.param(4, '{"tensor_parallel": 2, "shard": true}', marks=pytest.mark.slow, id="shard-2-tensor-2"),
+        (2, {"tensor_parallel": 2}),
+        (2, {"shard": True}),
+        slow(4, shard=True),
+        slow(4, tensor_parallel=2),
+        slow(4, tensor_parallel=2, shard=True),
+        slow(2, tensor_parallel=2, shard=True, legacy=True, grad_accum=2),
+        slow(4, tensor_parallel=2, shard=True, recompute=True, positions="rotary", clip_norm=1.0),
+        slow(2, tensor_parallel=2, precision="bf16"),
     ],
 )
 def test_a_divided_network_gives_the_losses_of_one(world_size, changes, tmp_path):
-    alone = tiny.system(tmp_path)
-    print(alone.validate(iter([tiny.batch(0)])))
+    """Ranks continue bit for bit, go on from what one has begun, and the reverse."""
+    layout = ("shard", "tensor_parallel")
+    same = {name: value for name, value in changes.items() if name not in layout}
+    alone, rel = tiny.system(tmp_path, **same), 2e-3 if "precision" in changes else 1e-5
+    validation = alone.validate(iter([tiny.batch(0)]))["loss/loss"].mean().item()
+    reports = []
+    for number in (1, 2, 3):
+        if number == 3:
+            state = {"network": alone.network.state_dict(), "optimizer": alone.optimizers["teco"].state_dict()}
+            torch.save(state, tmp_path / "alone.pt")
+        reports.append(alone.step(iter([tiny.batch(number)]), number))
+    ranks = run_ranks(DIVIDED, tmp_path, json.dumps(changes), world_size=world_size, timeout=900)
+    assert [code for code, *_ in ranks] == [0] * world_size, ranks
+    found = torch.load(tmp_path / "rank0.pt")
+    assert found["validation"] == pytest.approx(validation, rel=rel)
+    expected = [(report["loss/loss"].mean().item(), report["progress/grad_norm"].item()) for report in reports]
+    for mine, theirs in zip([*found["losses"], found["continued"]], [*expected, expected[2]], strict=True):
+        assert mine[0] == pytest.approx(theirs[0], rel=rel) and mine[1] == pytest.approx(theirs[1], rel=10 * rel)
+    other = tiny.system(tmp_path, **same)
+    other.network.load_state_dict(found["middle"]["network"])
+    other.optimizers["teco"].load_state_dict(found["middle"]["optimizer"])
+    report = other.step(iter([tiny.batch(3)]), 3)
+    assert report["loss/loss"].mean().item() == pytest.approx(found["losses"][2][0], rel=rel)
+    far = 0.05 if "precision" in changes else 5e-3
+    assert weights_distance(other.network.state_dict(), found["end"]["network"]) < far
+    shares = [share for name, share in found["held"].items() if "layers" in name and name.endswith(HALF)]
+    groups = world_size if changes.get("shard") else changes["tensor_parallel"]
+    assert len(shares) == 4 * len(HALF) and max(shares) == pytest.approx(1 / groups)
+
+
+LOOP = """
+import json, sys
+from training import loop
+from training.config import TrainOptions
+from torch_utils import distributed
+loop.train("teco", TrainOptions(**json.loads(sys.argv[1])))
+distributed.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_groups_of_ranks(tmp_path):
+    """The same run, which its layout does not identify, and each clip and random number is that of its position."""
+    tokenizer, root = tmp_path / "tokenizer.pkl", write_dataset(tmp_path / "data", [(tiny.HEIGHT, tiny.WIDTH)])
+    save_network(tiny.tokenizer(), tokenizer)
+    made = CliRunner().invoke(encode_dataset.main, [str(root), f"--tokenizer={tokenizer}"])
+    assert made.exit_code == 0, made.output
+
+    def run(outdir, steps, world_size, **layout):
+        model = {**tiny.SIZES, "tokenizer": str(tokenizer), "use_actions": False, "dropout_actions": False, **layout}
+        options = {"outdir": str(tmp_path / outdir), "dataset": str(root), "system": "teco", "model": model}
+        options |= {"steps": steps, "batch": 4, "sample_steps": 1000, "workers": 1}
+        ranks = run_ranks(LOOP, json.dumps(options), world_size=world_size, timeout=900)
+        assert [code for code, *_ in ranks] == [0] * world_size, ranks
+        (folder,) = Path(options["outdir"]).iterdir()
+        return folder / "checkpoints" / f"ckpt-{steps:08d}-train.pt"
+
+    whole = load_run_state(run("whole", 4, 1))
+    run("parts", 2, 2, tensor_parallel=2)
+    run("parts", 3, 4, tensor_parallel=2, shard=True)
+    parts = run("parts", 4, 1)
+    state = load_run_state(parts)
+    assert weights_distance(whole["modules"]["teco"], state["modules"]["teco"]) < 5e-3
+    assert whole["footage"] == state["footage"] and whole["loop"]["num_batches"] == state["loop"]["num_batches"]
+    load_any(str(parts.with_name("ckpt-00000003-train.pt")))
+
+
+def test_how_ranks_share_the_work_does_not_identify_a_run():
+    run = TrainOptions(outdir="", dataset="", system="teco", model={"tensor_parallel": 2, "shard": True})
+    assert identity(run) == identity(TrainOptions(outdir="", dataset="", system="teco"))
+    assert identity(run) != identity(TrainOptions(outdir="", dataset="", system="teco", model={"seq_len": 9}))
+
+
+REFUSED = [
+    ({"tensor_parallel": 3}, "tensor_parallel is 3, which does not divide the 2 heads of the temporal transformer"),
+    (
+        {"tensor_parallel": 2, "prior": {**tiny.SIZES["prior"], "mlp_dim": 33}},
+        "tensor_parallel is 2, which does not divide the 33 hidden channels of the prior transformer",
+    ),
+    ({"tensor_parallel": 2, "ema_beta": 0.9}, "no moving average: leave out --tensor-parallel or --ema-beta"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_what_cannot_be_divided_is_refused(changes, message):
+    options = TecoOptions(**{**tiny.SIZES, "tokenizer": "x.pkl", **changes})
+    with pytest.raises(ValueError, match=message):
+        TecoTraining.check(options, TrainOptions(outdir="", dataset="", system="teco", steps=20))
+
+
+def test_large_products_of_divided_weights_are_those_of_torch(monkeypatch, tmp_path):
+    """The kernels that are chosen for large products know no `DTensor`."""
+    from torch.distributed.tensor import DTensor, Replicate, init_device_mesh
+
+    monkeypatch.setattr(linear, "is_amd", lambda: True)
+    monkeypatch.setattr(linear, "TRAINED_PRODUCTS", 1)
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        x, weight = torch.randn(3, 8), torch.randn(4, 8)
+        parts = [DTensor.from_local(part, mesh, [Replicate()]) for part in (x, weight)]
+        product = linear.linear(*parts)
+        assert isinstance(product, DTensor) and torch.equal(product.to_local(), torch.nn.functional.linear(x, weight))
+    finally:
+        dist.destroy_process_group()
