@@ -82,13 +82,11 @@ def apply_gradients(
 
 
 def _step(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
-    """Take an optimiser's step, of parameters on one mesh of ranks at a time: its kernels do not take several."""
+    """Take an optimiser's step, first of what is whole, then of what is divided: its kernels do not take both."""
     gradients = [(parameter, parameter.grad) for parameter in parameters]
-    meshes = dict.fromkeys(getattr(parameter, "device_mesh", None) for parameter in parameters)
-    for mesh in meshes:
-        for parameter, gradient in gradients:
-            is_due = getattr(parameter, "device_mesh", None) == mesh
-            parameter.grad = gradient if is_due else None  # those without one are left out
+    for kind in sorted({distributed.is_divided(parameter) for parameter in parameters}):
+        for parameter, gradient in gradients:  # an optimiser leaves out parameters without one
+            parameter.grad = gradient if distributed.is_divided(parameter) == kind else None
         optimizer.step()
     for parameter, gradient in gradients:
         parameter.grad = gradient
