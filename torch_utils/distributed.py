@@ -232,18 +232,17 @@ def set_replicas(mesh: Any, group: Any) -> None:
     _replicas[mesh] = group
 
 
-def _replicas_of(tensor: torch.Tensor) -> Any:
-    """Return the group of ranks whose gradients of a tensor are averaged, None if that is done."""
-    return _replicas.get(tensor.device_mesh) if is_divided(tensor) else dist.group.WORLD  # pyright: ignore
-
-
-def _num_copies(tensor: torch.Tensor) -> int:
-    """Return the number of ranks that hold each entry of a tensor."""
+def _copies(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return groups of ranks, one for each axis of a mesh, whose ranks hold the same part of a tensor."""
     if not is_divided(tensor):
-        return get_world_size()
+        return (dist.group.WORLD,) if dist.is_initialized() else ()
     mesh, placements = tensor.device_mesh, tensor.placements  # pyright: ignore[reportAttributeAccessIssue]
-    sizes = [mesh.size(axis) for axis, placement in enumerate(placements) if not placement.is_replicate()]
-    return get_world_size() // math.prod(sizes)
+    groups = [mesh.get_group(axis) for axis, placement in enumerate(placements) if placement.is_replicate()]
+    return (*groups, *([_replicas[mesh]] if mesh in _replicas else []))
+
+
+def _num_copies(groups: Iterable[Any]) -> int:
+    return math.prod(dist.get_world_size(group) for group in groups)
 
 
 @torch.no_grad()
@@ -251,27 +250,25 @@ def sync_grads(params: Iterable[torch.Tensor], gain: float = 1.0) -> torch.Tenso
     """Average the gradients over the ranks, times `gain`, by flat all-reduces; NaN becomes 0, +-inf becomes +-1e5.
 
     Parameters without a gradient are skipped; which ones have a gradient must not depend on the rank. A gradient that
-    is divided is averaged over the ranks with the same part (`set_replicas`); it has been averaged over the others.
-    Return the number of entries of the averaged gradient that were not finite, equal on all ranks: int64 () on the
-    gradients' device, without waiting for it.
+    is divided is averaged over the ranks with the same part, so that these stay equal; over the others it has been
+    already. Return the number of entries of the averaged gradient that were not finite, equal on all ranks: int64 ()
+    on the gradients' device, without waiting for it.
     """
     gradients = [param.grad for param in params if param.grad is not None]
     device = gradients[0].device if gradients else None
     kinds: dict[Any, list[torch.Tensor]] = {}
     for gradient in gradients:
-        kinds.setdefault((gradient.dtype, _num_copies(gradient), _replicas_of(gradient)), []).append(gradient)
+        kinds.setdefault((is_divided(gradient), gradient.dtype, _copies(gradient)), []).append(gradient)
     num_nonfinite = torch.zeros([], dtype=torch.int64, device=device)
-    for (_, copies, replicas), found in kinds.items():
-        parts = [own_part(gradient) for gradient in found]
-        if replicas is None and any(map(is_divided, found)):
-            count = sum(_scale(part, gain) for part in parts)
+    for (divided, _, groups), found in kinds.items():
+        parts, copies = [own_part(gradient) for gradient in found], _num_copies(groups)
+        if divided and not groups:
+            count = torch.stack([_scale(part, gain) for part in parts]).sum()
         else:
             flat = torch.cat([part.flatten() for part in parts])
-            num_ranks = 1
-            if dist.is_initialized():
-                num_ranks = dist.get_world_size(replicas)
-                dist.all_reduce(flat, group=replicas)
-            count = _scale(flat, gain / num_ranks)
+            for group in groups:
+                dist.all_reduce(flat, group=group)
+            count = _scale(flat, gain / copies)
             pieces = flat.split([part.numel() for part in parts])
             finite = [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]
             torch._foreach_copy_(parts, finite)  # pyright: ignore[reportPrivateImportUsage]
@@ -297,5 +294,5 @@ def total_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     if not any(map(is_divided, gradients)):
         return torch.nn.utils.get_total_norm(gradients)
     norms = torch.stack(torch._foreach_norm([own_part(gradient) for gradient in gradients]))  # pyright: ignore
-    copies = torch.tensor([_num_copies(gradient) for gradient in gradients])
+    copies = torch.tensor([_num_copies(_copies(gradient)) for gradient in gradients])
     return all_reduce_sum((norms.square() / misc.upload(copies, norms.device)).sum()).sqrt()

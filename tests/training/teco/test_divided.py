@@ -28,6 +28,23 @@ distributed.init("cpu")
 folder, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
 rank = distributed.get_rank()
 
+def check_gradients(mesh):
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+    values = torch.tensor([mesh.get_local_rank("data") + 1.0, torch.inf])  # averaged over the groups
+    gradients = [DTensor.from_local(values, mesh["tensor"], [Shard(0)]),
+                 DTensor.from_local(torch.tensor([torch.nan, 1.0]), mesh["tensor"], [Replicate()]),
+                 torch.tensor([torch.nan, 1.0])]
+    parameters = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+    for parameter, gradient in zip(parameters, gradients):
+        parameter.grad = gradient
+    assert distributed.sync_grads(parameters, gain=2.0) == 4
+    assert distributed.own_part(parameters[0].grad).tolist() == [mesh.size(0) + 1.0, 1e5]
+    found = distributed.total_norm([parameter.grad for parameter in parameters]).item()
+    assert abs(found - (2 * (mesh.size(0) + 1) ** 2 + 2e10 + 8) ** 0.5) < 0.1
+
+if "tensor_parallel" in changes:
+    check_gradients(sharding.make_mesh(torch.device("cpu"), 2))
+
 def batch(system, number):
     size, reader = system.run.local_batch, system.run.reader
     return tiny.batch(number, first=reader * size, last=(reader + 1) * size)
@@ -197,11 +214,13 @@ def test_what_cannot_be_divided_is_refused(changes, message):
 
 def test_large_products_of_divided_weights_are_those_of_torch(monkeypatch, tmp_path):
     """The kernels that are chosen for large products know no `DTensor`."""
-    from torch.distributed.tensor import DTensor, Replicate, init_device_mesh
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Replicate
 
     monkeypatch.setattr(linear, "is_amd", lambda: True)
     monkeypatch.setattr(linear, "TRAINED_PRODUCTS", 1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    store = dist.FileStore(str(tmp_path / "store"), 1)  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
         x, weight = torch.randn(3, 8), torch.randn(4, 8)
