@@ -1,7 +1,6 @@
 """A network that is divided among ranks, by --shard, by --tensor-parallel and by both, is trained as by one rank."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from dataset_tools import encode_dataset
 from tests.ranks import run_ranks
 from tests.training.data.clips import write_dataset
 from tests.training.teco import tiny
+from training import loop
 from training.checkpoint import load_any, load_run_state
 from training.config import TrainOptions, identity
 from training.modules import linear
@@ -133,7 +133,7 @@ def test_a_divided_network_gives_the_losses_of_one(world_size, changes, tmp_path
             state = {"network": alone.network.state_dict(), "optimizer": alone.optimizers["teco"].state_dict()}
             torch.save(state, tmp_path / "alone.pt")
         reports.append(alone.step(iter([tiny.batch(number)]), number))
-    ranks = run_ranks(DIVIDED, tmp_path, json.dumps(changes), world_size=world_size, timeout=900)
+    ranks = run_ranks(DIVIDED, tmp_path, json.dumps(changes), world_size=world_size, timeout=280)
     assert [code for code, *_ in ranks] == [0] * world_size, ranks
     found = torch.load(tmp_path / "rank0.pt")
     assert found["validation"] == pytest.approx(validation, rel=rel)
@@ -170,23 +170,26 @@ def test_a_run_goes_on_with_other_groups_of_ranks(tmp_path):
     made = CliRunner().invoke(encode_dataset.main, [str(root), f"--tokenizer={tokenizer}"])
     assert made.exit_code == 0, made.output
 
-    def run(outdir, steps, world_size, **layout):
+    def options(outdir, steps, **layout):
         model = {**tiny.SIZES, "tokenizer": str(tokenizer), "use_actions": False, "dropout_actions": False, **layout}
-        options = {"outdir": str(tmp_path / outdir), "dataset": str(root), "system": "teco", "model": model}
-        options |= {"steps": steps, "batch": 4, "sample_steps": 1000, "workers": 1}
-        ranks = run_ranks(LOOP, json.dumps(options), world_size=world_size, timeout=900)
-        assert [code for code, *_ in ranks] == [0] * world_size, ranks
-        (folder,) = Path(options["outdir"]).iterdir()
-        return folder / "checkpoints" / f"ckpt-{steps:08d}-train.pt"
+        places = {"outdir": str(tmp_path / outdir), "dataset": str(root)}
+        return {**places, "system": "teco", "model": model, "steps": steps, "batch": 4, "sample_steps": 1000}
 
-    whole = load_run_state(run("whole", 4, 1))
-    run("parts", 2, 2, tensor_parallel=2)
-    run("parts", 3, 4, tensor_parallel=2, shard=True)
-    parts = run("parts", 4, 1)
-    state = load_run_state(parts)
-    assert weights_distance(whole["modules"]["teco"], state["modules"]["teco"]) < 5e-3
-    assert whole["footage"] == state["footage"] and whole["loop"]["num_batches"] == state["loop"]["num_batches"]
-    load_any(str(parts.with_name("ckpt-00000003-train.pt")))
+    def state(result, step):
+        return load_run_state(result.run_dir / "checkpoints" / f"ckpt-{step:08d}-train.pt")
+
+    whole = loop.train("teco", TrainOptions(**options("whole", 3)))
+    divided = json.dumps(options("parts", 2, tensor_parallel=2, shard=True))
+    ranks = run_ranks(LOOP, divided, world_size=4, timeout=280)
+    assert [code for code, *_ in ranks] == [0] * 4, ranks
+    assert "batch    4 clips: 2 groups of 2 ranks x 1 rounds" in ranks[0][1]
+    parts = loop.train("teco", TrainOptions(**options("parts", 3)))
+    assert parts.run_dir.name.startswith("00000-")
+    expected, found = state(whole, 3), state(parts, 3)
+    assert weights_distance(expected["modules"]["teco"], found["modules"]["teco"]) < 5e-3
+    assert expected["footage"] == found["footage"]
+    network = load_any(str(parts.run_dir / "checkpoints" / "ckpt-00000002-train.pt")).networks["teco"].state_dict()
+    assert all(torch.equal(value, network[name]) for name, value in state(parts, 2)["modules"]["teco"].items())
 
 
 def test_how_ranks_share_the_work_does_not_identify_a_run():
