@@ -6,15 +6,16 @@ which do not support several backward passes and a double backward in one step.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 
-from torch_utils import training_stats
+from torch_utils import misc, training_stats
 
 START_TIMEOUT = timedelta(minutes=60)  # kernels are built and datasets scanned before the end of the first step
 STEP_TIMEOUT = timedelta(minutes=10)
@@ -26,6 +27,8 @@ ENVIRONMENT = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _error_group: Any = None
 # A gloo group for small host values of every step: on the devices they would wait for all queued work.
 _host_group: Any = None
+# Of meshes that do not span all ranks: the group of the ranks that hold the same part of what is divided over it.
+_replicas: dict[Any, Any] = {}
 
 
 class SharedError(ValueError):
@@ -79,6 +82,7 @@ def shutdown() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
         _error_group = _host_group = None
+        _replicas.clear()
         training_stats.init_multiprocessing(0, None)
 
 
@@ -207,7 +211,16 @@ def own_part(tensor: torch.Tensor) -> torch.Tensor:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return all of a tensor on every rank; all ranks call it together if it is divided."""
-    return tensor.detach().full_tensor() if is_divided(tensor) else tensor  # pyright: ignore
+    if not is_divided(tensor):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    found = cast(DTensor, tensor.detach())
+    placements = list(found.placements)
+    for axis in range(len(placements)):  # what was divided last is put together first; torch warns of both at once
+        placements[axis] = Replicate()
+        found = found.redistribute(placements=placements)
+    return found.to_local()
 
 
 @torch.no_grad()
@@ -222,34 +235,72 @@ def broadcast_module(module: torch.nn.Module) -> None:
             tensor.copy_(value)
 
 
+def set_replicas(mesh: Any, group: Any) -> None:
+    """Say which ranks hold the same parts of the tensors that are divided over a mesh: those of a process group."""
+    _replicas[mesh] = group
+
+
+def _copies(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return groups of ranks, one for each axis of a mesh, whose ranks hold the same part of a tensor."""
+    if not is_divided(tensor):
+        return (dist.group.WORLD,) if dist.is_initialized() else ()
+    mesh, placements = tensor.device_mesh, tensor.placements  # pyright: ignore[reportAttributeAccessIssue]
+    groups = [mesh.get_group(axis) for axis, placement in enumerate(placements) if placement.is_replicate()]
+    return (*groups, *([_replicas[mesh]] if mesh in _replicas else []))
+
+
+def _num_copies(groups: Iterable[Any]) -> int:
+    return math.prod(dist.get_world_size(group) for group in groups)
+
+
 @torch.no_grad()
 def sync_grads(params: Iterable[torch.Tensor], gain: float = 1.0) -> torch.Tensor:
-    """Average the gradients over the ranks, times `gain`, in one flat all-reduce; NaN becomes 0, +-inf becomes +-1e5.
+    """Average the gradients over the ranks, times `gain`, by flat all-reduces; NaN becomes 0, +-inf becomes +-1e5.
 
-    Parameters without a gradient are skipped; which ones have a gradient must not depend on the rank. Gradients that
-    are divided among the ranks have been averaged already. Return the number of entries of the averaged gradient that
-    were not finite, equal on all ranks: int64 () on the gradients' device, without waiting for it.
+    Parameters without a gradient are skipped; which ones have a gradient must not depend on the rank. A gradient that
+    is divided is averaged over the ranks with the same part, so that these stay equal; over the others it has been
+    already. Return the number of entries of the averaged gradient that were not finite, equal on all ranks: int64 ()
+    on the gradients' device, without waiting for it.
     """
     gradients = [param.grad for param in params if param.grad is not None]
-    num_nonfinite = torch.zeros([], dtype=torch.int64, device=gradients[0].device if gradients else None)
-    divided = [own_part(gradient) for gradient in gradients if is_divided(gradient)]
-    gradients = [gradient for gradient in gradients if not is_divided(gradient)]
-    for part in divided:
-        part.mul_(gain)
-        num_nonfinite += part.mul(0).count_nonzero()
-        part.nan_to_num_(nan=0.0, posinf=INF_GRADIENT, neginf=-INF_GRADIENT)
-    if divided:
+    device = gradients[0].device if gradients else None
+    kinds: dict[Any, list[torch.Tensor]] = {}
+    for gradient in gradients:
+        kinds.setdefault((is_divided(gradient), gradient.dtype, _copies(gradient)), []).append(gradient)
+    num_nonfinite = torch.zeros([], dtype=torch.int64, device=device)
+    for (divided, _, groups), found in kinds.items():
+        parts, copies = [own_part(gradient) for gradient in found], _num_copies(groups)
+        if divided and not groups:
+            count = torch.stack([_scale(part, gain) for part in parts]).sum()
+        else:
+            flat = torch.cat([part.flatten() for part in parts])
+            for group in groups:
+                dist.all_reduce(flat, group=group)
+            count = _scale(flat, gain / copies)
+            pieces = flat.split([part.numel() for part in parts])
+            finite = [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]
+            torch._foreach_copy_(parts, finite)  # pyright: ignore[reportPrivateImportUsage]
+        num_nonfinite += count * (get_world_size() // copies)
+    if any(map(is_divided, gradients)):
         dist.all_reduce(num_nonfinite)
-    for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
-        group = [gradient for gradient in gradients if gradient.dtype == dtype]
-        flat = torch.cat([gradient.flatten() for gradient in group])
-        if dist.is_initialized():
-            dist.all_reduce(flat)
-        flat.mul_(gain / get_world_size())
-        # Zero times a number is zero if and only if it is finite: one temporary, while `isfinite` needs four.
-        num_nonfinite += flat.mul(0).count_nonzero()
-        flat.nan_to_num_(nan=0.0, posinf=INF_GRADIENT, neginf=-INF_GRADIENT)
-        parts = flat.split([gradient.numel() for gradient in group])
-        finite = [part.view_as(gradient) for part, gradient in zip(parts, group, strict=True)]
-        torch._foreach_copy_(group, finite)  # pyright: ignore[reportPrivateImportUsage]
+        num_nonfinite //= get_world_size()
     return num_nonfinite
+
+
+def _scale(flat: torch.Tensor, gain: float) -> torch.Tensor:
+    """Multiply a gradient by `gain` in place, make it finite, and return the number of entries that were not."""
+    flat.mul_(gain)
+    # Zero times a number is zero if and only if it is finite: one temporary, while `isfinite` needs four.
+    num_nonfinite = flat.mul(0).count_nonzero()
+    flat.nan_to_num_(nan=0.0, posinf=INF_GRADIENT, neginf=-INF_GRADIENT)
+    return num_nonfinite
+
+
+@torch.no_grad()
+def total_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the norm of all gradients together, equal on all ranks: (); all ranks call it if some are divided."""
+    if not any(map(is_divided, gradients)):
+        return torch.nn.utils.get_total_norm(gradients)
+    norms = torch.stack(torch._foreach_norm([own_part(gradient) for gradient in gradients]))  # pyright: ignore
+    copies = torch.tensor([_num_copies(_copies(gradient)) for gradient in gradients])
+    return all_reduce_sum((norms.square() / misc.upload(copies, norms.device)).sum()).sqrt()

@@ -119,14 +119,23 @@ class TrainOptions:
     def dataset_name(self) -> str:
         return Path(self.dataset).name
 
-    def check_ranks(self, world_size: int) -> None:
-        """Raise `ValueError` unless the batch divides into ranks, and the batch of a rank into accumulation rounds."""
-        rounds = world_size * self.grad_accum
+    def check_ranks(self, world_size: int, tensor_parallel: int = 1) -> None:
+        """Raise `ValueError` unless ranks divide into groups, the batch into those, and their part into rounds."""
+        num_readers, rest = divmod(world_size, tensor_parallel)
+        if rest:
+            below = num_readers * tensor_parallel
+            nearest = " or ".join(str(ranks) for ranks in (below, below + tensor_parallel) if ranks)
+            raise ValueError(
+                f"{world_size} {'rank does' if world_size == 1 else 'ranks do'} not divide into tensor-parallel groups "
+                f"of {tensor_parallel}; start {nearest} ranks with torchrun, or give another --tensor-parallel."
+            )
+        rounds = num_readers * self.grad_accum
         if self.batch % rounds:
             below = self.batch // rounds * rounds
             nearest = " or ".join(str(batch) for batch in (below, below + rounds) if batch)
+            who = "ranks" if tensor_parallel == 1 else f"groups of {tensor_parallel} ranks"
             raise ValueError(
-                f"A batch of {self.batch} does not divide by {world_size} ranks x {self.grad_accum} rounds of "
+                f"A batch of {self.batch} does not divide by {num_readers} {who} x {self.grad_accum} rounds of "
                 f"accumulation; use a batch of {nearest}."
             )
 
@@ -165,7 +174,8 @@ def identity(options: TrainOptions | Mapping[str, Any]) -> dict[str, Any]:
     values = to_dict(options) if isinstance(options, TrainOptions) else defaults(TrainOptions) | dict(options)
     if values.get("system") in registry.SYSTEMS:
         cls = system_class(values["system"])
-        values["model"] = defaults(cls.Options) | own_options(cls.Options, values["model"])
+        model = defaults(cls.Options) | own_options(cls.Options, values["model"])
+        values["model"] = {name: value for name, value in model.items() if name not in cls.free_options}
         values["x_flip"] = cls.flips if values["x_flip"] is None else values["x_flip"]
     return {key: value for key, value in values.items() if key not in FREE_OPTIONS}
 
@@ -207,10 +217,15 @@ def make_system(system: "str | type[System]", options: TrainOptions, device: "to
     from training.contract import Run
 
     cls = system_class(system)
-    own = resolve(cls.Options, own_options(cls.Options, options.model), f"the options of {options.system}")
+    own = options_of_system(cls, options)
     cls.check(own, options)
     shared = {name: getattr(options, name) for name in (*SHARED_OPTIONS, "precision", "compile", "steps")}
-    return cls(own, Run(device=torch.device(device), **shared))
+    return cls(own, Run(device=torch.device(device), tensor_parallel=cls.tensor_parallel(own), **shared))
+
+
+def options_of_system(cls: "type[System]", options: TrainOptions) -> Any:
+    """Return the system's own options of a run; raise `ValueError` for unknown ones."""
+    return resolve(cls.Options, own_options(cls.Options, options.model), f"the options of {options.system}")
 
 
 def defaults(cls: type) -> dict[str, Any]:

@@ -154,11 +154,22 @@ class Run:
     precision: str | None = None  # None: the system's default
     compile: bool = False
     steps: int = 0  # last step of training, for learning-rate schedules
+    tensor_parallel: int = 1  # ranks with consecutive numbers that process the same clips together
+
+    @property
+    def num_readers(self) -> int:
+        """Return the number of groups of ranks, each of which reads a part of a batch."""
+        return max(distributed.get_world_size() // self.tensor_parallel, 1)
+
+    @property
+    def reader(self) -> int:
+        """Return the number of this rank's group."""
+        return distributed.get_rank() // self.tensor_parallel
 
     @property
     def local_batch(self) -> int:
         """Return the number of clips of a global batch that this rank processes."""
-        return self.batch // distributed.get_world_size()
+        return self.batch // self.num_readers
 
     def rounds(self) -> list[slice]:
         """Return this rank's clips as one slice per accumulation round."""
@@ -167,7 +178,7 @@ class Run:
 
     def rngs(self, purpose: str, step: int) -> list[np.random.RandomState]:
         """Return one random generator per clip of this rank, keyed by the clip's position in the global batch."""
-        first = distributed.get_rank() * self.local_batch
+        first = self.reader * self.local_batch
         return [
             random_state(f"train-{purpose}", self.seed, f"{step}:{position}")
             for position in range(first, first + self.local_batch)
@@ -235,6 +246,7 @@ class System:
     compiles: ClassVar[bool] = False  # whether it supports compilation
     flips: ClassVar[bool] = False  # whether clips may be mirrored, which then is the default
     charts: ClassVar[tuple[ChartSpec, ...]] = ()
+    free_options: ClassVar[tuple[str, ...]] = ()  # fields of `Options` that may change when a run is resumed
 
     modules: dict[str, nn.Module]  # trained or EMA networks: saved, restored, broadcast and compared across ranks
     optimizers: dict[str, torch.optim.Optimizer]
@@ -246,6 +258,11 @@ class System:
     @classmethod
     def check(cls, options: Any, train_options: TrainOptions) -> None:
         """Raise `ValueError` for inconsistent options, before anything is built."""
+
+    @classmethod
+    def tensor_parallel(cls, options: Any) -> int:
+        """Return the number of ranks that process the same clips together, each a part of the network's width."""
+        return 1
 
     @classmethod
     def read_preset(cls, row: Mapping[str, Any], given: dict[str, Any]) -> Mapping[str, Any]:

@@ -26,7 +26,7 @@ from dnnlib.text import one_line
 from dnnlib.util import atomic_path
 from torch_utils import distributed, host_memory, misc, sharding, training_stats
 from training import checkpoint
-from training.config import TrainOptions, make_system, settle, system_class, to_dict
+from training.config import TrainOptions, make_system, options_of_system, settle, system_class, to_dict
 from training.contract import Batch, BatchSpec, System
 from training.curves import update_curves
 from training.data.dataset import BatchStream, ClipDataset, size_name, to_device
@@ -79,12 +79,12 @@ def _train(
     device = distributed.init(options.device)
     host_memory.keep_freed(device)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # as published: float32 throughout
-    rank, world_size = distributed.get_rank(), distributed.get_world_size()
     beginning = Beginning()
     with distributed.together():
-        options.check_ranks(world_size)
+        cls = system_class(system)
+        options.check_ranks(distributed.get_world_size(), cls.tensor_parallel(options_of_system(cls, options)))
         listener_names(options.log)
-        options = settle(options, system_class(system))
+        options = settle(options, cls)
         if distributed.is_main():
             find_run(options)  # fail before anything is built
         model = make_system(system, options, device)
@@ -104,8 +104,8 @@ def _train(
             dataset,
             options.seed,
             options.batch,
-            rank,
-            world_size,
+            model.run.reader,
+            model.run.num_readers,
             options.workers,
             bool(options.x_flip),
             options.weighting,
@@ -236,7 +236,7 @@ def open_held_out(model: System, dataset: ClipDataset, options: TrainOptions) ->
     """Return the batches of the validation split, never mirrored, with the vocabularies of the training dataset."""
     if options.val_dataset is None:
         return None
-    inputs, ranks = model.inputs(), (distributed.get_rank(), distributed.get_world_size())
+    inputs, ranks = model.inputs(), (model.run.reader, model.run.num_readers)
     parts = inputs.codes, inputs.streams, dataset.vocabularies(), inputs.latents, inputs.text_ids
     held_out = ClipDataset(options.val_dataset, list(inputs.sizes), "none", *parts)
     for spec in model.batch_spec(0):
@@ -323,8 +323,9 @@ def describe(
     logger.text(f"dataset  {options.dataset}: {len(dataset.clips)} clips at {read}, {dataset.fps:g} frames a second")
     for name, digest in options.frozen.items():
         logger.text(f"frozen   {name} {digest[:12]}")
-    ranks = distributed.get_world_size()
-    logger.text(f"batch    {options.batch} clips: {ranks} ranks x {options.grad_accum} rounds of accumulation")
+    groups, size = model.run.num_readers, model.run.tensor_parallel
+    ranks = f"{groups} ranks" if size == 1 else f"{groups} groups of {size} ranks"
+    logger.text(f"batch    {options.batch} clips: {ranks} x {options.grad_accum} rounds of accumulation")
     for change in beginning.changes:
         logger.text(f"override {change}")
     if options.init_from is not None:

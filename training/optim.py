@@ -73,12 +73,23 @@ def apply_gradients(
     parameters = list(parameters)
     num_nonfinite = distributed.sync_grads(parameters, gain)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = distributed.whole(nn.utils.get_total_norm(gradients))
+    norm = distributed.total_norm(gradients)
     if clip_norm is not None:
         parts = [distributed.own_part(gradient) for gradient in gradients]
         torch._foreach_mul_(parts, (clip_norm / norm.clamp(min=1e-12)).clamp(max=1.0))  # pyright: ignore
-    optimizer.step()
+    _step(optimizer, parameters)
     return num_nonfinite, norm
+
+
+def _step(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Take an optimiser's step, first of what is whole, then of what is divided: its kernels do not take both."""
+    gradients = [(parameter, parameter.grad) for parameter in parameters]
+    for kind in sorted({distributed.is_divided(parameter) for parameter in parameters}):
+        for parameter, gradient in gradients:  # an optimiser leaves out parameters without one
+            parameter.grad = gradient if distributed.is_divided(parameter) == kind else None
+        optimizer.step()
+    for parameter, gradient in gradients:
+        parameter.grad = gradient
 
 
 def make_adam(

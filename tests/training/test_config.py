@@ -187,6 +187,24 @@ def test_a_batch_divides_into_ranks_and_rounds(tmp_path, batch, ranks, remedy):
             options.check_ranks(ranks)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "batch", "message"),
+    [
+        (1, 4, "1 rank does not divide into tensor-parallel groups of 2; start 2 ranks"),
+        (3, 4, "3 ranks do not divide into tensor-parallel groups of 2; start 2 or 4 ranks"),
+        (8, 6, "does not divide by 4 groups of 2 ranks x 1 rounds of accumulation; use a batch of 4 or 8"),
+        (8, 4, None),
+    ],
+)
+def test_ranks_divide_into_groups_that_read_the_same_clips(tmp_path, ranks, batch, message):
+    options = make(tmp_path, batch=batch)
+    if message is None:
+        options.check_ranks(ranks, tensor_parallel=2)
+    else:
+        with pytest.raises(ValueError, match=message):
+            options.check_ranks(ranks, tensor_parallel=2)
+
+
 def test_runs_are_named_before_their_frozen_networks_are_known(tmp_path):
     stored = make(tmp_path, frozen={"tokenizer": "ab"})
     run = begin(stored)

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torch_utils import distributed
+
 # Number of weights from which a packed layer is at least as fast as MKL, for any number of rows.
 PACKED_WEIGHTS = 1 << 18
 # Multiplications from which a product in training is faster, on processors where MKL is slow.
@@ -74,7 +76,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x @ weight.T + bias, differentiable once: (..., in), (out, in), (out,) -> (..., out)."""
     large = weight.device.type == "cpu" and x.numel() * weight.shape[0] >= TRAINED_PRODUCTS
     plain = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if not (large and plain and is_amd() and has_onednn()) or torch.compiler.is_compiling():
+    other = torch.compiler.is_compiling() or distributed.is_divided(weight)
+    if other or not (large and plain and is_amd() and has_onednn()):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _Linear.apply(x, weight, bias)  # pyright: ignore[reportReturnType]

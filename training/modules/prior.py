@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_utils import distributed, misc
+from torch_utils import misc
 from training import optim
 from training.config import TrainOptions
 from training.contract import Batch, Bundle, Run, System
@@ -107,8 +107,8 @@ class Prior(System):
 
     @contextlib.contextmanager
     def randomness(self, step: int, part: str) -> Iterator[None]:
-        """Seed the generators of dropout for one part of a step on this rank, and restore them afterwards."""
-        key = f"{step}:{part}:{distributed.get_rank()}"
+        """Seed the generators of dropout for one part of a step and of the batch, and restore them afterwards."""
+        key = f"{step}:{part}:{self.run.reader}"
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(int(random_state("train-dropout", self.run.seed, key).randint(1 << 31)))

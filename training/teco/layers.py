@@ -150,14 +150,15 @@ class Attention(nn.Module):
         return x.unflatten(2, (-1, self.query.out_features // self.heads)).transpose(1, 2)
 
     def forward(
-        self, x: Tensor, queries: Tensor, mask: Visible, angles: Tensor | None, cache: KeyValueCache | None
+        self, x: Tensor, queries: Tensor | None, mask: Visible, angles: Tensor | None, cache: KeyValueCache | None
     ) -> Tensor:
-        """Return what `queries` (N, M, width) find among the tokens x (N, L, width): (N, M, width).
+        """Return what `queries` (N, M, width), by default all tokens, find among x (N, L, width): (N, M, width).
 
         `angles` (L, D / 2) rotate queries and keys. A `cache` holds the keys and values of earlier tokens, and takes
         these.
         """
-        q, k, v = self.split(self.query(queries)), self.split(self.key(x)), self.split(self.value(x))
+        q = self.split(self.query(x if queries is None else queries))
+        k, v = self.split(self.key(x)), self.split(self.value(x))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:
@@ -183,7 +184,7 @@ class TransformerLayer(nn.Module):
 
         Tokens that are selected see all tokens. See `Attention.forward` for the others.
         """
-        queries = normed = self.norm1(x)
+        normed, queries = self.norm1(x), None
         if wanted is not None:
             assert angles is None and cache is None, "tokens are selected without rotary positions and caches"
             queries, x, mask = take_tokens(normed, wanted), take_tokens(x, wanted), None

@@ -60,5 +60,8 @@ class TecoOptions(PriorOptions):
     )
     encode_frames: bool = option(False, "Encode frames in each step rather than read their codes; slower")
     shard: bool = option(False, "Divide parameters and optimiser states among the ranks, block by block (FSDP2)")
+    tensor_parallel: int = option(
+        1, "Ranks of a group that computes the same clips, each some heads and channels of the transformers", low=1
+    )
     recompute: bool = option(False, "Compute activations again for gradients, rather than keep them in memory")
     legacy: bool = option(False, "Draw kept frames as published, with the fault that the README describes")

@@ -37,6 +37,7 @@ from training.teco.layers import ResBlock, Transformer, TransformerLayer
 from training.teco.losses import Draws, losses, num_kept, num_masked
 from training.teco.networks import TECO, Decoder, PosteriorEncoder
 from training.teco.options import TecoOptions
+from training.teco.parallel import check_groups, divide
 from training.teco.sampling import ROLE, TecoSampler, check_actions
 
 UNKNOWN_SHARE = 0.5  # of clips whose actions are hidden, with `dropout_actions`
@@ -58,6 +59,7 @@ class TecoTraining(Prior):
 
     Options = TecoOptions
     role, system = ROLE, "teco"
+    free_options = ("shard", "tensor_parallel", "recompute")
     betas = (0.9, 0.95)
     charts = (
         ChartSpec("Cross-entropy", {"loss/recon_loss": "codes of frames", "loss/trans_loss": "codes of z"}, log=True),
@@ -83,10 +85,17 @@ class TecoTraining(Prior):
                 f"Option context is {options.context}; it must be from n_cond, {options.n_cond}, to below seq_len, "
                 f"{options.seq_len}"
             )
-        if options.shard and options.ema_beta:
-            raise ValueError("a network that is divided has no moving average: leave out --shard or --ema-beta")
+        if options.ema_beta and (options.shard or options.tensor_parallel > 1):
+            name = "--shard" if options.shard else "--tensor-parallel"
+            raise ValueError(f"a network that is divided has no moving average: leave out {name} or --ema-beta")
+        check_groups(options)
         if options.dropout_actions and not options.use_actions:
             raise ValueError("dropout_actions hides actions, but there are none without use_actions: set it to false")
+
+    @classmethod
+    def tensor_parallel(cls, options: TecoOptions) -> int:
+        """See `System.tensor_parallel`."""
+        return options.tensor_parallel
 
     def build(self) -> nn.Module:
         """See `Prior.build`."""
@@ -107,9 +116,13 @@ class TecoTraining(Prior):
         for part in network.modules():
             if isinstance(part, PosteriorEncoder | Decoder | Transformer):
                 part.recompute = o.recompute
+        mesh = None
+        if o.tensor_parallel > 1 and distributed.get_world_size() > 1:
+            mesh = sharding.make_mesh(self.run.device, o.tensor_parallel)
+            divide(network.to(self.run.device), mesh)
         if o.shard:
             blocks = [part for part in network.modules() if isinstance(part, ResBlock | TransformerLayer)]
-            sharding.shard(network.to(self.run.device), blocks)
+            sharding.shard(network.to(self.run.device), blocks, mesh)
         return network
 
     def gather(self) -> None:
@@ -159,15 +172,15 @@ class TecoTraining(Prior):
         """
         o, cells = self.options, int(np.prod(self.network.cells))
         bound = o.seq_len - o.n_cond
-        world, rank = distributed.get_world_size(), distributed.get_rank()
+        readers, reader = self.run.num_readers, self.run.reader
         shared = random_state("train-teco", self.run.seed, step)
         count = num_kept(o.drop_loss_rate, bound)
         frames = np.arange(bound)
         if o.drop_loss_rate:
             frames = shared.randint(0, bound + o.n_cond if o.legacy else bound, count)
-        ratios = shared.random_sample((len(rngs) * world, count)).astype(np.float32)
+        ratios = shared.random_sample((len(rngs) * readers, count)).astype(np.float32)
         counts = num_masked(o.mask_schedule, ratios, cells)
-        own = counts[rank * len(rngs) : (rank + 1) * len(rngs)]
+        own = counts[reader * len(rngs) : (reader + 1) * len(rngs)]
         order = np.array([[rng.permutation(cells) for _ in range(count)] for rng in rngs])  # (N, F, cells)
         unknown = np.array([o.dropout_actions and rng.random_sample() < UNKNOWN_SHARE for rng in rngs])
         return {

@@ -111,6 +111,7 @@ def system(folder, batch=4, **changes) -> TecoTraining:
         save_network(tokenizer(), path)
     shared = {name: changes.pop(name) for name in ("grad_accum", "precision", "seed") if name in changes}
     options = {**SIZES, "tokenizer": str(path), "lr": 3e-3, "warmup_steps": 2, "drop_loss_rate": 0.5, **changes}
+    shared["tensor_parallel"] = options.get("tensor_parallel", 1)
     return TecoTraining(TecoOptions(**options), Run(batch=batch, steps=20, **shared))
 
 
