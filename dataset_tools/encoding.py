@@ -25,6 +25,7 @@ from dnnlib.text import quote
 from torch_utils.precision import tf32
 from training.contract import Tokenizer
 from training.data import codes, grids, latents
+from training.data.audio_store import AudioStore, has_audio
 from training.data.dataset import ClipDataset, Size, to_float
 from training.data.layouts.base import LayoutStore
 from training.data.shards import FrameStore
@@ -241,6 +242,10 @@ def _fill(job: _Job, shard: zipfile.ZipFile, clips: Sequence[int], bar: Any) -> 
     archive.store_member(shard, grids.CLIPS, json.dumps(listed, indent=1).encode())
     for name, values in _stream_values(job, clips).items():
         archive.store_member(shard, f"{name}.json", json.dumps(values).encode())
+    if has_audio(job.dataset.path):
+        store = AudioStore(job.dataset.path, job.dataset.clips)
+        wanted = {job.dataset.clips[clip].path: store.read_all(clip) for clip in clips}
+        archive.store_audio(shard, wanted)
 
 
 def _member(job: _Job, clip: int) -> str:

@@ -1,4 +1,4 @@
-"""Open published checkpoints of TATS: a Lightning file of a transformer, which holds its tokenizer.
+"""Open published checkpoints of TATS: a Lightning file of a transformer, which holds its tokenizers.
 
     python -m training.checkpoint convert uncond_gpt_sky_128_488.ckpt sky.pkl
 
@@ -23,7 +23,7 @@ from training.modules.vqgan3d import VQGAN3D
 from training.network_file import content_hash
 from training.network_format import build_network, is_torch_archive
 from training.tats.networks import TATSTransformer, infill_mask
-from training.tats.sampling import Facts
+from training.tats.sampling import AUDIO_TOKENIZER, Facts
 
 PREFIX = "transformer."
 MARKS = ("pos_emb", "tok_emb.weight", "head.weight", "blocks.0.attn.key.weight")
@@ -49,6 +49,9 @@ def open_published(path: str) -> Bundle | None:
         if tokenizer is not None and tokenizer.cls is VQGAN3D:
             networks["tokenizer"] = published.build(tokenizer, archive)
             num_codes = tokenizer.size("codebook.embeddings")
+        sound = published.find_tokenizer(archive.content, published.AUDIO_PREFIXES)
+        if sound is not None and sound.cls is VQGAN3D:
+            networks[AUDIO_TOKENIZER] = published.build(sound, archive)
         entries = {name.removeprefix(PREFIX): entry for name, entry in state.items() if name.startswith(PREFIX)}
         masks = [name for name in entries if name.endswith(".attn.mask")]
         mask = archive.tensor(entries[masks[0]]) if masks else None
@@ -57,7 +60,7 @@ def open_published(path: str) -> Bundle | None:
         options = options_of(wanted, settings, num_codes, mask, facts, path)
         network = build_network(TATSTransformer, options, archive.tensors(wanted), path)
     system = "tats-interpolation" if options["unmasked"] else "tats"
-    digest = content_hash(networks["tokenizer"]) if networks else None
+    digest = content_hash(networks["tokenizer"]) if "tokenizer" in networks else None
     return Bundle({"transformer": network, **networks}, system, dataclasses.asdict(facts), digest)
 
 
