@@ -15,6 +15,7 @@ from torch_utils import distributed, misc
 from training import optim
 from training.config import TrainOptions
 from training.contract import Batch, Bundle, Run, System
+from training.modules.autoencoder import is_of_sound
 from training.modules.options import PriorOptions as PriorOptions
 from training.network_file import load_tokenizer
 from training.random import random_state
@@ -40,6 +41,8 @@ class Prior(System):
     def __init__(self, options: Any, run: Run):
         super().__init__(options, run)
         self.tokenizer, self.tokenizer_hash = load_tokenizer(options.tokenizer, run.device)
+        if is_of_sound(self.tokenizer):
+            raise ValueError(f"{options.tokenizer} encodes sound, expected a tokenizer of frames: give one of these")
         self.frozen = {TOKENIZER: self.tokenizer}
         self.network = optim.seeded(run.seed, self.build).to(run.device)
         self.modules = {self.role: self.network}

@@ -22,12 +22,14 @@ from training.modules import published
 from training.modules.vqgan3d import VQGAN3D
 from training.network_file import content_hash
 from training.network_format import build_network, is_torch_archive
+from training.tats.conditions import num_ids
 from training.tats.networks import TATSTransformer, infill_mask
 from training.tats.sampling import AUDIO_TOKENIZER, Facts
 
 PREFIX = "transformer."
 MARKS = ("pos_emb", "tok_emb.weight", "head.weight", "blocks.0.attn.key.weight")
 HEAD_WIDTH = 64  # of the published models, if a file does not say how many heads there are
+AUDIO_FRAMES = 16  # whose sound a published model is given
 STORED_CODES = 16384  # vocabulary of models that were trained on stored codes, which have no tokenizer
 
 
@@ -58,6 +60,10 @@ def open_published(path: str) -> Bundle | None:
         wanted = {name: entry for name, entry in entries.items() if not name.endswith(".attn.mask")}
         facts = facts_of(settings)
         options = options_of(wanted, settings, num_codes, mask, facts, path)
+        if AUDIO_TOKENIZER in networks:
+            frames = settings.get("sequence_length")
+            frames = frames if type(frames) is int and frames > 0 else AUDIO_FRAMES
+            options["condition_length"] = num_ids(networks[AUDIO_TOKENIZER], frames)
         network = build_network(TATSTransformer, options, archive.tensors(wanted), path)
     system = "tats-interpolation" if options["unmasked"] else "tats"
     digest = content_hash(networks["tokenizer"]) if "tokenizer" in networks else None
