@@ -1,6 +1,6 @@
 """What videos of TATS are given: a class, a description, or the sound that they go with.
 
-Ge et al., ECCV 2022, section 3.3: ids of the condition come before the codes. Those of sound are the codes of a
+Ge et al., ECCV 2022, and its release: ids of the condition come before the codes. Those of sound are the codes of a
 tokenizer of spectrograms.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,10 @@ class Reconstruction(Sampler):
 
 
 class SoundReconstruction(Reconstruction):
-    """The spectrograms of the prompt's sound, encoded and decoded: grey frames, low frequencies above."""
+    """The spectrograms of the prompt's sound, encoded and decoded: grey frames, low frequencies above.
+
+    Without end in sight, its last moment goes on.
+    """
 
     def __init__(self, network: Autoencoder):
         super().__init__(network)
@@ -75,8 +79,11 @@ class SoundReconstruction(Reconstruction):
 
     def frames(self, request: Request) -> Iterator[dict[str, Tensor]]:
         """See `Sampler.frames`."""
+        starts, limit = request.starts, request.prompt.limit
+        if request.num_frames is None and limit is not None:
+            request = dataclasses.replace(request, num_frames=limit - max(starts))
         if request.num_frames is not None:  # raises if the sound is shorter
-            request.prompt.stream(AUDIO, [start + request.num_frames - 1 for start in request.starts], 1)
+            request.prompt.stream(AUDIO, [start + request.num_frames - 1 for start in starts], 1)
         yield from super().frames(request)
 
     def read(self, prompt: Prompt, firsts: Sequence[int], count: int) -> Tensor:
