@@ -19,7 +19,7 @@ from training.data.stream_prompts import StreamPrompt
 from training.network_file import load_bundle, load_tokenizer, save_bundle
 from training.sampling import Prompt, open_sampler
 from training.tats.conditions import sound_ids
-from training.tats.sampling import AUDIO_TOKENIZER, Facts, LongVideos
+from training.tats.sampling import AUDIO_TOKENIZER, Facts, LongVideos, Writing
 from training.tats.system import TATS
 
 
@@ -71,6 +71,13 @@ def test_sound_is_learned_from(book):
     first = run(system, [0])["loss/loss"].mean()
     assert run(system, range(1, 60))["loss/loss"].mean() < 0.3 * first
     assert system.validate(iter([batch_of(1)]))["loss/top1_accuracy"].mean() > 0.8
+    sampler = system.sampler().with_options(Writing(temperature=0.0))
+    for kind in range(3):
+        prompt = StreamPrompt(Prompt(), {"audio": audio_of("x" * (1 + kind), 8)}, 0)
+        codes = codes_of(sampler, [0], prompt, 2)
+        assert codes.flatten().tolist() == [(kind + place) % 9 for place in range(8)], (
+            "what is written goes with what is heard"
+        )
 
 
 def test_resuming_continues_bit_for_bit(book):
