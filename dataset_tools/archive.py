@@ -82,7 +82,7 @@ class ClipWriter:
 
     def __init__(self, spools: Sequence[IO[bytes]]) -> None:
         self.cuts: Sequence[int] | None = None
-        self.notes: dict[str, Sequence[Any]] = {}
+        self.notes: dict[str, Sequence[Any] | np.ndarray] = {}
         self.lengths: list[list[int]] = []
         self._spools = spools
 

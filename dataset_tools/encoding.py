@@ -29,6 +29,7 @@ from training.data.audio_store import AudioStore, has_audio
 from training.data.dataset import ClipDataset, Size, to_float
 from training.data.layouts.base import LayoutStore
 from training.data.shards import FrameStore
+from training.data.spectrograms import is_of_sound
 from training.data.streams import read_stream, stored_streams
 from training.network_file import load_tokenizer
 
@@ -321,6 +322,11 @@ def encode_dataset(
     """Encode all frames of a dataset and print the results; raise `ValueError` if it cannot be done."""
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer, sha256 = load_tokenizer(tokenizer_path, where)
+    if is_of_sound(tokenizer):
+        raise ValueError(
+            f"{tokenizer_path} encodes sound, which training does as it goes: give a tokenizer of frames, and this one "
+            "as --audio-tokenizer of train.py tats"
+        )
     size = (tokenizer.height, tokenizer.width)
     dataset = ClipDataset(root, [size])
     if out is None and not root.is_dir():

@@ -102,8 +102,6 @@ def _streams_of(
     if sound.is_wanted:
         found[AUDIO] = sound.read(path, fps, num_frames, start_sec)
     for name, values in read_streams(files).items():
-        if name == AUDIO:
-            raise ValueError(f"{path} has a file of the stream {AUDIO}, which is the sound: use another name for it")
         fitted = fit_length(values, num_frames, is_after)
         if len(fitted.array) != num_frames:
             raise ValueError(
@@ -123,6 +121,8 @@ def _open(
             f"{recipe.sizes[0][0]}x{recipe.sizes[0][1]}; give --sizes, which crops, instead"
         )
     footage = making.open_video(path, recipe)
+    if AUDIO in files:
+        raise ValueError(f"{path} has {files[AUDIO].name}, but {AUDIO} is its sound: give the file another name")
     fixed = [*files.values(), *([sound.file] if sound.file else [])]
     if fixed and (recipe.fps is not None or recipe.trim_start or recipe.trim_end):
         raise ValueError(f"{path} has {fixed[0].name}, one value for each of its frames: leave out --fps and --trim-*")

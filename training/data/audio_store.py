@@ -89,8 +89,8 @@ class AudioStore:
         )
 
     def read_all(self, clip: int) -> np.ndarray:
-        """Return the spectrograms of all frames of a clip: float32 (T, NUM_VALUES)."""
-        return self.read(clip, 0, self.clips[clip].num_frames)
+        """Return the spectrograms of all frames of a clip, as they are stored: float16 (T, NUM_VALUES)."""
+        return self.read(clip, 0, self.clips[clip].num_frames).astype(DTYPE)
 
 
 def has_audio(root: Path) -> bool:

@@ -9,6 +9,7 @@ sizes and without their recipe: `prepare` is how it brings them to the size of i
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,3 +110,8 @@ def read_published(path: Path, num_frames: int | None = None) -> np.ndarray:
 def images_of(values: Tensor) -> Tensor:
     """Return values of a stream (N, T, NUM_VALUES) as a clip of one channel: (N, 1, T, BINS, COLUMNS)."""
     return values.unflatten(2, SIZE).unsqueeze(1)
+
+
+def is_of_sound(network: Any) -> bool:
+    """Return whether a tokenizer encodes spectrograms of sound, which have one channel, and no frames."""
+    return getattr(network, "options", {}).get("channels") == 1

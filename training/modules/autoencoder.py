@@ -64,11 +64,6 @@ class Autoencoder(nn.Module):
         return self.generate(self.quantizer.lookup(codes)) / self.scale
 
 
-def is_of_sound(network: nn.Module) -> bool:
-    """Return whether a tokenizer encodes spectrograms of sound, which have one channel, and no frames."""
-    return getattr(network, "options", {}).get("channels") == 1
-
-
 def check_divisible(x: Tensor, stride: tuple[int, int, int]) -> None:
     """Raise `ValueError` unless the strides divide the last three axes of x: frames, height and width."""
     if any(size % step for size, step in zip(x.shape[-3:], stride, strict=True)):

@@ -15,7 +15,7 @@ from torch_utils import distributed, misc
 from training import optim
 from training.config import TrainOptions
 from training.contract import Batch, Bundle, Run, System
-from training.modules.autoencoder import is_of_sound
+from training.data.spectrograms import is_of_sound
 from training.modules.options import PriorOptions as PriorOptions
 from training.network_file import load_tokenizer
 from training.random import random_state

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.data.spectrograms import SIZE, images_of
-from training.modules.autoencoder import is_of_sound
+from training.data.spectrograms import SIZE, images_of, is_of_sound
 from training.random import random_state
 from training.sampling import Needs, Prompt, Sampler
 from training.tats.networks import TATSTransformer

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from training.contract import Bundle
-from training.data.spectrograms import images_of
+from training.data.spectrograms import images_of, is_of_sound
 from training.data.streams import AUDIO
-from training.modules.autoencoder import Autoencoder, is_of_sound
+from training.modules.autoencoder import Autoencoder
 from training.sampling import Needs, NoOptions, Prompt, Request, Sampler, pieces, resolve_options
 
 

@@ -24,10 +24,11 @@ def audio_of(name: str, num_frames: int) -> np.ndarray:
 def write_heard(root: Path, is_heard: bool = True) -> Path:
     """Write the clips with sound at `SIZE`, one in each zip, and return the folder."""
     for index, (name, num_frames) in enumerate(CLIPS.items()):
-        notes = {"audio": audio_of(name, num_frames)} if is_heard else {}
-        with archive.ShardWriter(root, [SIZE], index) as writer, writer.clip(name, **notes) as add:
+        with archive.ShardWriter(root, [SIZE], index) as writer, writer.clip(name) as add:
             for frame in drifting(name, num_frames, SIZE):
                 add(encode_at_sizes(frame, [SIZE]))
+            if is_heard:
+                add.notes["audio"] = audio_of(name, num_frames)
         archive.describe_dataset(root, [writer.report({30: 1})], len(CLIPS), ())
     return root
 

@@ -115,15 +115,15 @@ def codes_of(sampler, seeds, prompt, count):
 def test_ids_are_those_of_the_window():
     """They are those of the clip that training would cut there, and equal for one video and for several."""
     sampler, prompt = tiny.hearing_sampler(), heard()
-    values = prompt.streams["audio"]
+    values, book = prompt.streams["audio"], tiny.sound_tokenizer()
     conditions = sampler.conditions([5, 6], prompt)
     for window, ids in enumerate(itertools.islice(conditions, 4)):
         clip = torch.from_numpy(values[window * 4 : window * 4 + 8]).unsqueeze(0)
-        assert torch.equal(ids, sound_ids(sampler.sound.tokenizer, clip).expand(2, -1))
+        assert torch.equal(ids, sound_ids(book, clip).expand(2, -1))
     short = heard(12)
     last = next(itertools.islice(sampler.conditions([5], short), 2, None))
     held = torch.from_numpy(short.streams["audio"][[8, 9, 10, 11, 11, 11, 11, 11]]).unsqueeze(0)
-    assert torch.equal(last, sound_ids(sampler.sound.tokenizer, held)), "the last moment goes on"
+    assert torch.equal(last, sound_ids(book, held)), "the last moment goes on"
 
 
 def test_codes_of_whole_videos_equal_those_of_streams():

@@ -13,6 +13,7 @@ from train import training_command
 from training.data.dataset import ClipDataset
 from training.data.spectrograms import read_sound
 from training.network_file import load_bundle, save_bundle
+from training.tats.networks import TATSTransformer
 
 
 def run(command, *arguments, code=0):
@@ -60,14 +61,15 @@ def test_videos_with_sound_become_a_model_that_hears(folder, tmp_path):
     run(encode_dataset.main, folder / "data", f"--tokenizer={folder / 'tokenizer.pkl'}", "--workers=1")
     books = [f"--tokenizer={folder / 'tokenizer.pkl'}", f"--audio-tokenizer={sound}"]
     model = train(folder, "tats", "--preset=toy-audio", "--layers=1", "--width=16", "--frames=8", *books)
-    assert load_bundle(model).networks["transformer"].options["condition_length"] == 32
+    network = load_bundle(model).networks["transformer"]
+    assert isinstance(network, TATSTransformer) and network.options["condition_length"] == 32
 
     video = write_tone(tmp_path / "c.mkv", 1.2)
     out = [f"--outdir={tmp_path}", "--device=cpu", f"--model={model}", "--seed=0"]
     first, second = (run(generate.main, *out, given) for given in (f"--audio={video}", f"--context={video}"))
     assert "12 frames in" in first and "12 frames in" in second
     made = [read(path) for path in sorted(tmp_path.glob("*len=12*.mp4"))]
-    assert [len(frames) for frames in made] == [12, 12] and np.array_equal(*made), [*tmp_path.iterdir()]
+    assert [len(frames) for frames in made] == [12, 12] and np.array_equal(made[0], made[1]), [*tmp_path.iterdir()]
     output = run(generate.main, *out, "--len=30", f"--audio={video}", code=1)
     assert "has audio for 12 frames, 0 for the context and 30 for the video are needed" in output
     assert "24 frames in" in run(generate.main, *out, f"--context={folder / 'data'}")
@@ -78,6 +80,12 @@ def test_videos_with_sound_become_a_model_that_hears(folder, tmp_path):
         ([f"--audio={video}", f"--context={video}"], "are two: leave out --context"),
     ):
         assert words in run(generate.main, *out, *given, code=1)
+
+
+def test_sound_is_not_encoded_ahead(folder, tmp_path):
+    save_bundle(tiny.Bundle({"tokenizer": tiny.sound_tokenizer()}, "tokenizer"), tmp_path / "sound.pkl")
+    output = run(encode_dataset.main, folder / "data", f"--tokenizer={tmp_path / 'sound.pkl'}", code=1)
+    assert "encodes sound, which training does as it goes: give a tokenizer of frames" in output
 
 
 @pytest.mark.parametrize(
