@@ -159,6 +159,12 @@ class Progress:
     metavar="FILE",
     type=click.Path(path_type=Path),
 )
+@click.option(
+    "--audio",
+    help="Sound that the video goes with, where the model hears: a sound file or a video",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+)
 @click.option("--label", help="Class of the video, where the model knows classes", type=int)
 @click.option("--text", help="Description of the video, where the model takes one")
 # Which frames.
@@ -314,7 +320,7 @@ def _prompt(sampler: Sampler, given: Given, **arguments: Any) -> Prompt:
     if len(contexts) > 1:
         raise ValueError(f"{' and '.join(contexts)} are two contexts: give one")
     context, length = (contexts[0] if contexts else None), arguments["length"]
-    streams = {"actions": arguments["actions"]} if arguments["actions"] else {}
+    streams = {name: arguments[name] for name in ("actions", "audio") if arguments[name]}
     num_frames = None if length in (None, float("inf")) else arguments["start"] + length
     return make_prompt(sampler, context, streams, arguments["label"], arguments["text"], arguments["fps"], num_frames)
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import numpy as np
+
 from dataset_tools.frames import Size
 from dnnlib import locks, util
 from dnnlib.download import file_sha256
@@ -80,7 +82,7 @@ class ClipWriter:
 
     def __init__(self, spools: Sequence[IO[bytes]]) -> None:
         self.cuts: Sequence[int] | None = None
-        self.notes: dict[str, Sequence[Any]] = {}
+        self.notes: dict[str, Sequence[Any] | np.ndarray] = {}
         self.lengths: list[list[int]] = []
         self._spools = spools
 
@@ -115,6 +117,7 @@ class ShardWriter:
         self.dropped: list[tuple[str, int]] = []  # clips that were too short, with their numbers of frames
         self._clips: dict[str, dict[str, Any]] = {}
         self._notes: dict[str, dict[str, Any]] = {}
+        self._audio: dict[str, np.ndarray] = {}
         self._hashes: dict[str, str] = {}
 
     def __enter__(self) -> "ShardWriter":
@@ -137,6 +140,8 @@ class ShardWriter:
             for archive in self._zips:
                 for name, content in {"frame_paths": self.frame_paths, **self._notes}.items():
                     store_member(archive, f"{name}.json", json.dumps(content, indent=2, sort_keys=True).encode())
+                if self._audio:
+                    store_audio(archive, self._audio)
         for path in self.paths:
             if self.frame_paths:
                 self._hashes[path.relative_to(self.root).as_posix()] = file_sha256(path)
@@ -156,7 +161,8 @@ class ShardWriter:
 
         Frames are named frame_000000.jpg and so on. A clip that ends in an exception leaves no trace in the shard, and
         one of fewer than `min_frames` frames only in `dropped`. `facts` go to the manifest. Each entry of `notes`, such
-        as `actions=[...]`, goes to `<note>.json` under the clip's name and has one element per frame.
+        as `actions=[...]`, goes to `<note>.json` under the clip's name and has one element per frame; "audio" is an
+        array (see `training.data.audio_store`).
         """
         with contextlib.ExitStack() as stack:
             spools = [stack.enter_context(tempfile.TemporaryFile(dir=path.parent)) for path in self.paths]
@@ -174,7 +180,10 @@ class ShardWriter:
                 self._add(piece, spools, lengths, facts or {})
                 for note, values in {**notes, **clip.notes}.items():
                     assert len(values) == len(clip.lengths), f"{note} of {name}: {len(values)} values"
-                    self._notes.setdefault(note, {})[piece] = list(values[frames.start : frames.stop])
+                    if note == "audio":
+                        self._audio[piece] = np.asarray(values)[frames.start : frames.stop]
+                    else:
+                        self._notes.setdefault(note, {})[piece] = list(values[frames.start : frames.stop])
 
     def _add(
         self, name: str, spools: Sequence[IO[bytes]], lengths: Sequence[Sequence[int]], facts: Mapping[str, Any]
@@ -202,6 +211,15 @@ def store_member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     info.create_system = 3  # Unix on every machine, for equal bytes
     info.external_attr = 0o644 << 16
     archive.writestr(info, data)
+
+
+def store_audio(archive: zipfile.ZipFile, clips: Mapping[str, np.ndarray]) -> None:
+    """Add the spectrograms of clips to a zip, as `training.data.audio_store` reads them."""
+    from training.data.audio_store import LISTING, VALUES, packed  # torch would slow down --help
+
+    content, listing = packed(clips)
+    store_member(archive, VALUES, content)
+    store_member(archive, LISTING, json.dumps(listing, indent=1).encode())
 
 
 def refuse_mixture(

@@ -25,9 +25,11 @@ from dnnlib.text import quote
 from torch_utils.precision import set_precision, tf32
 from training.contract import Tokenizer
 from training.data import codes, grids, latents
+from training.data.audio_store import AudioStore, has_audio
 from training.data.dataset import ClipDataset, Size, to_float
 from training.data.layouts.base import LayoutStore
 from training.data.shards import FrameStore
+from training.data.spectrograms import is_of_sound
 from training.data.streams import read_stream, stored_streams
 from training.network_file import load_tokenizer
 
@@ -243,6 +245,10 @@ def _fill(job: _Job, shard: zipfile.ZipFile, clips: Sequence[int], bar: Any) -> 
     archive.store_member(shard, grids.CLIPS, json.dumps(listed, indent=1).encode())
     for name, values in _stream_values(job, clips).items():
         archive.store_member(shard, f"{name}.json", json.dumps(values).encode())
+    if has_audio(job.dataset.path):
+        store = AudioStore(job.dataset.path, job.dataset.clips)
+        wanted = {job.dataset.clips[clip].path: store.read_all(clip) for clip in clips}
+        archive.store_audio(shard, wanted)
 
 
 def _member(job: _Job, clip: int) -> str:
@@ -320,6 +326,11 @@ def encode_dataset(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer, sha256 = load_tokenizer(tokenizer_path, where)
     set_precision([cast(torch.nn.Module, tokenizer)], precision)
+    if is_of_sound(tokenizer):
+        raise ValueError(
+            f"{tokenizer_path} encodes sound, which training does as it goes: give a tokenizer of frames, and this one "
+            "as --audio-tokenizer of train.py tats"
+        )
     size = (tokenizer.height, tokenizer.width)
     dataset = ClipDataset(root, [size])
     if out is None and not root.is_dir():

@@ -37,6 +37,7 @@ from dataset_tools.inspect_shard import (
 from dataset_tools.names import LRES_FRAMES, SRES_FRAMES, train_command
 from dnnlib.text import one_line
 from dnnlib.util import atomic_path, format_time
+from training.data.audio_store import AudioStore, has_audio
 from training.data.dataset import ASSUMED_FPS, ClipDataset
 from training.data.description import DESCRIPTION, MANIFEST, read_description, read_manifest
 from training.data.streams import LABEL, LABELS_FILE, StreamStore, stored_streams
@@ -351,6 +352,13 @@ def _ask_for_streams(dataset: Dataset, clips: ClipDataset) -> None:
             StreamStore(root, name, clips.clips)
         except ValueError as error:
             dataset.findings.report("damaged stream", str(error))
+    try:
+        if has_audio(root):
+            store = AudioStore(root, clips.clips)
+            for clip in range(len(clips.clips)):
+                store.read_all(clip)
+    except ValueError as error:
+        dataset.findings.report("damaged stream", str(error))
 
 
 def histogram(lengths: Sequence[int]) -> list[tuple[int, int, int]]:

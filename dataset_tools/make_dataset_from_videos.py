@@ -2,6 +2,7 @@
 
 Values of each frame, such as actions, are stored with a video that has a file of them beside it, named like
 `clip.actions.json`, .npy or .csv for `clip.mp4`.
+`--audio` also stores the sound of each frame, as spectrograms.
 
 Example:
   python -m dataset_tools.make_dataset_from_videos my_videos data/mine --sizes 36x64,144x256
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from click.core import ParameterSource
 
 from dataset_tools import making
@@ -22,6 +24,7 @@ from dnnlib import video
 from training.data.frames import find_videos as find_videos
 from training.data.listing import VIDEO_SUFFIXES, Listing, clip_name, clip_names, list_footage
 from training.data.stream_files import fit_length, read_streams, to_list
+from training.data.streams import AUDIO
 
 
 def name_clips(videos: list[Path], folder: Path) -> dict[str, Path]:
@@ -69,9 +72,35 @@ def choose_size(videos: list[Path], long_edge: int) -> Size:
     raise ValueError(f"none of {len(videos)} videos can be read, so --long-edge leads to no size ({reason})")
 
 
-def _streams_of(path: Path, files: Mapping[str, Path], is_after: bool, num_frames: int) -> dict[str, list]:
+@dataclasses.dataclass(frozen=True)
+class Sound:
+    """Where the spectrograms of a video come from: its audio track, or else a file of the release of TATS."""
+
+    is_wanted: bool = False
+    file: Path | None = None
+
+    def read(self, path: Path, fps: float, num_frames: int, start_sec: float) -> np.ndarray:
+        """Return those of the frames of a video; raise ValueError if there are too few."""
+        from training.data.spectrograms import read_published, read_sound  # torch would slow down --help
+
+        if self.file is not None:
+            return read_published(self.file, num_frames)
+        return read_sound(path, fps, num_frames, start_sec)
+
+
+def find_spectrograms(folder: Path, name: Path) -> Path:
+    """Return the file of spectrograms of a video, given its path inside its own folder."""
+    found = [folder / name.with_suffix(suffix) for suffix in (".pickle", ".npy")]
+    return next((path for path in found if path.is_file()), found[0])
+
+
+def _streams_of(
+    path: Path, files: Mapping[str, Path], is_after: bool, sound: Sound, fps: float, start_sec: float, num_frames: int
+) -> dict[str, Any]:
     """Return the values of each frame of a video; raise ValueError if they are not as many."""
-    found = {}
+    found: dict[str, Any] = {}
+    if sound.is_wanted:
+        found[AUDIO] = sound.read(path, fps, num_frames, start_sec)
     for name, values in read_streams(files).items():
         fitted = fit_length(values, num_frames, is_after)
         if len(fitted.array) != num_frames:
@@ -84,7 +113,7 @@ def _streams_of(path: Path, files: Mapping[str, Path], is_after: bool, num_frame
 
 
 def _open(
-    path: Path, long_edge: int | None, files: Mapping[str, Path], is_after: bool, recipe: making.Recipe
+    path: Path, long_edge: int | None, files: Mapping[str, Path], is_after: bool, sound: Sound, recipe: making.Recipe
 ) -> making.Footage:
     if long_edge is not None and (size := size_of_long_edge(video.probe(path), long_edge)) != recipe.sizes[0]:
         raise ValueError(
@@ -92,19 +121,22 @@ def _open(
             f"{recipe.sizes[0][0]}x{recipe.sizes[0][1]}; give --sizes, which crops, instead"
         )
     footage = making.open_video(path, recipe)
-    if not files:
-        return footage
-    if recipe.fps is not None or recipe.trim_start or recipe.trim_end:
-        name = next(iter(files.values())).name
-        raise ValueError(f"{path} has {name}, one value for each of its frames: leave out --fps and --trim-*")
+    if AUDIO in files:
+        raise ValueError(f"{path} has {files[AUDIO].name}, but {AUDIO} is its sound: give the file another name")
+    fixed = [*files.values(), *([sound.file] if sound.file else [])]
+    if fixed and (recipe.fps is not None or recipe.trim_start or recipe.trim_end):
+        raise ValueError(f"{path} has {fixed[0].name}, one value for each of its frames: leave out --fps and --trim-*")
     read_streams(files)  # raises before the video is decoded
-    return dataclasses.replace(footage, streams=functools.partial(_streams_of, path, files, is_after))
+    if not files and not sound.is_wanted:
+        return footage
+    streams = functools.partial(_streams_of, path, files, is_after, sound, footage.fps, recipe.trim_start)
+    return dataclasses.replace(footage, streams=streams)
 
 
 def _describe(
-    path: Path, long_edge: int | None, files: Mapping[str, Path], is_after: bool, recipe: making.Recipe
+    path: Path, long_edge: int | None, files: Mapping[str, Path], is_after: bool, sound: Sound, recipe: making.Recipe
 ) -> str:
-    footage = _open(path, long_edge, files, is_after, recipe)  # decodes nothing until frames are requested
+    footage = _open(path, long_edge, files, is_after, sound, recipe)  # decodes nothing until frames are requested
     info, timing = video.probe(path), video.scan(path)
     num_frames = round((timing.duration_sec - recipe.trim_start - recipe.trim_end) * footage.fps)
     streams = "".join(f", {name or path.suffix}" for name, path in sorted(files.items()))
@@ -129,12 +161,22 @@ def _describe(
     default="into",
     show_default=True,
 )
+@click.option("--audio", "has_audio", help="Store spectrograms of the sound of each frame", is_flag=True)
+@click.option(
+    "--stft",
+    "stft_dir",
+    help="Folder of the release of TATS with spectrograms, clip.pickle for clip.mp4, instead of the audio tracks",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+)
 @making.maker_options()
 def main(
     input_dir: Path,
     output_dir: Path,
     long_edge: int | None,
     action_timing: str,
+    has_audio: bool,
+    stft_dir: Path | None,
     recipe: making.Recipe,
     job: dict[str, Any],
 ) -> None:
@@ -145,6 +187,8 @@ def main(
 
     A file clip.actions.json, .npy, .npz, .csv or .txt beside clip.mp4 has one action for each frame of it, or one less;
     likewise for any other name than actions. They are stored with the clip, such that action t leads into frame t.
+
+    With --audio each video must have a sound track as long as its frames.
     """
     listing = find_recordings(input_dir)
     videos, is_after = listing.videos, action_timing == "after"
@@ -153,18 +197,21 @@ def main(
         if any(context.get_parameter_source(name) != ParameterSource.DEFAULT for name in ("sizes", "height", "width")):
             raise click.UsageError("give either --long-edge or a size")
         recipe = dataclasses.replace(recipe, sizes=(choose_size(videos, long_edge),))
-    sources = [
-        making.Source(
-            name,
-            # Videos whose names differ in the suffix alone may show the same, so both train or both validate.
-            clip_name(path.relative_to(input_dir).with_suffix("")),
-            functools.partial(_open, path, long_edge, listing.streams.get(path, {}), is_after),
-            functools.partial(_describe, path, long_edge, listing.streams.get(path, {}), is_after),
+    if stft_dir is not None and not has_audio:
+        raise click.UsageError("--stft says where the spectrograms are that --audio stores: add --audio")
+    sources = []
+    for name, path in name_clips(videos, input_dir).items():
+        inside = path.relative_to(input_dir)
+        sound = Sound(has_audio, find_spectrograms(stft_dir, inside) if stft_dir else None)
+        parts = path, long_edge, listing.streams.get(path, {}), is_after, sound
+        # Videos whose names differ in the suffix alone may show the same, so both train or both validate.
+        group = clip_name(inside.with_suffix(""))
+        sources.append(
+            making.Source(name, group, functools.partial(_open, *parts), functools.partial(_describe, *parts))
         )
-        for name, path in name_clips(videos, input_dir).items()
-    ]
     origin, packages = input_dir.resolve().name, ("imageio-ffmpeg", "pillow", "numpy")
-    facts = {"action_timing": action_timing} if is_after else {}
+    facts: dict[str, Any] = {"action_timing": action_timing} if is_after else {}
+    facts |= {"audio": "stft" if stft_dir else "track"} if has_audio else {}
     making.make(output_dir, sources, recipe, **job, origin=origin, packages=packages, facts=facts)
 
 

@@ -79,7 +79,8 @@ class Stream:
     """`count` values of a stream, such as "actions" or "poses", for frames first, first + stride, ... of a window.
 
     The system receives int64 (N, count) for streams of ints and float32 (N, count, values) for streams of vectors.
-    `actions[t]` leads into frame t. A "label" is the same for every frame of a clip.
+    `actions[t]` leads into frame t. A "label" is the same for every frame of a clip. "audio" are spectrograms of the
+    sound of each frame (training.data.spectrograms).
     """
 
     name: str

@@ -365,7 +365,7 @@ def preview_clips(model: System, dataset: ClipDataset, options: TrainOptions) ->
     needs = sampler.needs
     sizes = [size for size in dict.fromkeys(sampler.outputs.values()) if size in dataset.sizes]
     missing = needs.frames and needs.size not in dataset.sizes
-    if missing or not dataset.sizes:
+    if missing or not (dataset.sizes or needs.streams):
         distributed.print0(
             f"Warning: {options.dataset} has no frames of {size_name(needs.size or sampler.size)}, so there are no "
             "previews."

@@ -263,6 +263,8 @@ def load_tokenizer(path_or_url: str | os.PathLike[str], device: str | torch.devi
     """Load a tokenizer, which satisfies `training.contract.Tokenizer`, and return it with its SHA-256."""
     bundle = load_bundle(path_or_url, device)
     found = [network for network in bundle.networks.values() if isinstance(network, Tokenizer)]
+    if len(found) > 1 and bundle.networks.get("tokenizer") in found:  # the others make conditions
+        found = [bundle.networks["tokenizer"]]
     if len(found) != 1:
         names = ", ".join(type(network).__name__ for network in bundle.networks.values())
         raise ValueError(f"{path_or_url} holds {names}, expected a tokenizer: give the file of one")

@@ -60,6 +60,13 @@ class Prompt:
         """
         raise ValueError(f"the stream {name!r} is needed for {count} frames: give --{name}")
 
+    def padded_stream(self, name: str, start: Start, count: int) -> Tensor:
+        """Return what `stream` does, with the last value repeated after the end of the stream.
+
+        For samplers that read further ahead than the frames that they make. The default suits streams without end.
+        """
+        return self.stream(name, start, count)
+
     def close(self) -> None:
         """Release files and processes; the prompt gives nothing afterwards."""
 

@@ -21,6 +21,7 @@ import torch
 
 from torch_utils import distributed
 from training.contract import BatchSpec, CodeClip, DataFacts, FrameClip, LatentClip, Part, Stream, TextClip
+from training.data.audio_store import AudioStore, make_command
 from training.data.captions import read_captions
 from training.data.codes import CodeStore
 from training.data.description import DESCRIPTION, read_description
@@ -29,9 +30,9 @@ from training.data.grids import GridStore
 from training.data.latents import LatentStore
 from training.data.layouts.base import LayoutStore
 from training.data.layouts.find import find_layout
-from training.data.parts import check_same_clips, has_own_layout
+from training.data.parts import check_same_clips, first_size, has_own_layout
 from training.data.shards import FrameStore, Size, size_name
-from training.data.streams import LABEL, StreamStore
+from training.data.streams import AUDIO, LABEL, StreamStore
 from training.random import random_state
 
 ASSUMED_FPS = 30.0  # the frame rate of the published datasets, which do not store it
@@ -51,10 +52,10 @@ class ClipDataset:
 
     With `cache` "ram" or "memmap" decoded frames are kept, in memory or in a file below the cache folder, the smallest
     sizes first and as many as fit. `codes` and `latents` are the SHA-256 of the tokenizer whose tokens or latents are
-    read, in which case `sizes` may be empty; `streams` are names such as "actions". `vocabularies` gives the names of a
-    stream's integer values, and overrides those of the dataset. `text_ids` returns the ids of a description; with it
-    each clip must have one. Raises ValueError if the dataset is incomplete, does
-    not match its dataset.json, or does not fit into the cache, or if its parts are not of the same clips.
+    read, in which case `sizes` may be empty, as with `streams` alone; these are names such as "actions". `vocabularies`
+    gives the names of a stream's integer values, and overrides those of the dataset. `text_ids` returns the ids of a
+    description; with it each clip must have one. Raises ValueError if the dataset is incomplete, does not match its
+    dataset.json, or does not fit into the cache, or if its parts are not of the same clips.
     """
 
     def __init__(
@@ -82,7 +83,11 @@ class ClipDataset:
         self.codes = None if codes is None else CodeStore(self.path, codes)
         self.latents = None if latents is None else LatentStore(self.path, latents)
         grids: list[GridStore] = [store for store in (self.codes, self.latents) if store is not None]
-        stores = [*self._stores.values(), *grids]
+        stores: list[FrameStore | LayoutStore | GridStore] = [*self._stores.values(), *grids]
+        if not stores and streams:
+            if not has_own_layout(self.path):
+                raise ValueError(f"{self.path} is no dataset whose {streams[0]} can be read alone; make one of it")
+            stores = [FrameStore(self.path, first_size(self.path), listed)]  # which tells the clips
         if not stores:
             raise ValueError(f"neither frames nor tokens of {self.path} are read; ask for a frame size or for codes")
         first, *others = stores
@@ -124,8 +129,15 @@ class ClipDataset:
 
     def open_stream(
         self, name: str, vocabulary: Sequence[str] | None = None, folders: Sequence[Path] | None = None
-    ) -> StreamStore:
+    ) -> StreamStore | AudioStore:
         """Return the values of a stream: those of the layout, or of the zips in `folders`, by default of all sizes."""
+        if name == AUDIO:
+            if self.layout is not None:
+                raise ValueError(
+                    f"{self.path} is read as {self.layout.title}, without its sound; make a dataset of it: "
+                    f"{make_command(Path('DATASET'))}"
+                )
+            return AudioStore(self.path, self.clips, folders or ())
         if self.layout is None:
             return StreamStore(self.path, name, self.clips, folders, vocabulary)
         there = self.layout.stream_names()
@@ -436,7 +448,7 @@ class BatchStream:
 
 
 def _can_be_mirrored(part: Part) -> bool:
-    return isinstance(part, FrameClip) or (isinstance(part, Stream) and part.name == LABEL)
+    return isinstance(part, FrameClip) or (isinstance(part, Stream) and part.name in (LABEL, AUDIO))
 
 
 def _fill(out: np.ndarray, dataset: ClipDataset, clip: int, part: Part, start: int, text: float) -> None:

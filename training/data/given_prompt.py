@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
+import numpy as np
 
 from dnnlib.text import escape
 from training import network_file
-from training.data.dataset import ClipDataset
+from training.data.dataset import ASSUMED_FPS, ClipDataset
 from training.data.footage import is_dataset
 from training.data.prompts import ClipPrompt, FilePrompt, StreamReader, open_prompt
+from training.data.spectrograms import read_sound
 from training.data.stream_prompts import with_streams
-from training.data.streams import read_stream_file
+from training.data.streams import AUDIO, read_stream_file
 from training.network_file import ModelPath
 from training.sampling import Prompt, Sampler
 
@@ -39,11 +41,16 @@ def make_prompt(
     """Return the prompt of a sampler: context frames at a path, streams from files by name, a label, a text.
 
     A file of a stream replaces that of the context's dataset: it holds the values of the context frames followed by
-    those of the `num_frames` frames to generate. With `fps` video files are resampled to that rate.
+    those of the `num_frames` frames to generate. With `fps` video files are resampled to that rate. The stream
+    "audio" is the sound of any file that has some; of a context of which no frames are needed, its own.
 
     Raises `ValueError` with a one-line message for inputs that the sampler does not accept, lacks, or cannot use.
     """
     needs = sampler.needs
+    if context is not None and not needs.frames and needs.streams == (AUDIO,) and _is_file(context):
+        if AUDIO in streams:
+            raise ValueError(f"--{AUDIO} and the sound of {context} are two: leave out --context")
+        context, streams = None, {AUDIO: Path(context)}
     for name in streams:
         if name not in needs.streams:
             raise ValueError(f"this model takes no {name}: leave out --{name}")
@@ -65,7 +72,7 @@ def make_prompt(
         found = open_prompt(context, sampler, fps, streams=lambda dataset: stream_readers(dataset, sampler, missing))
         for line in found.remarks.lines() if isinstance(found, FilePrompt) else ():
             click.echo(f"{escape(context)}: {line}", err=True)
-    values = {name: read_stream_file(path, name, *_range_of(sampler, name)) for name, path in streams.items()}
+    values = {name: _read(path, name, sampler, fps) for name, path in streams.items()}
     sources = {name: str(path) for name, path in streams.items()}
     prompt = with_streams(found, values, needs.past, num_frames, None, sources)
     prompt.label, prompt.text = label, text
@@ -80,6 +87,17 @@ def make_prompt(
             f"make a shorter video, or give --{missing[0]}"
         )
     return prompt
+
+
+def _is_file(context: str) -> bool:
+    return Path(context).is_file() and not is_dataset(context)
+
+
+def _read(path: Path, name: str, sampler: Sampler, fps: float | None) -> np.ndarray:
+    """Return the values of a stream in a file: (T,) or (T, V)."""
+    if name == AUDIO:
+        return read_sound(path, fps or sampler.fps or ASSUMED_FPS)
+    return read_stream_file(path, name, *_range_of(sampler, name))
 
 
 def _range_of(sampler: Sampler, name: str) -> tuple[list[str] | None, int | None]:

@@ -20,6 +20,12 @@ def has_own_layout(root: Path) -> bool:
     return root.is_dir() and any(SIZE_FOLDER.fullmatch(path.name) and path.is_dir() for path in root.iterdir())
 
 
+def first_size(root: Path) -> Size:
+    """Return the smallest frame size of a dataset of this project."""
+    matches = [match for path in root.iterdir() if (match := SIZE_FOLDER.fullmatch(path.name)) and path.is_dir()]
+    return min((int(match[1]), int(match[2])) for match in matches)
+
+
 def has_size(root: str | os.PathLike[str], size: Size) -> bool:
     """Return whether frames of a size can be read: from a folder of that size, or from another layout at any size."""
     root = Path(root)

@@ -27,7 +27,7 @@ from training.data.footage import Footage, is_dataset
 from training.data.frames import check_rate, frame_rate, is_same_rate, iter_frames
 from training.data.listing import Remarks, kind_of
 from training.data.pictures import center_crop_and_resize, open_pictures
-from training.data.stream_prompts import StreamPrompt, stream_tensor
+from training.data.stream_prompts import StreamPrompt, pad_end, pad_range, stream_tensor
 from training.data.stream_prompts import with_streams as with_streams
 from training.sampling import Needs, Prompt, Sampler, Start, starts_of
 
@@ -94,6 +94,17 @@ class ClipPrompt(Prompt):
         for clip, first in self._places(start):
             self._check(clip, first, first + count)
             found.append(self.streams[name](clip, first, count))
+        return stream_tensor(np.stack(found))
+
+    def padded_stream(self, name: str, start: Start, count: int) -> Tensor:
+        """See `Prompt.padded_stream`."""
+        if name not in self.streams:
+            return super().padded_stream(name, start, count)
+        found = []
+        for clip, first in self._places(start):
+            first, stop = pad_range(first, count, self._num_frames(clip))
+            self._check(clip, first, stop)
+            found.append(pad_end(self.streams[name](clip, first, stop - first), count))
         return stream_tensor(np.stack(found))
 
     def _places(self, start: Start) -> list[tuple[int, int]]:

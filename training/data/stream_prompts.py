@@ -54,6 +54,16 @@ class StreamPrompt(Prompt):
             found.append(self.streams[name][first + self.past : first + self.past + count])
         return stream_tensor(np.stack(found))
 
+    def padded_stream(self, name: str, start: Start, count: int) -> Tensor:
+        """See `Prompt.padded_stream`."""
+        if name not in self.streams:
+            return self.prompt.padded_stream(name, start, count)
+        found, values = [], self.streams[name]
+        for first in [start] if isinstance(start, int) else start:
+            first, stop = pad_range(first + self.past, count, len(values))
+            found.append(pad_end(values[first:stop], count))
+        return stream_tensor(np.stack(found))
+
     def close(self) -> None:
         """See `Prompt.close`."""
         self.prompt.close()
@@ -65,9 +75,20 @@ class StreamPrompt(Prompt):
         found = len(self.streams[name])
         if found < self.past + num_frames:
             raise ValueError(
-                f"{self._source(name)} has {found} {name}, {self.past} for the context and {num_frames} for the video "
-                "are needed: add some, or make a shorter video"
+                f"{self._source(name)} has {name} for {found} frames, {self.past} for the context and {num_frames} for "
+                "the video are needed: add some, or make a shorter video"
             )
+
+
+def pad_range(start: int, count: int, length: int) -> tuple[int, int]:
+    """Return which values to read, [start, stop) with the last one at least, for `count` that `pad_end` completes."""
+    return min(start, length - 1), max(min(start + count, length), 1)
+
+
+def pad_end(values: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` values, of which the last given one is repeated where there are too few."""
+    missing = count - len(values)
+    return np.concatenate([values, np.repeat(values[-1:], missing, axis=0)]) if missing > 0 else values
 
 
 def with_streams(

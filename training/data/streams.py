@@ -6,6 +6,8 @@ names, lists of numbers, or objects of numbers such as {"forward": 8, "turn": 0}
 has under the name of the stream, else by their order, "none" first. Parsed values are stored beside the zip as
 `<shard>.<name>.npz`.
 
+The stream "audio" is stored otherwise (training.data.audio_store).
+
 The stream "label" is the same for all frames of a clip. It comes from `labels.json` in the root, an object that maps
 clips, or their first folders, to whole numbers or names; without that file it is the name of the clip's first folder.
 """
@@ -33,10 +35,11 @@ from training.data.stream_values import NONE, BadValue, Values, check_growth, or
 from training.data.stream_values import read_stream_file as read_stream_file
 
 LABEL = "label"
+AUDIO = "audio"
 LABELS_FILE = "labels.json"
 
 _VERSION = 1
-_RESERVED = ("clips", "frame_paths", "index", "x_flip")
+_RESERVED = (AUDIO, "clips", "frame_paths", "index", "x_flip")
 
 
 # ----------------------------------------------------------------------------
@@ -127,7 +130,7 @@ def _parse_shard(path: Path, name: str) -> StreamShard | None:
 
 
 def stored_streams(path: Path) -> list[str]:
-    """Return the names of the streams of a zip; raise ValueError if it is damaged."""
+    """Return the names of the streams of a zip, "audio" not among them; raise ValueError if it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".json") for name in archive.namelist() if re.fullmatch(r"\w+\.json", name)]
@@ -167,7 +170,7 @@ class StreamStore:
         elif shards is not None:
             self._firsts, values = self._arrange(root, shards)
         else:
-            self._firsts, values = self._gather(_default_folders(root) if folders is None else folders)
+            self._firsts, values = self._gather(size_folders(root) if folders is None else folders)
         self.vocabulary = known if known is not None and values.array.ndim == 1 else None
         if values.names is not None:
             self.vocabulary = order_names(values.names) if known is None else known
@@ -272,7 +275,8 @@ def _translate(values: Values, vocabulary: Sequence[str], what: str) -> np.ndarr
     return table[values.array]
 
 
-def _default_folders(root: Path) -> list[Path]:
+def size_folders(root: Path) -> list[Path]:
+    """Return the folders of the frame sizes of a dataset."""
     return sorted(path for path in root.iterdir() if re.fullmatch(r"\d{4,}x\d{4,}", path.name) and path.is_dir())
 
 

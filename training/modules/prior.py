@@ -15,6 +15,7 @@ from torch_utils import misc
 from training import optim
 from training.config import TrainOptions
 from training.contract import Batch, Bundle, Run, System
+from training.data.spectrograms import is_of_sound
 from training.modules.options import PriorOptions as PriorOptions
 from training.network_file import load_tokenizer
 from training.random import random_state
@@ -41,6 +42,8 @@ class Prior(System):
     def __init__(self, options: Any, run: Run):
         super().__init__(options, run)
         self.tokenizer, self.tokenizer_hash = load_tokenizer(options.tokenizer, run.device)
+        if is_of_sound(self.tokenizer):
+            raise ValueError(f"{options.tokenizer} encodes sound, expected a tokenizer of frames: give one of these")
         if self.models_codes and not self.tokenizer.vocabulary:
             raise ValueError(
                 f"{options.tokenizer} has continuous latents, but {self.system} models codes: train a tokenizer with "

@@ -15,7 +15,7 @@ the file has them. Discriminators, perceptual networks and optimisers are left o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,14 @@ from torch import Tensor, nn
 
 from torch_utils import flax_file, safe_archive
 from torch_utils.safe_archive import Archive, Inert, Stored
+from training.data.spectrograms import SIZE as AUDIO_SIZE
 from training.modules.vqgan2d import VQGAN2D, RiverVQVAE
 from training.modules.vqgan3d import VQGAN3D
 from training.network_format import build_network
 
-# Where a tokenizer may stand in a file, after "module." of multi-GPU training.
+# Where a tokenizer may stand in a file, after "module." of multi-GPU training; that of sound stands elsewhere.
 PREFIXES = ("", "first_stage_model.", "ae.backbone.", "ae.")
+AUDIO_PREFIXES = ("cond_stage_model.",)
 
 # The first names of the tensors of each class, and a name that only it has.
 PARTS: dict[type[nn.Module], tuple[tuple[str, ...], str]] = {
@@ -56,10 +58,10 @@ class Found:
         return self.entries[name].shape[axis]
 
 
-def find_tokenizer(content: Any) -> Found | None:
+def find_tokenizer(content: Any, prefixes: Sequence[str] = PREFIXES) -> Found | None:
     """Return the tokenizer in the content of an archive, None if there is none that is known."""
     state = state_of(content)
-    for prefix in PREFIXES:
+    for prefix in prefixes:
         for cls, (parts, mark) in PARTS.items():
             if prefix + mark in state:
                 pattern = re.compile(rf"{re.escape(prefix)}((?:{'|'.join(parts)})\..+)")
@@ -141,16 +143,18 @@ def _options_3d(found: Found) -> dict[str, Any]:
     downsample = list(given) if isinstance(given, list | tuple) else [min(4, 1 << levels), 1 << levels, 1 << levels]
     every = _number(settings, "sample_every_n_frames", 1)
     frames = _number(settings, "sequence_length", 16)
+    channels = found.size("encoder.conv_first.conv.weight", 1)
     size = _number(settings, "resolution", 128)
+    height, width = AUDIO_SIZE if channels == 1 else (size, size)  # the settings are those of the frames
     return {
-        "height": size,
-        "width": size,
+        "height": height,
+        "width": width,
         "clip_frames": frames if settings.get("image_folder") else max(frames // every, downsample[0]),
         "downsample": downsample,
         "hidden": found.size("encoder.conv_first.conv.weight"),
         "embedding_dim": found.size("codebook.embeddings", 1),
         "num_codes": found.size("codebook.embeddings"),
-        "channels": found.size("encoder.conv_first.conv.weight", 1),
+        "channels": channels,
         "norm": "batch" if "encoder.final_block.0.running_mean" in found.entries else "group",
         "padding": settings.get("padding_type") or "replicate",
         "quantizer": {

@@ -5,7 +5,7 @@ import dataclasses
 from training.flags import option
 from training.modules.options import PriorOptions
 
-NONE, LABEL, TEXT = CONDITIONS = "none", "label", "text"
+NONE, LABEL, TEXT, AUDIO = CONDITIONS = "none", "label", "text", "audio"
 BASE_LR = 4.5e-6  # a clip of the batch, as published
 TEXT_LENGTH = 256  # ids of a description, as published
 
@@ -31,6 +31,7 @@ class TATSOptions(NetworkOptions):
     condition: str = option(NONE, "What videos are given", kind=CONDITIONS)
     text_length: int = option(TEXT_LENGTH, "Ids of a description", low=3)
     merges: str = option("", "Descriptions: file of CLIP's list of merges; default: that in the cache")
+    audio_tokenizer: str = option("", "Sound: file of its tokenizer (train.py tokenizer --preset=drums-audio)")
     frames: int = option(16, "Frames of a clip", low=1)
     every: int = option(1, "Take every n-th latent frame of a clip: 4 for key frames", low=1)
     table: bool = option(False, "Add a table of positions in time, rows and columns")

@@ -8,9 +8,11 @@ batch. Each is for the tokenizer of the same name (`train.py tokenizer`).
 | default, ucf101, sky, taichi | 16 frames of 128x128 | 4x16x16 | none |
 | ucf101-class | 16 frames of 128x128 | 4x16x16 | 101 classes |
 | mugen | 16 frames of 256x256 | 4x16x16 | a description of 256 ids |
+| drums | 16 frames of 96x96 | 4x12x12 | their sound, 64 ids of the tokenizer drums-audio |
 | sky-keyframes, taichi-keyframes | every 4th latent frame of 64 frames | 4x16x16 | none |
 | labdoom-tiny, labdoom-tiny-keyframes | the same, of 72x128 | 4x9x16, of labdoom-3d | none |
 | toy, toy-keyframes | the same, of 32x64 | 4x8x16, of toy-3d | none |
+| toy-audio | 16 frames of 32x64 | 4x8x16, of toy-3d | their sound, 64 ids of toy-audio |
 
 In-filling has the same names, with clips of five latent frames.
 """
@@ -54,12 +56,14 @@ TATS: dict[str, Preset] = {
     "sky": published(),
     "taichi": published(),
     "mugen": published(condition="text"),
+    "drums": published(condition="audio"),
     "sky-keyframes": key_frames(),
     "taichi-keyframes": key_frames(),
     "labdoom-tiny": LABDOOM,
     "labdoom-tiny-keyframes": {**LABDOOM, "model": {**LABDOOM["model"], "frames": 64, "every": 4}},
     "toy": TOY,
     "toy-keyframes": {**TOY, "model": {**SMALL, "frames": 64, "every": 4}},
+    "toy-audio": {**TOY, "model": {**SMALL, "condition": "audio"}},
 }
 
 INTERPOLATION: dict[str, Preset] = {

@@ -1,4 +1,4 @@
-"""Open published checkpoints of TATS: a Lightning file of a transformer, which holds its tokenizer.
+"""Open published checkpoints of TATS: a Lightning file of a transformer, which holds its tokenizers.
 
     python -m training.checkpoint convert uncond_gpt_sky_128_488.ckpt sky.pkl
 
@@ -22,12 +22,14 @@ from training.modules import published
 from training.modules.vqgan3d import VQGAN3D
 from training.network_file import content_hash
 from training.network_format import build_network, is_torch_archive
+from training.tats.conditions import num_ids
 from training.tats.networks import TATSTransformer, infill_mask
-from training.tats.sampling import Facts
+from training.tats.sampling import AUDIO_TOKENIZER, Facts
 
 PREFIX = "transformer."
 MARKS = ("pos_emb", "tok_emb.weight", "head.weight", "blocks.0.attn.key.weight")
 HEAD_WIDTH = 64  # of the published models, if a file does not say how many heads there are
+AUDIO_FRAMES = 16  # whose sound a published model is given
 STORED_CODES = 16384  # vocabulary of models that were trained on stored codes, which have no tokenizer
 
 
@@ -49,15 +51,22 @@ def open_published(path: str) -> Bundle | None:
         if tokenizer is not None and tokenizer.cls is VQGAN3D:
             networks["tokenizer"] = published.build(tokenizer, archive)
             num_codes = tokenizer.size("codebook.embeddings")
+        sound = published.find_tokenizer(archive.content, published.AUDIO_PREFIXES)
+        if sound is not None and sound.cls is VQGAN3D:
+            networks[AUDIO_TOKENIZER] = published.build(sound, archive)
         entries = {name.removeprefix(PREFIX): entry for name, entry in state.items() if name.startswith(PREFIX)}
         masks = [name for name in entries if name.endswith(".attn.mask")]
         mask = archive.tensor(entries[masks[0]]) if masks else None
         wanted = {name: entry for name, entry in entries.items() if not name.endswith(".attn.mask")}
         facts = facts_of(settings)
         options = options_of(wanted, settings, num_codes, mask, facts, path)
+        if AUDIO_TOKENIZER in networks:
+            frames = settings.get("sequence_length")
+            frames = frames if type(frames) is int and frames > 0 else AUDIO_FRAMES
+            options["condition_length"] = num_ids(networks[AUDIO_TOKENIZER], frames)
         network = build_network(TATSTransformer, options, archive.tensors(wanted), path)
     system = "tats-interpolation" if options["unmasked"] else "tats"
-    digest = content_hash(networks["tokenizer"]) if networks else None
+    digest = content_hash(networks["tokenizer"]) if "tokenizer" in networks else None
     return Bundle({"transformer": network, **networks}, system, dataclasses.asdict(facts), digest)
 
 

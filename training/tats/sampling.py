@@ -1,181 +1,31 @@
 """Generate videos: a sliding window of latent frames, or key frames by one network and those between by another.
 
-Ge et al., ECCV 2022, section 3.2 and the release. Networks here are copies from `TATSTransformer.for_sampling`; tokens
-are numbers of their logits, and codes those of the tokenizer.
+Ge et al., ECCV 2022, section 3.2 and the release. The functions that draw are in `training.tats.drawing`.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from torch_utils.precision import HALF_FORMATS
 from training.contract import Bundle, Size
 from training.generation import rollout
-from training.generation.token_sampling import Draw, draw_sequence, uniform_numbers
+from training.generation.token_sampling import Draw, uniform_numbers
 from training.network_file import content_hash
-from training.random import random_state
 from training.sampling import Needs, Prompt, Request, Sampler, pieces, resolve_options, sampler_option
-from training.tats.networks import SEGMENT, TATSTransformer, infill_mask
-from training.tats.options import LABEL, NONE, TEXT
-from training.tats.text import BytePairs, read_merges
+from training.tats.conditions import Conditioned, codes_of_frame
+from training.tats.conditions import Facts as Facts
+from training.tats.drawing import Writer, draw_in_windows, fill, fill_legacy, to_codes
+from training.tats.networks import SEGMENT, TATSTransformer
+from training.tats.options import AUDIO, NONE
 
-# ----------------------------------------------------------------------------
-# The samplers, without files and requests.
-
-
-class Writer:
-    """A network that writes codes after a condition (N, condition_length): see `rollout.TokenModel`."""
-
-    def __init__(self, network: TATSTransformer, condition: Tensor, rows: Tensor | None = None):
-        self.network, self.condition, self.rows = network, condition, rows
-        self.cache = network.cache(len(condition), network.block_size)
-
-    def begin(self, context: Tensor) -> Tensor:
-        """See `rollout.TokenModel.begin`."""
-        self.cache.truncate(0)
-        ids = torch.cat([self.condition, context.to(self.condition.device) + self.network.first_output], dim=1)
-        return self.network.feed(ids, slice(0, ids.shape[1]), self.cache, self.rows, causal=True)
-
-    def advance(self, tokens: Tensor) -> Tensor:
-        """See `rollout.TokenModel.advance`."""
-        place, ids = self.cache.length, tokens.unsqueeze(1) + self.network.first_output
-        return self.network.feed(ids, slice(place, place + 1), self.cache, self.rows)
-
-
-def to_codes(network: TATSTransformer, tokens: Tensor) -> Tensor:
-    """Return the codes of tokens; a condition id, which only the released samplers draw, becomes code 0."""
-    return (tokens + (network.first_output - network.conditions)).clamp(min=0)
-
-
-def to_tokens(network: TATSTransformer, codes: Tensor) -> Tensor:
-    """Return the tokens of codes."""
-    return codes - (network.first_output - network.conditions)
-
-
-def fill(
-    network: TATSTransformer, condition: Tensor, first: Tensor, last: Tensor, uniforms: Tensor, draw: Draw
-) -> Tensor:
-    """Draw the codes between key frames: int64 (N, n) each, uniform numbers (N, 3n) -> (N, 3n).
-
-    Their logits are those of training: the condition, the first frame and the last without its last code see each
-    other, and what is between sees all of them and its own past.
-    """
-    n, size, offset = first.shape[1], network.block_size, network.conditions
-    ids = torch.cat([condition, first + offset, last[:, :-1] + offset], dim=1)
-    places = torch.cat([torch.arange(n + 1), torch.arange(size - n + 1, size)]).to(ids.device)
-    cache = network.cache(len(ids), size)
-    logits = network.feed(ids, places, cache, at=n)
-    return _draw_between(network, cache, logits, n, uniforms, draw)
-
-
-def fill_legacy(
-    network: TATSTransformer, condition: Tensor, first: Tensor, last: Tensor, uniforms: Tensor, draw: Draw
-) -> Tensor:
-    """Draw the codes between key frames as the released sampler does, with its faults; see `fill`.
-
-    The last frame is whole and one place too early, sees the first and its own past, and the first code is drawn from
-    the logits after it.
-    """
-    n, size, offset = first.shape[1], network.block_size, network.conditions
-    ids = torch.cat([condition, first + offset, last + offset], dim=1)
-    places = torch.cat([torch.arange(n + 1), torch.arange(size - n, size)]).to(ids.device)
-    mask = infill_mask(size, n)[: 2 * n + 1, : 2 * n + 1].to(ids.device)
-    cache = network.cache(len(ids), size + n)
-    logits = network.feed(ids, places, cache, mask=mask)
-    return _draw_between(network, cache, logits, n, uniforms, draw)
-
-
-def _draw_between(network: TATSTransformer, cache: Any, logits: Tensor, n: int, uniforms: Tensor, draw: Draw) -> Tensor:
-    places = itertools.count(n + 1)
-
-    def advance(tokens: Tensor) -> Tensor:
-        place = next(places)
-        return network.feed(tokens.unsqueeze(1) + network.first_output, slice(place, place + 1), cache)
-
-    return to_codes(network, draw_sequence(logits, advance, uniforms, draw))
-
-
-def draw_in_windows(
-    network: TATSTransformer,
-    condition: Tensor,
-    size: tuple[int | None, int, int],
-    window: tuple[int, int, int],
-    memory: int,
-    uniforms: Callable[[int], Tensor],
-    draw: Draw,
-) -> Iterator[Tensor]:
-    """Yield latent frames (N, h, w) of codes larger than the network was trained on, in time and space.
-
-    Every code is drawn in a window (frames, rows, columns) of the size trained on, around it as far as the edges allow.
-    `size` is that of the video, whose frames may be None: without end. `uniforms` gives the numbers (N, h * w) of a
-    frame. Section "Long" of the release's sampler in time and space; a whole forward pass for each code.
-    """
-    frames, height, width = size
-    span, rows, columns = window
-    batch, device = len(condition), condition.device
-    held = torch.zeros(batch, span, height, width, dtype=torch.int64, device=device)  # tokens, `base` first
-    base = 0
-    for t in range(frames) if frames is not None else itertools.count():
-        if t >= base + span:
-            held, base = torch.cat([held[:, 1:], torch.zeros_like(held[:, :1])], dim=1), base + 1
-        local_t = _place(t, frames, span, memory)
-        numbers = uniforms(t).to(device)
-        for i, j in itertools.product(range(height), range(width)):
-            local_i, local_j = _place(i, height, rows, rows // 2), _place(j, width, columns, columns // 2)
-            r, c = i - local_i, j - local_j
-            part = _window(held, t - local_t - base, span)[:, :, r : r + rows, c : c + columns].flatten(1)
-            ids = torch.cat([condition, part[:, :-1] + network.first_output], dim=1)
-            place = (local_t * rows + local_i) * columns + local_j
-            table = network.table_rows([r, r + rows, c, c + columns])
-            logits = network(ids, table)[:, len(condition[0]) - 1 + place]
-            held[:, t - base, i, j] = draw(logits, numbers[:, i * width + j])
-        yield to_codes(network, held[:, t - base])
-
-
-def _place(index: int, size: int | None, window: int, middle: int) -> int:
-    """Return the place of an index in its window: `middle`, or where the window ends at an edge."""
-    if index <= middle:
-        return index
-    left = window if size is None else size - index
-    return window - left if left <= window - middle and size is not None else middle
-
-
-def _window(held: Tensor, first: int, span: int) -> Tensor:
-    """Return `span` frames of tokens from `first` on; frames that are not there yet are zeros."""
-    part = held[:, first : first + span]
-    missing = span - part.shape[1]
-    return torch.cat([part, torch.zeros_like(held[:, :missing])], dim=1) if missing else part
-
-
-# ----------------------------------------------------------------------------
-# What is generated from.
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a file says about its network besides sizes.
-
-    `condition` is what videos are given, and `every` the number of latent frames from one that it writes to the next.
-    `texts` are descriptions of training, and `merges` the lines of the list of merges, of a model that takes text.
-    """
-
-    condition: str = "none"
-    every: int = 1
-    texts: Sequence[str] = ()
-    merges: str = ""
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Facts:
-        """Return what the options of a file say."""
-        return cls(**{item.name: options[item.name] for item in fields(cls) if item.name in options})
+AUDIO_TOKENIZER = "audio_tokenizer"  # role of the tokenizer of sound in a file
 
 
 @dataclass(frozen=True)
@@ -247,52 +97,7 @@ def check_fit(network: TATSTransformer, tokenizer: Any, what: str) -> int:
             f"the {what} knows {network.num_codes} codes, but the tokenizer has {tokenizer.vocabulary}: give the "
             "tokenizer that it was trained with"
         )
-    edge = tokenizer.stride[1]
-    return (tokenizer.height // edge) * (tokenizer.width // edge)
-
-
-class Conditioned(Sampler):
-    """What both samplers share: a condition for each video."""
-
-    network: TATSTransformer
-    facts: Facts
-    options: Writing
-
-    def set_condition(self, network: TATSTransformer, facts: Facts) -> None:
-        """Set what is said about conditions."""
-        self.network, self.facts = network, facts
-        self.num_labels = network.conditions if facts.condition == LABEL else 0
-        self.takes_text = facts.condition == TEXT
-
-    def condition_ids(self, seeds: Sequence[int], prompt: Prompt) -> Tensor:
-        """Return the ids of the condition of each video: int64 (N, condition_length).
-
-        Without a label or a text it is drawn from the seed, among the classes or descriptions of training. Raises
-        `ValueError` if there are none.
-        """
-
-        def draw(count: int) -> list[int]:
-            return [random_state("tats-condition", seed, 0).randint(count) for seed in seeds]
-
-        if self.facts.condition == LABEL:
-            labels = draw(self.num_labels) if prompt.label is None else [prompt.label] * len(seeds)
-            ids = torch.tensor(labels).unsqueeze(1)
-        elif self.facts.condition == TEXT:
-            known = list(self.facts.texts)
-            if prompt.text is None and not known:
-                raise ValueError("this model is given a description of each video: give --text")
-            texts = [known[i] for i in draw(len(known))] if prompt.text is None else [prompt.text] * len(seeds)
-            pairs = byte_pairs(self.facts.merges, self.options.merges)
-            ids = torch.from_numpy(np.stack([pairs.ids_of(text, self.network.condition_length) for text in texts]))
-        else:
-            ids = torch.zeros(len(seeds), 1, dtype=torch.int64)
-        return ids.to(self.network.pos_emb.device)
-
-
-@functools.lru_cache(maxsize=2)
-def byte_pairs(merges: str, path: str | None = None) -> BytePairs:
-    """Return the encoding of the merges in a file of a model, else at a path or in the cache."""
-    return BytePairs(merges.split("\n") if merges and path is None else read_merges(path))
+    return codes_of_frame(tokenizer)
 
 
 class Filler:
@@ -326,12 +131,12 @@ class LongVideos(Conditioned):
 
     def __init__(
         self, network: TATSTransformer, tokenizer: Any, facts: Facts,
-        filler: tuple[TATSTransformer, Facts] | None = None, options: Writing = Writing(),
+        filler: tuple[TATSTransformer, Facts] | None = None, options: Writing = Writing(), sound: Any = None,
     ):  # fmt: skip
-        self.set_condition(network, facts)
+        self.set_condition(network, facts, tokenizer, sound)
         self.tokenizer, self.filler, self.options = tokenizer, filler, options
         self.latent_codes = check_fit(network, tokenizer, "transformer")
-        self.networks = [network, tokenizer, *([filler[0]] if filler else [])]
+        self.networks = [network, tokenizer, *([filler[0]] if filler else []), *([sound] if self.sound else [])]
         self.copies, self.filler_copies = Copies(network), Copies(filler[0]) if filler else None
         self._check_filler()
         self.memory = self._memory()
@@ -369,6 +174,8 @@ class LongVideos(Conditioned):
                 f"the transformer takes {network.block_size} ids, but a condition of {network.condition_length} and a "
                 f"latent frame of {n} codes are needed: give one with a larger block size"
             )
+        if self.sound is not None:
+            most = min(most, (self.sound.span - self.tokenizer.stride[0]) // self.step)
         memory = self.options.memory
         if memory is not None and memory > most:
             raise ValueError(
@@ -389,13 +196,16 @@ class LongVideos(Conditioned):
                 )
             if self.network.options["table"] is not None:
                 raise ValueError("the table of positions of this model ends at the size of training: leave out size")
+            if self.sound is not None:
+                raise ValueError("size and sound do not go together: leave out size")
             if self.filler is not None:
                 raise ValueError("size and key frames do not go together: leave out size, or the second model")
         self.outputs = {"video": size or trained}
 
     def with_options(self, options: Any) -> LongVideos:
         """See `Sampler.with_options`."""
-        other = LongVideos(self.network, self.tokenizer, self.facts, self.filler, options)
+        sound = self.sound and self.sound.tokenizer
+        other = LongVideos(self.network, self.tokenizer, self.facts, self.filler, options, sound)
         other.copies, other.filler_copies = self.copies, self.filler_copies
         other.fps, other.vocabularies = self.fps, self.vocabularies
         return other
@@ -412,6 +222,8 @@ class LongVideos(Conditioned):
                     f"frames {max(starts)} to {max(starts) + num_frames - 1} were asked for, but videos end after "
                     f"{length} frames: ask for fewer, or raise the option length"
                 )
+        if self.sound is not None and num_frames is not None:  # raises if the sound is shorter
+            request.prompt.stream(AUDIO, [start + num_frames - 1 for start in starts], 1)
         end = None if length is None else length // self.tokenizer.stride[0]
         count = rollout.needed_latents(self.tokenizer, starts, num_frames, end)
         latents = self.latents(request.seeds, request.prompt, count)
@@ -420,18 +232,26 @@ class LongVideos(Conditioned):
 
     def latents(self, seeds: Sequence[int], prompt: Prompt, count: int | None = None) -> Iterator[Tensor]:
         """Yield at least `count` latent frames of each video, None: without end; int64 (N, 1, h, w)."""
-        condition = self.condition_ids(seeds, prompt)
+        conditions = self.conditions(seeds, prompt)
         height, width = (edge // self.grid_edge for edge in self.size)
-        made = self._in_windows(seeds, condition) if self.is_larger else self._in_time(seeds, condition, count)
+        if self.is_larger:
+            made = self._in_windows(seeds, next(conditions))
+        else:
+            made = self._in_time(seeds, next(conditions), conditions, count)
         for codes in made:
             yield codes.view(len(seeds), 1, height, width)
 
-    def _in_time(self, seeds: Sequence[int], condition: Tensor, count: int | None) -> Iterable[Tensor]:
-        """Return latent frames (N, n), written in a sliding window, and filled in if there is a filler."""
+    def _in_time(
+        self, seeds: Sequence[int], condition: Tensor, later: Iterator[Tensor], count: int | None
+    ) -> Iterable[Tensor]:
+        """Return latent frames (N, n), written in a sliding window, and filled in if there is a filler.
+
+        `later` are the conditions of the windows after the first.
+        """
         options, network = self.options, self.copies.get(not self.options.legacy)
         rows = network.table_rows()
         made = rollout.sliding_window(
-            Writer(network, condition, rows),
+            Writer(network, condition, rows, later),
             lambda frame: uniform_numbers("tats-codes", seeds, frame, self.latent_codes),
             lambda frame: options.draw(frame < max(self.memory, 1)),
             self.memory,
@@ -466,7 +286,7 @@ class Between(Conditioned):
     Options = Writing
 
     def __init__(self, network: TATSTransformer, tokenizer: Any, facts: Facts, options: Writing = Writing()):
-        self.set_condition(network, facts)
+        self.set_condition(network, facts, tokenizer)
         self.tokenizer, self.options, self.networks = tokenizer, options, [network, tokenizer]
         self.latent_codes, self.copies = check_fit(network, tokenizer, "transformer"), Copies(network)
         self.outputs = {"video": (tokenizer.height, tokenizer.width)}
@@ -521,12 +341,13 @@ def open_sampler(bundles: Sequence[Bundle], options: Mapping[str, Any]) -> Sampl
         networks = list(bundle.networks.values())
         network = next((item for item in networks if isinstance(item, TATSTransformer)), None)
         assert network is not None, bundle.system
-        others = [item for item in networks if item is not network]
+        sound = bundle.networks.get(AUDIO_TOKENIZER)
+        others = [item for item in networks if item is not network and item is not sound]
         if not others:
             raise ValueError(
                 f"{bundle.path} holds no tokenizer, as it was trained on stored codes: nothing can be shown"
             )
-        found = network, others[0], Facts.of(bundle.options)
+        found = network, others[0], Facts.of(bundle.options), sound
         (fillers if network.unmasked else writers).append(found)
     if len(writers) > 1 or len(fillers) > 1:
         kind = "write key frames or videos" if len(writers) > 1 else "fill in between key frames"
@@ -539,8 +360,8 @@ def open_sampler(bundles: Sequence[Bundle], options: Mapping[str, Any]) -> Sampl
                 "transformers that were trained on the same codes"
             )
     if not writers:
-        network, tokenizer, facts = fillers[0]
+        network, tokenizer, facts, _ = fillers[0]
         return Between(network, tokenizer, facts, writing)
-    network, tokenizer, facts = writers[0]
+    network, tokenizer, facts, sound = writers[0]
     filler = (fillers[0][0], fillers[0][2]) if fillers else None
-    return LongVideos(network, tokenizer, facts, filler, writing)
+    return LongVideos(network, tokenizer, facts, filler, writing, sound)

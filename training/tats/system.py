@@ -17,12 +17,14 @@ from torch.nn import functional as F
 
 from training.charts import ChartSpec
 from training.config import TrainOptions
-from training.contract import Batch, BatchSpec, CodeClip, DataFacts, Info, Inputs, Part, Run, Stream, TextClip
+from training.contract import Batch, BatchSpec, Bundle, CodeClip, DataFacts, Info, Inputs, Part, Run, Stream, TextClip
 from training.modules.prior import Prior
+from training.network_file import load_tokenizer
 from training.sampling import Sampler
+from training.tats.conditions import check_sound, num_ids, sound_ids
 from training.tats.networks import SEGMENT, TATSTransformer, parameter_groups
-from training.tats.options import LABEL, TEXT, NetworkOptions, TATSOptions
-from training.tats.sampling import Between, Facts, LongVideos
+from training.tats.options import AUDIO, LABEL, TEXT, NetworkOptions, TATSOptions
+from training.tats.sampling import AUDIO_TOKENIZER, Between, Facts, LongVideos
 from training.tats.text import VOCABULARY, BytePairs, read_merges
 
 TOP = 5  # of the second accuracy that is reported
@@ -162,7 +164,13 @@ class TATS(CodeModel):
     system = "tats"
 
     def __init__(self, options: TATSOptions, run: Run):
+        self.audio: Any = None
+        if options.condition == AUDIO:
+            self.audio, _ = load_tokenizer(options.audio_tokenizer, run.device)
+            check_sound(self.audio, options.audio_tokenizer)
         super().__init__(options, run)
+        if self.audio is not None:
+            self.frozen = {**self.frozen, AUDIO_TOKENIZER: self.audio}
         self.texts: Sequence[str] = ()
         self.merges: list[str] = read_merges(options.merges or None) if options.condition == TEXT else []
         self.pairs = BytePairs(self.merges)
@@ -173,13 +181,25 @@ class TATS(CodeModel):
         super().check(options, train_options)
         if options.condition != TEXT and options.merges:
             raise ValueError("--merges is for descriptions: add --condition=text, or leave it out")
-        if options.condition == TEXT and options.table:
-            raise ValueError("--table needs a condition of one id, and a description has more: leave it out")
+        if options.condition in (TEXT, AUDIO) and options.table:
+            noun = "a description" if options.condition == TEXT else "sound"
+            raise ValueError(f"--table needs a condition of one id, and {noun} has more: leave it out")
+        if options.condition == AUDIO and not options.audio_tokenizer:
+            raise ValueError("--condition=audio needs the file of a tokenizer of sound: give --audio-tokenizer")
+        if options.condition != AUDIO and options.audio_tokenizer:
+            raise ValueError("--audio-tokenizer is for sound: add --condition=audio, or leave it out")
 
     def inputs(self) -> Inputs:
         """See `System.inputs`."""
+        inputs = super().inputs()
+        if self.options.condition == AUDIO:
+            return dataclasses.replace(inputs, streams=(AUDIO,))
         ids = functools.partial(self.pairs.ids_of, length=self.options.text_length)
-        return dataclasses.replace(super().inputs(), text_ids=ids if self.options.condition == TEXT else None)
+        return dataclasses.replace(inputs, text_ids=ids if self.options.condition == TEXT else None)
+
+    def sizes(self) -> dict[str, Any]:
+        """See `CodeModel.sizes`."""
+        return super().sizes() | ({} if self.audio is None else {"conditions": self.audio.vocabulary})
 
     def use_facts(self, facts: DataFacts) -> None:
         """See `System.use_facts`: previews and generation without a text take one of the dataset."""
@@ -188,12 +208,21 @@ class TATS(CodeModel):
 
     def condition_parts(self) -> list[Part]:
         """See `CodeModel.condition_parts`."""
+        if self.options.condition == AUDIO:
+            return [Stream(AUDIO, 0, self.span)]
         is_text = self.options.condition == TEXT
         return [TextClip(TEXT, self.options.text_length)] if is_text else super().condition_parts()
 
     def condition_ids(self, batch: Batch) -> Tensor:
         """See `CodeModel.condition_ids`."""
+        if self.options.condition == AUDIO:
+            return sound_ids(self.audio, batch[AUDIO])
         return batch[TEXT] if self.options.condition == TEXT else super().condition_ids(batch)
+
+    @property
+    def span(self) -> int:
+        """Return the number of frames of a clip, from the first that the network sees to the last."""
+        return ((self.latent_frames - 1) * self.options.every + 1) * self.tokenizer.stride[0]
 
     @property
     def latent_frames(self) -> int:
@@ -209,6 +238,8 @@ class TATS(CodeModel):
             )
         table = [self.latent_frames, *self.grid] if self.options.table else None
         length = self.options.text_length if self.options.condition == TEXT else 1
+        if self.audio is not None:
+            length = num_ids(self.audio, self.span)
         block_size = length + self.latent_frames * self.latent_codes - 1
         return TATSTransformer(condition_length=length, block_size=block_size, table=table, **self.sizes())
 
@@ -222,7 +253,13 @@ class TATS(CodeModel):
 
     def make_sampler(self, network: Any) -> Sampler:
         """See `Prior.make_sampler`."""
-        return LongVideos(network, self.tokenizer, self.facts())
+        return LongVideos(network, self.tokenizer, self.facts(), sound=self.audio)
+
+    def export(self) -> Bundle:
+        """See `System.export`."""
+        bundle = super().export()
+        more = {} if self.audio is None else {AUDIO_TOKENIZER: self.audio}
+        return dataclasses.replace(bundle, networks={**bundle.networks, **more})
 
 
 class TATSInterpolation(CodeModel):

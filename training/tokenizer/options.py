@@ -8,6 +8,7 @@ from training.flags import SCHEDULES, Flag, option
 
 NETWORKS = ("vqgan3d", "vqgan2d", "river-vqvae", "conv2d")  # keys of training.tokenizer.networks.NETWORKS
 QUANTIZERS = ("ema", "vq", "cosine", "fsq", "lfq", "none")  # training.modules.quantizers.KINDS
+FRAMES, AUDIO = CONTENTS = "frames", "audio"
 
 
 def parse_integers(text: str) -> list[int]:
@@ -31,6 +32,7 @@ class TokenizerOptions:
     """Options of a run. The defaults are those of the published 3-D VQGAN of TATS."""
 
     network: str = option("vqgan3d", "Kind of network", kind=NETWORKS)
+    content: str = option(FRAMES, "What is encoded: frames, or spectrograms of their sound", kind=CONTENTS)
     height: int = option(128, "Frame size, such as 128x128", name="--size", kind="size", sets=("height", "width"))
     width: int = option(128, "")
     clip_frames: int = option(16, "Frames of a clip, which are encoded together", low=1)

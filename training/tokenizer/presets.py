@@ -8,11 +8,12 @@ publish networks and sizes of codebooks, but train with taming-transformers, who
 | ucf101, sky, taichi, default | 4x16x16 of 16x128x128 | 16384 |
 | mugen | 4x16x16 of 16x256x256 | 16384 |
 | drums | 4x12x12 of 16x96x96 | 16384 |
+| drums-audio | 4x8x2 of the sound of 16 frames, 64x16 each | 1024 |
 | dmlab; minecraft, habitat, kinetics | 16x16 of 64x64; of 128x128 | 1024 |
 | bair-64, kth; bair-256; clevrer | 8x8 of 64x64; 16x16 of 256x256; 16x16 of 128x128 | 16384; 8192 |
 | labdoom-2d; labdoom-3d | 9x16 of 72x128; 4x9x16 of 16x72x128 | 1024; 4096 |
 | labdoom-soft | 6x8 of 48x64 | none: 8 channels |
-| toy; toy-3d | 8x16 of 32x64; 4x8x16 of 16x32x64 | 256 |
+| toy; toy-3d; toy-audio | 8x16 of 32x64; 4x8x16 of 16x32x64; 4x8x2 of sound | 256; 256; 64 |
 """
 
 from typing import Any
@@ -25,6 +26,10 @@ def tats(size: int = 128, **model: Any) -> Preset:
     """Return a row of TATS: the default network and losses, without restarts."""
     model = {"height": size, "width": size, "quantizer": {"kind": "ema", "restart": False}, **model}
     return {"batch": 96, "grad_accum": 6, "steps": 30_000, "x_flip": False, "model": model}
+
+
+# Spectrograms: one channel.
+SOUND: dict[str, Any] = {"content": "audio", "height": 64, "width": 16}
 
 
 # The settings of taming-transformers for frames: a learning rate of 4.5e-6 for each frame of the batch.
@@ -70,6 +75,17 @@ PRESETS: dict[str, Preset] = {
     "taichi": tats(frame_stride=4),
     "mugen": tats(256, arguments={"downsample": [4, 16, 16]}),
     "drums": tats(96),
+    # 8 GPUs x 6 clips x 2 rounds.
+    "drums-audio": {
+        **tats(
+            **SOUND,
+            image_gan_weight=0.0,
+            video_gan_weight=0.0,
+            feature_weight=0.0,
+            arguments={"num_codes": 1024, "channels": 1},
+        ),
+        "grad_accum": 2,
+    },
     "dmlab": taming(64, 1024, 256, resolution=64, ch_mult=[1, 2, 4], attn_resolutions=[16]),
     "minecraft": taming(128, 1024, 256, resolution=128, ch_mult=[1, 2, 2, 4], attn_resolutions=[16]),
     "habitat": taming(128, 1024, 256, resolution=128, ch_mult=[1, 2, 2, 4], attn_resolutions=[16]),
@@ -167,6 +183,17 @@ PRESETS: dict[str, Preset] = {
             "lr": 1e-3,
             "warmup_steps": 20,
             "arguments": {"downsample": [4, 4, 4], "hidden": 12, "embedding_dim": 16, "num_codes": 256},
+        },
+    },
+    "toy-audio": {
+        **TOY,
+        "batch": 4,
+        "model": {
+            **PLAIN,
+            **SOUND,
+            "lr": 1e-3,
+            "warmup_steps": 20,
+            "arguments": {"hidden": 12, "embedding_dim": 16, "num_codes": 64, "channels": 1},
         },
     },
 }

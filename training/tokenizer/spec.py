@@ -17,7 +17,8 @@ SPEC = Spec(
     open_sampler="training.tokenizer.sampling:open_sampler",
     published_adapters=("training.tokenizer.published:open_published",),
     next_command=(
-        "python -m dataset_tools.encode_dataset {dataset} --tokenizer={network}, and to see what it keeps: "
+        "python -m dataset_tools.encode_dataset {dataset} --tokenizer={network} (a tokenizer of sound needs none: "
+        "python train.py tats --condition=audio --audio-tokenizer={network}), and to see what it keeps: "
         "python generate.py --outdir=outputs --seed=0 --model={network} --context={dataset}"
     ),
 )

@@ -16,15 +16,18 @@ from torch_utils import distributed, misc
 from training import optim
 from training.charts import ChartSpec
 from training.config import TrainOptions
-from training.contract import Batch, BatchSpec, Bundle, FrameClip, Info, Inputs, Run, System
+from training.contract import Batch, BatchSpec, Bundle, FrameClip, Info, Inputs, Part, Run, Stream, System
 from training.data.codes import MAX_VOCABULARY
+from training.data.spectrograms import SIZE as AUDIO_SIZE
+from training.data.spectrograms import images_of
 from training.modules.quantizers import Quantized
 from training.modules.reconstruction_loss import ReconstructionLoss, pick_frames
 from training.random import random_state
 from training.sampling import Sampler
 from training.tokenizer import networks
+from training.tokenizer.options import AUDIO
 from training.tokenizer.options import TokenizerOptions as TokenizerOptions
-from training.tokenizer.sampling import Reconstruction
+from training.tokenizer.sampling import make_sampler
 
 BETAS = (0.5, 0.9)  # of both optimisers, as published
 
@@ -83,16 +86,33 @@ class TokenizerTraining(System):
         strides = options.arguments.get("downsample")
         if strides and strides[1] != strides[2]:
             raise ValueError(f"--downsample is {strides}; the strides of height and width must be equal")
+        channels = options.arguments.get("channels", 3)
+        if options.content == AUDIO and ((options.height, options.width) != AUDIO_SIZE or channels != 1):
+            raise ValueError(
+                f"--content=audio is of {AUDIO_SIZE[0]}x{AUDIO_SIZE[1]} and one channel, but the network takes "
+                f"{options.height}x{options.width} and {channels}: begin with --preset=drums-audio or toy-audio"
+            )
+        if options.content != AUDIO and channels == 1:
+            raise ValueError("frames have 3 channels, but the network takes one, as for sound: add --content=audio")
 
     def inputs(self) -> Inputs:
         """See `System.inputs`."""
+        if self.options.content == AUDIO:
+            return Inputs(streams=(AUDIO,))
         return Inputs(sizes=((self.options.height, self.options.width),))
 
     def batch_spec(self, step: int) -> list[BatchSpec]:
         """See `System.batch_spec`."""
         o = self.options
-        clip = FrameClip("clip", o.height, o.width, first=0, count=o.clip_frames, stride=o.frame_stride)
-        return [BatchSpec((o.clip_frames - 1) * o.frame_stride + 1, (clip,))]
+        part: Part = FrameClip("clip", o.height, o.width, first=0, count=o.clip_frames, stride=o.frame_stride)
+        if o.content == AUDIO:
+            part = Stream(AUDIO, 0, o.clip_frames, o.frame_stride)
+        return [BatchSpec((o.clip_frames - 1) * o.frame_stride + 1, (part,))]
+
+    def clips(self, batch: Batch) -> Tensor:
+        """Return the clips of a batch in the units of the network: (N, channels, T, height, width)."""
+        clips = images_of(batch[AUDIO]) if self.options.content == AUDIO else batch["clip"]
+        return clips.to(next(self.network.parameters())) * self.network.scale
 
     # ---- Random numbers ---------------------------------------------------------------------------------------------
 
@@ -117,7 +137,7 @@ class TokenizerTraining(System):
         Both share one forward of the autoencoder. With `legacy` the discriminators' pass has its own, in the last round
         after the autoencoder's optimiser step.
         """
-        clips = next(batches)["clip"].to(next(self.network.parameters())) * self.network.scale
+        clips = self.clips(next(batches))
         drawn = self.draw_frames(step, clips.shape[2])
         frames = misc.upload(torch.from_numpy(drawn.astype(np.int64)), clips.device)  # (clips, 2)
         report, legacy = optim.Report(), self.options.legacy
@@ -184,7 +204,7 @@ class TokenizerTraining(System):
     @torch.no_grad()
     def validate(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """See `System.validate`."""
-        x = next(batches)["clip"].to(next(self.network.parameters())) * self.network.scale
+        x = self.clips(next(batches))
         for module in self.modules_of_training:
             module.eval()
         made, quantized = self.network(x)
@@ -210,7 +230,7 @@ class TokenizerTraining(System):
     def sampler(self) -> Sampler:
         """See `System.sampler`."""
         self.network.eval()
-        return Reconstruction(self.network)
+        return make_sampler(self.network)
 
     def export(self) -> Bundle:
         """See `System.export`."""

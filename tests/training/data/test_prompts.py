@@ -258,9 +258,14 @@ def test_given_streams_replace_those_of_a_prompt(dataset):
             np.zeros(40, int),
             {"num_frames": 16},
             None,
-            "actions.json has 40 actions, 36 for the context and 16 for the video are needed",
+            "actions.json has actions for 40 frames, 36 for the context and 16 for the video are needed",
         ),
-        (np.zeros(40, int), {}, (0, 16), "actions.json has 40 actions, 36 for the context and 16 for the video are"),
+        (
+            np.zeros(40, int),
+            {},
+            (0, 16),
+            "actions.json has actions for 40 frames, 36 for the context and 16 for the video are",
+        ),
         (np.zeros(60, int), {}, (-40, 4), "actions.json begins 36 frames before the video, but 40 are needed: put the"),
         (
             np.array([0, 1, 5]),

@@ -14,6 +14,7 @@ TESTED = {
         "train_*",
         "preprocess*",
         "frame_folder*",
+        "stft_prep*",
         "metrics*",
         "gpt_*",
         "bpe*",

@@ -81,6 +81,24 @@ def test_the_table_of_positions_is_found(tmp_path):
     assert isinstance(network, TATSTransformer) and network.options["table"] == [2, 2, 2]
 
 
+def test_the_tokenizer_of_sound_opens_too(tmp_path):
+    network, sound = tiny.transformer(conditions=7, latents=2, length=32), tiny.sound_tokenizer()
+    more = {f"cond_stage_model.{name}": value for name, value in sound.state_dict().items()}
+    del more["cond_stage_model.codebook.initialised"]
+    named = {"unconditional": False, "cond_stage_key": "stft"}
+    path = save(tmp_path / "gpt.ckpt", network, tiny.tokenizer(), more, **named)
+    bundle = load_bundle(path)
+    assert bundle.networks.keys() == {"transformer", "tokenizer", "audio_tokenizer"}
+    found = bundle.networks["audio_tokenizer"]
+    names = sound.state_dict().keys() - {"codebook.initialised"}
+    assert all(torch.equal(sound.state_dict()[name], found.state_dict()[name]) for name in names)
+    sampler = open_sampler([path])
+    assert isinstance(sampler, LongVideos) and sampler.sound is not None and sampler.sound.span == 8
+    assert bundle.networks["transformer"].options == network.options
+    with pytest.raises(ValueError, match="no tokenizer of sound"):
+        open_sampler([save(tmp_path / "lost.ckpt", network, tiny.tokenizer(), **named)])
+
+
 def test_models_of_stored_codes_have_no_tokenizer(tmp_path):
     network = TATSTransformer(16384, 0, 1, 8, 1, 2, 16)
     path = save(tmp_path / "gpt.ckpt", network)

@@ -130,7 +130,7 @@ def test_size_and_settings_are_inferred():
     found = published.Found(VQGAN3D, entries, {})  # pyright: ignore[reportArgumentType]
     options = published.options_of(found)
     assert (options["channels"], options["norm"], options["downsample"]) == (1, "batch", [4, 8, 8])
-    assert (options["height"], options["clip_frames"]) == (128, 16)
+    assert (options["height"], options["width"], options["clip_frames"]) == (64, 16, 16), "one channel: sound"
 
 
 def taming_network():

@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from tests.ranks import run_ranks
+from tests.training.data.sounds import audio_of
 from train import make_options, training_command
-from training.contract import Run, Tokenizer
+from training.contract import Run, Stream, Tokenizer
+from training.data.stream_prompts import StreamPrompt
 from training.network_file import load_tokenizer, save_bundle
 from training.sampling import Prompt, Request
 from training.tokenizer import networks
 from training.tokenizer import published as adapters
 from training.tokenizer.presets import PRESETS
-from training.tokenizer.sampling import Reconstruction
+from training.tokenizer.sampling import Reconstruction, make_sampler
 from training.tokenizer.system import TokenizerOptions, TokenizerTraining
 
 SMALL = {
@@ -145,6 +147,42 @@ def test_two_ranks_equal_one():
 
 
 # ----------------------------------------------------------------------------
+# Sound.
+
+SOUND = {
+    "content": "audio", "height": 64, "width": 16, "clip_frames": 4, "image_gan_weight": 0.0, "video_gan_weight": 0.0,
+    "lr": 3e-3, "arguments": {"hidden": 2, "embedding_dim": 4, "num_codes": 8, "channels": 1},
+}  # fmt: skip
+
+
+def test_sound_is_learned():
+    system = small(**SOUND, frame_stride=2)
+    assert system.inputs().streams == ("audio",) and not system.inputs().sizes
+    (spec,) = system.batch_spec(0)
+    assert (spec.num_frames, spec.parts) == (7, (Stream("audio", 0, 4, 2),))
+    batch = {"audio": torch.stack([torch.from_numpy(audio_of(name, 4)).float() for name in ("a", "bc")])}
+    first = system.step(iter([batch]), 0)["loss/recon_loss"].mean()
+    for step in range(1, 20):
+        last = system.step(iter([batch]), step)["loss/recon_loss"].mean()
+    assert last < 0.8 * first
+    assert system.validate(iter([batch]))["loss/recon_loss"].shape == (2,)
+
+
+def test_sound_is_shown_as_spectrograms():
+    network = small(**SOUND).network.eval()
+    prompt = StreamPrompt(Prompt(), {"audio": audio_of("a", 21)}, 0)
+    sampler = make_sampler(network)
+    whole = torch.cat([chunk["video"] for chunk in sampler.frames(Request([0], 0, 21, prompt))], dim=2)
+    images = torch.from_numpy(audio_of("a", 8)[4:]).float().view(1, 1, 4, 64, 16)
+    torch.testing.assert_close(whole[:, :1, 4:8], network.decode(network.encode(images)), atol=1e-5, rtol=1e-4)
+    assert whole.shape == (1, 3, 21, 64, 16) and torch.equal(whole[:, 0], whole[:, 2])
+    part = torch.cat([chunk["video"] for chunk in sampler.frames(Request([0, 1], [5, 9], 11, prompt))], dim=2)
+    torch.testing.assert_close(part[1], whole[0, :, 9:20], atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="has audio for 21 frames, 0 for the context and 22 for the video"):
+        next(sampler.frames(Request([0], 0, 22, prompt)))
+
+
+# ----------------------------------------------------------------------------
 # Options.
 
 
@@ -168,6 +206,8 @@ def test_presets_make_their_networks(preset):
         ({"arguments": {"downsample": [4, 4, 8]}}, "must be equal"),
         ({"arguments": {"ch_mult": [1, 2]}}, "vqgan3d does not take"),
         ({"lr": 0.0}, "lr is 0"),
+        ({"content": "audio"}, "--content=audio is of 64x16 and one channel"),
+        ({"arguments": {"channels": 1}}, "add --content=audio"),
         ({"quantizer": {"kind": "lfq"}, "arguments": {"num_codes": 9}}, "power of two"),
     ],
 )
