@@ -30,12 +30,20 @@ FEWEST = {"frechet": 1, "kernel": 2, "score": 10, "manifold": 4, "paired": 1}  #
 LONG_MEASURES = (
     "color_similarity",
     "motion_energy_w1",
+    "motion_energy",
+    "flat_frames",
     "seam_ratio",
     "loop_rate",
     "feature_similarity",
     "fvd_drift",
     "kvd_drift",
     "fmd_drift",
+    "there_and_back",
+    "there_and_back_lpips",
+    "there_and_back_walk",
+    "revisit",
+    "revisit_lpips",
+    "action_following",
 )
 
 
