@@ -60,6 +60,7 @@ class ActionNetwork(nn.Module):
             nn.Conv2d(before, after, 5 if before == 6 else 3, stride=2, padding=2 if before == 6 else 1)
             for before, after in zip(widths, widths[1:], strict=False)
         )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(conv.out_channels) for conv in self.convs)
         self.hidden = nn.Linear(widths[-1] * 12, 4 * channels)
         self.heads = nn.ModuleList(nn.Linear(4 * channels, len(factor.classes)) for factor in self.factors)
 
@@ -67,8 +68,8 @@ class ActionNetwork(nn.Module):
         """Return the logits of each factor: uint8 (M, 3, H, W), twice -> float32 (M, classes) each."""
         before, after = before.float() / 127.5 - 1, after.float() / 127.5 - 1
         x = torch.cat([(before + after) / 2, after - before], dim=1)
-        for conv in self.convs:
-            x = F.relu(conv(x))
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.relu(norm(conv(x)))
         x = F.relu(self.hidden(F.adaptive_avg_pool2d(x, (3, 4)).flatten(1)))
         return [head(x) for head in self.heads]
 

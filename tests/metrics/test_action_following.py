@@ -90,16 +90,24 @@ def turning(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(turning: Path) -> Path:
     """Train a small network by the command line."""
     out = turning / "network.pkl"
-    arguments = ["train", f"--dataset={turning}", f"--out={out}", "--steps=60", "--batch=8", "--channels=8", "--lr=0.01"]
+    arguments = [
+        "train",
+        f"--dataset={turning}",
+        f"--out={out}",
+        "--steps=150",
+        "--batch=4",
+        "--channels=8",
+        "--lr=0.01",
+    ]
     result = CliRunner().invoke(action_network.main, arguments, catch_exceptions=False)
-    assert result.exit_code == 0 and "step 60 of 60" in result.output and "-m action_following" in result.output
+    assert result.exit_code == 0 and "step 150 of 150" in result.output and "-m action_following" in result.output
     return out
 
 
 def test_turns_are_learned_and_the_file_is_passive(trained: Path):
     detector = action_network.load("cpu", trained)
     facts = detector.identity["trained"]
-    assert facts["held_out"]["f1_turn"] > 0.9 and facts["steps"] == 60 and not detector.identity["verified"]
+    assert facts["held_out"]["f1_turn"] > 0.9 and facts["steps"] == 150 and not detector.identity["verified"]
     frames = torch.from_numpy(views(20, headings(np.array([0, 3, 3, 4, 0])))).permute(0, 3, 1, 2)
     assert detector.predict(frames[:-1], frames[1:])[:, 0].tolist() == [1, 1, 2, 0]
     assert detector.network.names == NAMES and detector.network.size == SIZE
@@ -130,7 +138,9 @@ def test_a_model_that_obeys_reaches_the_ceiling_and_others_do_not(trained: Path)
 def test_what_does_not_fit_is_refused(trained: Path, turning: Path, tmp_path: Path):
     real, fake, _ = sides("obey", Walks(random_walks(3, 40), ["none", *(f"act{i}" for i in range(8))]))
     options = {"num_videos": 2, "num_frames": 10, "detector_paths": {"action-network": str(trained)}}
-    with pytest.raises(ValueError, match="are none, act0.*, and the network for action_following was trained on none, f"):
+    with pytest.raises(
+        ValueError, match="are none, act0.*, and the network for action_following was trained on none, f"
+    ):
         metric_main.calc_metrics(["action_following"], real, fake, **options)
     real, fake, _ = sides("obey", Walks(random_walks(3, 40)))
     with pytest.raises(ValueError, match=r"make one with  python -m metrics.action_network train"):

@@ -5,7 +5,7 @@ import pytest
 
 from metrics import inputs, metric_main
 from metrics.there_and_back import and_back, inverse_actions, turning_returns
-from tests.metrics.walks import NAMES, SIZE, Walks, headings, random_walks, sides, views
+from tests.metrics.walks import NAMES, SIZE, Walks, headings, random_walks, sides
 
 
 def numbers(*names: str) -> np.ndarray:
@@ -67,20 +67,17 @@ def test_a_model_that_obeys_is_perfect_and_moves():
 
 
 def test_values_are_those_of_the_frames():
-    """A model that turns left all the time has frames 2 k + 1 turns apart."""
-    (result,), _ = measure("drift", "there_and_back")
-    footage = Walks(random_walks(4, 40))
-    errors = []
-    for k in range(10):
-        for number in range(4):
-            x, y = views(number, np.array([0, 2 * k + 1])).astype(float) / 255
-            errors.append((k, -10 * np.log10(np.square(x - y).mean())))
-    by_k = [np.mean([value for place, value in errors if place == k]) for k in range(10)]
+    (result,), sampler = measure("drift", "there_and_back")
+    videos = np.stack(sampler.made).astype(float)  # turning left all the time
+    there, back = videos[:, :10][:, ::-1] / 255, videos[:, 10:] / 255
+    psnr = -10 * np.log10(np.square(there - back).mean(axis=(2, 3, 4)))  # (4, 10)
     curve = result["curves"][0]["lines"][0]
-    # Views begin where each prompt ends, so that only the order of magnitude is the same.
-    assert np.abs(np.array(curve["y"]) - by_k).max() < 3 and len(footage.clips) == 4
-    assert result["results"]["there_and_back_psnr"] == pytest.approx(np.mean(curve["y"]))
-    assert result["results"]["there_and_back_psnr"] < 20 and result["errors"]["there_and_back_psnr"] > 0
+    assert curve["y"] == pytest.approx(psnr.mean(axis=0), rel=1e-5)
+    assert result["results"]["there_and_back_psnr"] == pytest.approx(psnr.mean(), rel=1e-5)
+    left_out = [np.delete(psnr, number, axis=0).mean() for number in range(4)]  # four videos are four groups
+    assert result["errors"]["there_and_back_psnr"] == pytest.approx(np.sqrt(3 * np.var(left_out)), rel=1e-4)
+    motion = np.abs(np.diff(videos, axis=1)).mean()
+    assert result["results"]["there_and_back_motion"] == pytest.approx(motion)
 
 
 def test_a_video_that_stands_still_is_told_by_its_motion():

@@ -75,6 +75,7 @@ class Walker(Sampler):
     def __init__(self, footage: Walks, way: str = "obey") -> None:
         self.footage, self.way = footage, way
         self.given: list[np.ndarray] = []  # actions of each video
+        self.made: list[np.ndarray] = []  # its frames
 
     def video(self, request: Request) -> Iterator[Tensor]:
         count = request.num_frames
@@ -91,6 +92,7 @@ class Walker(Sampler):
                 row = np.full_like(row, NAMES.index("left"))
             turns = headings(row)
             video.append(views(number, heading + (-turns if self.way == "mirror" else turns)))
+        self.made += video
         yield from torch.from_numpy(np.stack(video)).split(5, dim=1)
 
     def _find(self, frame: np.ndarray) -> tuple[int, int]:
