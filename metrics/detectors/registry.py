@@ -143,7 +143,7 @@ LOADERS = {
     "efficientnet-lite0-motion": "metrics.detectors.efficientnet_lite:load_motion",
     "inception-2015-12-05": "metrics.detectors.inception:load",
     "c3d-ucf101": "metrics.detectors.c3d:load",
-    "action-network": "metrics.action_network:load",
+    "action-network": "metrics.detectors.actions:load",
 }
 
 

@@ -1,4 +1,4 @@
-"""Scores of actions against scikit-like formulas worked out here, and the network on a world whose turns can be seen."""
+"""Scores of actions against formulas worked out here, and the network on a world whose turns can be seen."""
 
 import itertools
 import json
@@ -14,8 +14,8 @@ from dataset_tools.archive import ShardWriter, describe_dataset
 from dataset_tools.frames import encode_stream
 from metrics import action_network, metric_main
 from metrics.action_following import confusion, factors_of, scores
-from metrics.action_network import ActionNetwork, mirrored_actions
 from metrics.detectors import registry
+from metrics.detectors.actions import ActionNetwork, load, mirrored_actions
 from tests.metrics.walks import NAMES, SIZE, Walks, headings, random_walks, sides, views
 from training.contract import Bundle
 from training.network_file import save_bundle
@@ -105,7 +105,7 @@ def trained(turning: Path) -> Path:
 
 
 def test_turns_are_learned_and_the_file_is_passive(trained: Path):
-    detector = action_network.load("cpu", trained)
+    detector = load("cpu", trained)
     facts = detector.identity["trained"]
     assert facts["held_out"]["f1_turn"] > 0.9 and facts["steps"] == 150 and not detector.identity["verified"]
     frames = torch.from_numpy(views(20, headings(np.array([0, 3, 3, 4, 0])))).permute(0, 3, 1, 2)
@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_refused(trained: Path, turning: Path, tmp_path: Pa
     other = tmp_path / "other.pkl"
     save_bundle(Bundle({"other": ActionNetwork(NAMES, 20, 30)}, "action-network"), other)
     with pytest.raises(ValueError, match="is not an inverse-dynamics network"):
-        action_network.load("cpu", other)
+        load("cpu", other)
 
 
 def test_datasets_without_names_are_refused(make_dataset: Callable, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""There-and-back consistency: the inverse of each action, a model that obeys, one that does not, one that stands still."""
+"""There-and-back consistency: inverse actions; models that obey, do not obey, and stand still."""
 
 import numpy as np
 import pytest
