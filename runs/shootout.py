@@ -45,7 +45,7 @@ from training.side_files import read_lines, read_object
 
 REPO = Path(__file__).parents[1]
 TOKENIZER = "tokenizer"  # the system whose network the others share
-PROTOCOL, CONTEXT, HORIZON = "labdoom-36to264", 36, 264
+PROTOCOL, CONTEXT, HORIZON = "labdoom-36to264", 36, 264  # and its frames
 CONTINUING = {"mebt": ("given=36",)}  # options of samplers that continue a video only if asked to
 SHEET_FRAMES = (0, 15, 31, 63, 127, 255)
 POLL_SEC = 0.1
@@ -66,6 +66,7 @@ class Settings:
     systems: tuple[str, ...]
     clips: int
     long_clips: int
+    frames: int
     turn_frames: int
     action_steps: int
     device: str
@@ -244,7 +245,7 @@ def final_measures(
 
     Those that a system cannot have say so under "cannot".
     """
-    s, long = settings, [f"--num-videos={settings.long_clips}", f"--num-frames={HORIZON}"]
+    s, long = settings, [f"--num-videos={settings.long_clips}", f"--num-frames={settings.frames}"]
     network, options = trained["network"], CONTINUING.get(name, ())
     follows = "actions" in sampler.needs.streams
     continues = bool(sampler.needs.past or options) and not sampler.needs.follows
@@ -258,9 +259,9 @@ def final_measures(
         found = {"kind": "measure", "system": name, "protocol": PROTOCOL}
         if not continues:
             return {**found, "cannot": "it makes videos from noise alone, and continues none"}
-        metrics = [f"{item}{s.long_clips}_{HORIZON}f" for item in ("psnr", "ssim", "lpips")]
-        metrics += [f"fvd{s.long_clips}_{CONTEXT + HORIZON}f_context{CONTEXT}"]
-        more = [*long, f"--protocol={PROTOCOL}"]
+        metrics = [f"{item}{s.long_clips}_{s.frames}f" for item in ("psnr", "ssim", "lpips")]
+        metrics += [f"fvd{s.long_clips}_{CONTEXT + s.frames}f_context{CONTEXT}"]
+        more = [*long, f"--protocol={PROTOCOL}", f"--horizon={s.frames}"]
         if follows:
             metrics += ["revisit", "revisit_lpips", "action_following"]
             more.append(f"--detector-path=action-network={action_network}")
@@ -270,7 +271,8 @@ def final_measures(
         found = {"kind": "measure", "system": name, "protocol": "there-and-back"}
         if not follows:
             return {**found, "cannot": "it follows no actions"}
-        more = [f"--num-videos={s.long_clips}", f"--num-frames={s.turn_frames}", f"--protocol={PROTOCOL}"]
+        more = [f"--num-videos={s.long_clips}", f"--num-frames={s.turn_frames}"]
+        more += [f"--protocol={PROTOCOL}", f"--horizon={s.turn_frames}"]
         return {**found, "lines": measure(network, options, ["there_and_back", "there_and_back_lpips"], more, place, s)}
 
     return {"alone": alone, "protocol": protocol, "back": back}
@@ -280,13 +282,13 @@ def sample(name: str, sampler: Sampler, sheet: Path, settings: Settings) -> Part
     """Make one video after a context of the validation clips, write a row of its frames, and say what a frame costs."""
     size, needs = sampler.size, sampler.needs
     dataset = ClipDataset(settings.val, [size], streams=needs.streams, vocabularies=sampler.vocabularies)
-    clip = dataset.eligible(CONTEXT + HORIZON)[0]
+    clip = dataset.eligible(CONTEXT + settings.frames)[0]
     prompt = ClipPrompt(dataset, [(clip, CONTEXT)], {key: store.read for key, store in dataset.streams.items()})
-    count, picked, done = SHEET_FRAMES[-1] + 1, [], 0
+    wanted, picked, done = sheet_frames(settings), [], 0
     begin, clock = time.process_time(), time.monotonic()
-    for chunk in sampler.video(Request([settings.seed], 0, count, prompt)):
+    for chunk in sampler.video(Request([settings.seed], 0, wanted[-1] + 1, prompt)):
         frames = chunk[0].cpu().numpy()
-        picked += [frames[frame - done] for frame in SHEET_FRAMES if done <= frame < done + len(frames)]
+        picked += [frames[frame - done] for frame in wanted if done <= frame < done + len(frames)]
         done += len(frames)
     cpu, wall = time.process_time() - begin, time.monotonic() - clock
     _write_row(sheet, picked)
@@ -299,10 +301,14 @@ def sample(name: str, sampler: Sampler, sheet: Path, settings: Settings) -> Part
 def sample_real(size: tuple[int, int], sheet: Path, settings: Settings) -> Part:
     """Write the same row of the recorded clip."""
     dataset = ClipDataset(settings.val, [size])
-    clip = dataset.eligible(CONTEXT + HORIZON)[0]
-    frames = dataset.read(clip, size, [CONTEXT + frame for frame in SHEET_FRAMES])
-    _write_row(sheet, list(frames))
-    return {"kind": "real", "system": "real", "sheet": str(sheet), "frames": list(SHEET_FRAMES)}
+    clip, wanted = dataset.eligible(CONTEXT + settings.frames)[0], sheet_frames(settings)
+    _write_row(sheet, list(dataset.read(clip, size, [CONTEXT + frame for frame in wanted])))
+    return {"kind": "real", "system": "real", "sheet": str(sheet), "frames": wanted}
+
+
+def sheet_frames(settings: Settings) -> list[int]:
+    """Return the frames of a row of the contact sheet."""
+    return [frame for frame in SHEET_FRAMES if frame < settings.frames]
 
 
 def _write_row(path: Path, frames: Sequence[np.ndarray]) -> None:
@@ -389,7 +395,10 @@ def train_action_network(path: Path, settings: Settings) -> Part:
     type=click.Path(exists=True, file_okay=False),
 )
 @click.option(
-    "--val", help="Held-out clips of at least 300 frames", required=True, type=click.Path(exists=True, file_okay=False)
+    "--val",
+    help="Held-out clips, of at least 36 frames more than --frames",
+    required=True,
+    type=click.Path(exists=True, file_okay=False),
 )
 @click.option("--out", help="Folder of networks and results", required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -410,8 +419,13 @@ def train_action_network(path: Path, settings: Settings) -> Part:
     "--long-clips", help="Long clips and videos a side", default=32, show_default=True, type=click.IntRange(min=2)
 )
 @click.option(
-    "--turn-frames", help="Frames there and back", default=64, show_default=True, type=click.IntRange(4, HORIZON)
+    "--frames",
+    help="Frames of these, after the context",
+    default=HORIZON,
+    show_default=True,
+    type=click.IntRange(min=32),
 )
+@click.option("--turn-frames", help="Frames there and back", default=64, show_default=True, type=click.IntRange(min=4))
 @click.option(
     "--action-steps",
     help="Training steps of the network that reads actions",
