@@ -230,7 +230,8 @@ def measure(network: str, options: Sequence[str], metrics: Sequence[str], more: 
     place.unlink(missing_ok=True)
     run(
         "calc_metrics.py", f"--dataset={settings.val}", f"--model={network}", f"--path={place}",
-        *(f"-m={name}" for name in metrics), *(f"-o={option}" for option in options), *more,
+        *(word for name in metrics for word in ("-m", name)),
+        *(word for option in options for word in ("-o", option)), *more,
         f"--device={settings.device}", f"--seed={settings.seed}",
     )  # fmt: skip
     lines = read_lines(place, metric=str)

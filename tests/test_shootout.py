@@ -75,11 +75,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
 
 
 def write_walks(root: Path, num_walks: int, first: int) -> Path:
-    """Write walks that look aside and back, 48x64, with actions and poses."""
+    """Write walks that look aside and back, and then turn on to what is new, 48x64, with actions and poses."""
     size, (left, right) = (48, 64), (NAMES.index("left"), NAMES.index("right"))
     with ShardWriter(root, [size], 0) as writer:
         for number in range(first, first + num_walks):
-            row = np.resize([0] * (number % 3) + [left] * 9 + [0] + [right] * 9 + [0], 80)
+            row = np.resize([0] + [left] * 8 + [0] + [right] * 20, 80)
             turns = headings(row)
             poses = [[0.0, 0.0, 6.0 * float(turn)] for turn in turns]
             frames = views(number, turns).repeat(4, axis=1).repeat(4, axis=2)

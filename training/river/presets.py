@@ -8,7 +8,7 @@
 | clevrer | 128x128 | 4 x 16x16 | 16, 5 | 2 | clevrer |
 | labdoom-small | the tokenizer's | | 32, 1 | 16 | labdoom-2d |
 | labdoom-tiny | the tokenizer's | | 24, 1 | 8 | toy |
-| shootout | 48x64 | | 24, 1 | 8 | shootout |
+| shootout | 48x64 | 16 x 6x8 | 24, 1 | 8 | shootout |
 | toy | the tokenizer's | | 12, 1 | 4 | toy |
 
 The first four are as published: 300 000 steps (130 000 for bair-256) of 16 clips, no normalisation, no average of
