@@ -195,7 +195,7 @@ def time_charts(found: Shootout) -> list[Chart]:
         points = sorted((part["used_sec"], part["lines"][0]) for part in found.curves[system] if part["lines"])
         if points:
             key = points[0][1]["metric"]
-            floor = points[0][1].get("floors", {}).get(key, floor)
+            floor = points[0][1].get("floors", {}).get(key) if floor is None else floor
             values = [line["results"][key] for _, line in points]
             errors = [line.get("errors", {}).get(key, math.nan) for _, line in points]
             lines.append(Line(system, [sec / 60 for sec, _ in points], values, errors, found.colour(system)))

@@ -76,7 +76,7 @@ def test_the_page_holds_what_was_measured_and_is_replaced(tmp_path: Path):
     assert Image.open(figures / "shootout-sheet.png").size == (116 + 2 * 128, 2 * 2 * 48)
     found = Shootout(results)
     (chart,) = shootout_report.time_charts(found)
-    assert [list(item.y) for item in chart.lines] == [[600, 300], [1600, 800]] and chart.guide == 400
+    assert [list(item.y) for item in chart.lines] == [[600, 300], [1600, 800]] and chart.guide == 300
     assert list(chart.lines[0].x) == [1, 2]
     (frames,) = shootout_report.frame_charts(found)
     assert [item.label for item in frames.lines] == ["teco", "copy of the last frame"]
