@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from metrics.families import ACTION_NETWORK
 from metrics.footage_streams import ACTIONS
 from metrics.long_video_base import GroupStreams, Measure, ProbeOptions, Rows, chart, jackknife_variance, line
 
-DETECTOR = "action-network"
 NONE = "none"
 FACTORS = {"turn": (NONE, "left", "right"), "move": (NONE, "forward", "back")}
 PAIRS_AT_ONCE = 256
@@ -102,7 +102,7 @@ class ActionProbe:
     """Read the action between each two successive frames, and compare it with the one given."""
 
     def __init__(self, options: ProbeOptions, side: str) -> None:
-        self.detector, self.side = options.open(DETECTOR), side
+        self.detector, self.side = options.open(ACTION_NETWORK), side
         self.network = self.detector.network
         self.last: np.ndarray | None = None
         self.frame = 0
@@ -160,7 +160,7 @@ class ActionProbe:
 
 def compare_actions(real: Rows, fake: Rows, options: ProbeOptions) -> dict[str, Any]:
     """Return the scores of generated video, those of real video beside them, and accuracy over time."""
-    detector = options.open(DETECTOR)
+    detector = options.open(ACTION_NETWORK)
     factors = detector.network.factors
     most = max(len(factor.classes) for factor in factors)
     num_counts = len(factors) * most * most
@@ -203,4 +203,4 @@ def compare_actions(real: Rows, fake: Rows, options: ProbeOptions) -> dict[str, 
     }
 
 
-MEASURES = (Measure(NAME, ActionProbe, compare_actions, DETECTOR, streams=(ACTIONS,)),)
+MEASURES = (Measure(NAME, ActionProbe, compare_actions, ACTION_NETWORK, streams=(ACTIONS,)),)

@@ -16,8 +16,8 @@ from pathlib import Path
 import click
 
 from dnnlib.text import quote
+from metrics.families import ACTION_NETWORK
 
-DETECTOR = "action-network"
 HELD_OUT = 0.1  # of the clips, unless a validation dataset is given
 
 
@@ -63,7 +63,7 @@ def train(
     data = quote(str(val_root or root))
     click.echo(
         f"Next: python calc_metrics.py --dataset={data} --model=MODEL.pkl -m action_following "
-        f"--detector-path={DETECTOR}={quote(str(out))}"
+        f"--detector-path={ACTION_NETWORK}={quote(str(out))}"
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 I3D, MOTION, C3D = "i3d-kinetics-400", "efficientnet-lite0-motion", "c3d-ucf101"
 INCEPTION, EFFICIENTNET = "inception-2015-12-05", "efficientnet-lite0"
+ACTION_NETWORK = "action-network"  # of `metrics.action_following`
 PSNR, SSIM, LPIPS_ALEX, LPIPS_VGG = "psnr", "ssim", "lpips-alex", "lpips-vgg"  # of `metrics.paired`
 
 # How each detector resizes frames, as results report it.

@@ -106,10 +106,13 @@ def calc_metrics(
         needs_clips = bool(long[0]) and long[0].frames == "clips" and all(m.needs_real_clips for m in work.measures)
         if long[0] and needs_clips and isinstance(real, Videos):
             long[0] = dataclasses.replace(long[0], shape=ClipShape(min(num_frames, work.probe_options.window)))
-        for side, wanted, videos in zip(sides, requests, long, strict=True):
+        steered = [((real, side), dataclasses.replace(work, measures=group)) for side, group in groups[1:]]
+        steered_long = [[_clips(own, side, rules, shape, num_videos) for side in own] for own, _ in steered]
+        for index, (side, wanted) in enumerate(zip(sides, requests, strict=True)):
             footage = side if isinstance(side, Videos) else side.prompts
             if footage is not None:
-                footage.footage.eligible(max(r.window_span if r else 0 for r in (*wanted.values(), videos)))
+                each = (*wanted.values(), long[index], *(pair[index] for pair in steered_long))
+                footage.footage.eligible(max(r.window_span if r else 0 for r in each))
     collected = []
     baselines = (stills, {})
     for side, label, wanted, also, videos in zip(sides, LABELS, requests, baselines, long, strict=True):
@@ -119,12 +122,10 @@ def calc_metrics(
     passes: list[tuple[Sides, list[list[Rows]], Sequence[FeatureRequest | None], Work]] = []
     if work.measures:
         passes.append((sides, [rows for _, rows in collected], long, work))
-    for steered, group in groups[1:]:
-        own, own_work = (real, steered), dataclasses.replace(work, measures=group)
-        wanted = [_clips(own, side, rules, shape, num_videos) for side in own]
-        each = zip(own, LABELS, wanted, strict=True)
+    for (own, own_work), pair in zip(steered, steered_long, strict=True):
+        each = zip(own, LABELS, pair, strict=True)
         rows = [plan.collect([], side, label, own_work, (), request)[1] for side, label, request in each]
-        passes.append((own, rows, wanted, own_work))
+        passes.append((own, rows, pair, own_work))
 
     def results() -> dict[str, dict[str, Any]]:
         by_name = {name: result for each in passes for name, result in _long_results(*each).items()}

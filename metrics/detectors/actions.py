@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metrics.action_following import DETECTOR, confusion, factors_of, scores
+from metrics.action_following import confusion, factors_of, scores
 from metrics.detectors import registry
+from metrics.families import ACTION_NETWORK
 from torch_utils import safe_pickle
 from training import network_format
 from training.contract import Size
@@ -83,7 +84,7 @@ def load(device: torch.device | str = "cpu", file: Path | str | None = None) -> 
 
     Raises `ValueError` if there is no file, or it holds another network.
     """
-    path = registry.locate(DETECTOR, file)
+    path = registry.locate(ACTION_NETWORK, file)
     network_format.check_seal(str(path))
     record = safe_pickle.load(path)
     entry = record.children.get("actions")
@@ -94,7 +95,7 @@ def load(device: torch.device | str = "cpu", file: Path | str | None = None) -> 
     network = network_format.build_network(ActionNetwork, entry.attributes["options"], entry.tensors, str(path))
     assert isinstance(network, ActionNetwork)
     trained = dict(record.attributes.get("options") or {})
-    identity = {**registry.identity(DETECTOR, path, verified=False), "trained": trained}
+    identity = {**registry.identity(ACTION_NETWORK, path, verified=False), "trained": trained}
     return ActionDetector(network.to(device).eval().requires_grad_(False), identity)
 
 
