@@ -338,13 +338,14 @@ def test_kinds_of_repeats_are_distinguished(tmp_path):
 def test_repeats_of_a_slower_source_are_regular(rate, expected):
     shown = [frame * rate // 30 for frame in range(128)]
     repeats = [frame for frame in range(1, 128) if shown[frame] == shown[frame - 1]]
-    assert regular_interval(repeats) == pytest.approx(expected, abs=rate == 12)
+    assert regular_interval(repeats, 128) == pytest.approx(expected, abs=rate == 12)
 
 
 def test_pauses_are_not_regular():
     """A person stands now and then, for any time."""
-    assert regular_interval([*range(5, 20), *range(60, 64), *range(71, 90), *range(111, 115)]) == 0
-    assert regular_interval([7]) == regular_interval([]) == regular_interval(list(range(1, 100))) == 0
+    assert regular_interval([*range(5, 20), *range(60, 64), *range(71, 90), *range(111, 115)], 128) == 0
+    assert regular_interval([50, 53, 54, 56, 57], 128) == 0, "a few short ones in a moment"
+    assert regular_interval([7], 20) == regular_interval([], 20) == regular_interval(list(range(1, 100)), 128) == 0
 
 
 def test_several_frame_rates_are_remarked(tmp_path):
