@@ -192,7 +192,8 @@ def time_charts(found: Shootout) -> list[Chart]:
     """Return FVD over the time of training."""
     lines, floor = [], None
     for system in found.systems:
-        points = sorted((part["used_sec"], part["lines"][0]) for part in found.curves[system] if part["lines"])
+        measured = [part for part in found.curves[system] if part["lines"]]
+        points = [(part["used_sec"], part["lines"][0]) for part in sorted(measured, key=lambda part: part["used_sec"])]
         if points:
             key = points[0][1]["metric"]
             floor = points[0][1].get("floors", {}).get(key) if floor is None else floor

@@ -50,7 +50,7 @@ class ActionNetwork(nn.Module):
             nn.Conv2d(before, after, 5 if before == 6 else 3, stride=2, padding=2 if before == 6 else 1)
             for before, after in zip(widths, widths[1:], strict=False)
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(conv.out_channels) for conv in self.convs)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[1:])
         self.hidden = nn.Linear(widths[-1] * 12, 4 * channels)
         self.heads = nn.ModuleList(nn.Linear(4 * channels, len(factor.classes)) for factor in self.factors)
 

@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,9 @@ def test_classes_that_were_not_given_do_not_count():
 
 
 def test_actions_are_mirrored():
-    mirrored = [NAMES[number] for number in mirrored_actions(NAMES)]
+    found = mirrored_actions(NAMES)
+    assert found is not None
+    mirrored = [NAMES[number] for number in found]
     assert mirrored == ["none", "forward", "back", "right", "left", "forward_right", "forward_left", "back_right",
                         "back_left"]  # fmt: skip
     assert mirrored_actions(["none", "jump"]) is None and mirrored_actions(["none", "left"]) is None
@@ -137,7 +140,7 @@ def test_a_model_that_obeys_reaches_the_ceiling_and_others_do_not(trained: Path)
 
 def test_what_does_not_fit_is_refused(trained: Path, turning: Path, tmp_path: Path):
     real, fake, _ = sides("obey", Walks(random_walks(3, 40), ["none", *(f"act{i}" for i in range(8))]))
-    options = {"num_videos": 2, "num_frames": 10, "detector_paths": {"action-network": str(trained)}}
+    options: dict[str, Any] = {"num_videos": 2, "num_frames": 10, "detector_paths": {"action-network": str(trained)}}
     with pytest.raises(
         ValueError, match="are none, act0.*, and the network for action_following was trained on none, f"
     ):
