@@ -193,7 +193,7 @@ def _measure(name: str, comparisons: tuple[str, ...]) -> Measure:
     return Measure(
         name,
         functools.partial(RevisitProbe, comparisons=comparisons),
-        functools.partial(compare_revisits, name=name, comparisons=comparisons),
+        functools.partial(compare_revisits, name=name.removesuffix("_lpips"), comparisons=comparisons),
         streams=(POSES,),
         detector=LPIPS_ALEX if LPIPS_ALEX in comparisons else None,
     )

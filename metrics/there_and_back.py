@@ -281,7 +281,7 @@ def _measure(name: str, comparisons: tuple[str, ...], way: Any = _turn) -> Measu
     return Measure(
         name,
         functools.partial(ThereAndBackProbe, comparisons=comparisons),
-        functools.partial(compare_there_and_back, name=name, comparisons=comparisons, plan=plan),
+        functools.partial(compare_there_and_back, name=name.removesuffix("_lpips"), comparisons=comparisons, plan=plan),
         streams=(ACTIONS,),
         detector=LPIPS_ALEX if LPIPS_ALEX in comparisons else None,
         steer=way,
