@@ -12,7 +12,7 @@ Trainable parameters of G and D, in millions:
 | published     |  83.22 |  46.42 |  27.17 |  24.00 |
 | labdoom-small |   3.01 |   3.24 |   2.00 |   2.87 |
 | labdoom-tiny  |   0.76 |   0.62 |   0.37 |   0.37 |
-| shootout      |   5.00 |   2.97 |        |        |
+| shootout      |   4.84 |   2.97 |        |        |
 | toy           |   0.65 |   0.62 |   0.37 |   0.37 |
 """
 
