@@ -252,7 +252,7 @@ def section(found: Shootout, figures: str) -> str:
     text = [
         BEGIN, "", "## Five systems, one dataset, one budget" if len(titles) == 5 else "## Systems at one budget", "",
         f"Each system has about five million parameters (preset `{s.get('preset')}`), one training of "
-        f"{s.get('budget_sec', 0) / 60:g} minutes ({'CPU time' if s.get('device') == 'cpu' else 'of a GPU'}) on the "
+        f"{s.get('budget_sec', 0) / 60:.3g} minutes ({'CPU time' if s.get('device') == 'cpu' else 'of a GPU'}) on the "
         f"same clips, and the same measurements, with {s.get('clips')} clips of 16 frames and {s.get('long_clips')} "
         f"long ones of {s.get('frames')} frames a side. All but LongVideoGAN share one tokenizer of frames "
         "(48x64 to 6x8 codes of 512), trained for as long; systems of latents read them before quantization. "

@@ -92,6 +92,7 @@ def write_walks(root: Path, num_walks: int, first: int) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_all_systems_are_trained_and_measured_for_a_moment(tmp_path: Path):
     data = [write_walks(tmp_path / "train", 4, 0), write_walks(tmp_path / "val", 3, 10)]
     out = tmp_path / "out"
