@@ -23,7 +23,8 @@ from training.charts import COLOURS, Chart, Line, MissingMatplotlib, draw_charts
 from training.side_files import read_lines, read_object
 
 BEGIN, END = "<!-- shootout: begin -->", "<!-- shootout: end -->"
-GENERATED, REAL_COLOUR = "generated", "#6b7280"
+GENERATED, NOVEL = "generated", "generated, novel pairs"  # names of lines in results
+REAL_COLOURS = ("#6b7280", "#111827", "#b0b6c0")
 LABEL_WIDTH = 116  # pixels of the names beside the contact sheet
 SHEET_SCALE = 2
 
@@ -211,11 +212,14 @@ def frame_charts(found: Shootout) -> list[Chart]:
             for drawn in line.get("curves", []):
                 _, lines = charts.setdefault(drawn["title"], (drawn, []))
                 for item in drawn["lines"]:
+                    if item["label"] == NOVEL:  # too many lines of one colour
+                        continue
                     if item["label"].startswith(GENERATED):
                         label = item["label"].replace(GENERATED, system, 1)
                         lines.append(Line(label, item["x"], item["y"], item.get("band"), found.colour(system)))
                     elif item["label"] not in [other.label for other in lines]:
-                        lines.append(Line(item["label"], item["x"], item["y"], None, REAL_COLOUR))
+                        shade = REAL_COLOURS[sum(other.colour in REAL_COLOURS for other in lines) % len(REAL_COLOURS)]
+                        lines.append(Line(item["label"], item["x"], item["y"], None, shade))
     return [
         Chart(title, tuple(lines), exact=True, x_name=drawn["x_name"], log_x=drawn.get("log_x", False))
         for title, (drawn, lines) in charts.items()
