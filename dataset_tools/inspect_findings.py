@@ -87,8 +87,8 @@ KINDS = {
     ),
     "repeated frames": Kind(
         False,
-        "clips that stand still for a while: frames equal to the one before",
-        "if the source has fewer frames per second, give its rate by --fps: {all}",
+        "clips in which frames are repeated at regular intervals",
+        "the source probably has fewer frames per second; give its rate by --fps: {all}",
     ),
     "short clip": Kind(
         False,

@@ -68,7 +68,23 @@ class Clip(NamedTuple):
     names: bytes  # a hash of the frames' names
     content: bytes  # a hash of the frames' checksums and lengths
     num_repeats: int  # frames whose file equals that of the previous frame
-    longest_repeat: int
+    repeats_every: int  # frames from one repeat to the next, if they come regularly; else 0
+
+
+def regular_interval(repeats: Sequence[int], num_frames: int) -> int:
+    """Return the interval of frames that repeat those before them, if they come at regular intervals, else 0.
+
+    A source of fewer frames per second than are stored leaves such repeats throughout; one that shows something at rest
+    for a while has stretches of any length anywhere. Three of four intervals between stretches are within a frame of
+    the usual one, there are at least two, and together they make at least half of the clip.
+    """
+    begins = [frame for frame, before in zip(repeats, [-1, *repeats], strict=False) if frame != before + 1]
+    intervals = [after - before for before, after in zip(begins, begins[1:], strict=False)]
+    if len(intervals) < 2:
+        return 0
+    usual = sorted(intervals)[len(intervals) // 2]
+    is_regular = 4 * sum(abs(interval - usual) <= 1 for interval in intervals) >= 3 * len(intervals)
+    return usual if is_regular and 2 * usual * len(intervals) >= num_frames else 0
 
 
 class Shard:
@@ -140,11 +156,10 @@ class Shard:
         entries = self.clips[clip]
         names = "\n".join(entry.filename for entry in entries)
         keys = [(entry.CRC, entry.file_size) for entry in entries]
-        repeats, run, longest = 0, 0, 0
-        for before, key in zip(keys, keys[1:], strict=False):
-            run = run + 1 if key == before else 0
-            repeats, longest = repeats + (run > 0), max(longest, run)
-        return Clip(self.path, len(entries), _hash(names), _hash(repr(keys)), repeats, longest)
+        repeats = [frame for frame in range(1, len(keys)) if keys[frame] == keys[frame - 1]]
+        return Clip(
+            self.path, len(entries), _hash(names), _hash(repr(keys)), len(repeats), regular_interval(repeats, len(keys))
+        )
 
     def read(self, entry: zipfile.ZipInfo) -> bytes:
         """Return the contents of an entry after verifying its checksum; raises one of many errors if damaged."""

@@ -195,8 +195,8 @@ def _enter(dataset: Dataset, tally: Tally, shard: Shard, clip: str, summary: Cli
     tally.num_frames += summary.num_frames
     if summary.num_repeats == summary.num_frames - 1 > 0:
         _tell_once(dataset, "still clip", shard, clip, f"{summary.num_frames} equal frames")
-    elif summary.num_repeats:
-        detail = f"{summary.num_repeats} of {summary.num_frames} frames, at most {summary.longest_repeat} on end"
+    elif summary.repeats_every:
+        detail = f"{summary.num_repeats} of {summary.num_frames} frames, every {summary.repeats_every} frames"
         _tell_once(dataset, "repeated frames", shard, clip, detail)
 
 

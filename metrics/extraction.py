@@ -5,6 +5,7 @@ every few seconds, so an error on one of them ends all of them at once, with its
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnnlib.util import format_time
 from metrics.detectors import preprocess
 from metrics.families import ClipShape
 from metrics.frechet import FeatureStats
@@ -25,6 +27,7 @@ from torch_utils import distributed
 KEEP_BYTES = 512 << 20  # of features of one side; of more only their statistics are kept, where these are enough
 REDUCED_ROWS = 65536  # of features that are merged over the ranks at a time
 ROUND_SEC = 5.0  # after which the ranks meet
+REPORT_INTERVAL_SEC = 10.0
 
 Progress = Callable[[str, int, int], None]  # "real" or "generated", clips done, clips in all
 
@@ -62,6 +65,31 @@ class FeatureRequest:
     def window_span(self) -> int:
         """Return the number of frames of a window."""
         return self.past + self.shape.new_span + self.future
+
+
+class Printer:
+    """Prints progress and the time left, at most once in ten seconds a side, and when a side is complete."""
+
+    def __init__(self) -> None:
+        self.begin = time.monotonic()
+        self.side = ""
+        self.last = self.begin
+
+    def __call__(self, side: str, num_done: int, num_items: int) -> None:
+        now = time.monotonic()
+        if side != self.side:
+            self.side, self.begin = side, self.last
+        side += " videos" if side.startswith("long") else " clips"
+        if num_done == num_items:
+            self._say(f"{num_done} of {num_items} {side} in {format_time(now - self.begin)}")
+            self.last = now
+        elif now - self.last >= REPORT_INTERVAL_SEC:
+            left = (now - self.begin) / num_done * (num_items - num_done)
+            self._say(f"{num_done} of {num_items} {side}, {format_time(left)} left")
+            self.last = now
+
+    def _say(self, text: str) -> None:
+        distributed.print0(text, file=sys.stderr)
 
 
 class Features:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 I3D, MOTION, C3D = "i3d-kinetics-400", "efficientnet-lite0-motion", "c3d-ucf101"
 INCEPTION, EFFICIENTNET = "inception-2015-12-05", "efficientnet-lite0"
+ACTION_NETWORK = "action-network"  # of `metrics.action_following`
 PSNR, SSIM, LPIPS_ALEX, LPIPS_VGG = "psnr", "ssim", "lpips-alex", "lpips-vgg"  # of `metrics.paired`
 
 # How each detector resizes frames, as results report it.
@@ -30,12 +31,20 @@ FEWEST = {"frechet": 1, "kernel": 2, "score": 10, "manifold": 4, "paired": 1}  #
 LONG_MEASURES = (
     "color_similarity",
     "motion_energy_w1",
+    "motion_energy",
+    "flat_frames",
     "seam_ratio",
     "loop_rate",
     "feature_similarity",
     "fvd_drift",
     "kvd_drift",
     "fmd_drift",
+    "there_and_back",
+    "there_and_back_lpips",
+    "there_and_back_walk",
+    "revisit",
+    "revisit_lpips",
+    "action_following",
 )
 
 

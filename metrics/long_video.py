@@ -1,4 +1,4 @@
-"""Measures that a clip of 16 frames cannot show: changes over time, drift, repetition, and seams of long videos.
+"""Measures that a clip of 16 frames cannot show: changes over time, drift, repetition, seams, memory and control.
 
     from metrics import long_video
 
@@ -8,13 +8,23 @@
 
 Either side is any iterable of groups of videos, each an iterable of chunks in time, uint8 (N, T, H, W, 3); an array of
 whole videos is `[[array]]`. A pass holds one chunk and a few numbers for each frame, so memory does not grow with the
-length. Every result describes how it was measured and has standard errors over videos; `metrics.report` draws it.
+length, except for those of memory, which keep frames; they and those of actions need `metrics.metric_main`, which reads
+streams. Every result describes how it was measured and has standard errors over videos; `metrics.report` draws it.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from metrics import long_video_base, long_video_features, long_video_loops, long_video_pixels, samplers
+from metrics import (
+    action_following,
+    long_video_base,
+    long_video_features,
+    long_video_loops,
+    long_video_pixels,
+    revisits,
+    samplers,
+    there_and_back,
+)
 from metrics.long_video_base import DEFAULTS, Chunk, ProbeOptions, VideoGroups
 from metrics.samplers import Footage
 from training.contract import Size
@@ -22,7 +32,8 @@ from training.sampling import Request, Sampler
 
 MEASURES = {
     measure.name: measure
-    for measure in (*long_video_pixels.MEASURES, *long_video_loops.MEASURES, *long_video_features.MEASURES)
+    for part in (long_video_pixels, long_video_loops, long_video_features, there_and_back, revisits, action_following)
+    for measure in part.MEASURES
 }
 
 

@@ -43,6 +43,21 @@ class ProbeOptions:
 DEFAULTS = ProbeOptions()
 
 
+@dataclass(frozen=True)
+class GroupStreams:
+    """Values of streams for the frames of a group of videos.
+
+    `values` are int (N, T) or float (N, T, V) by name; entry t is that of frame t. `vocabularies` name the ints.
+    """
+
+    items: Sequence[int]  # numbers of the videos
+    values: Mapping[str, np.ndarray]
+    vocabularies: Mapping[str, Sequence[str]]
+
+
+ReadStreams = Callable[[Sequence[int]], GroupStreams]
+
+
 class Probe(typing.Protocol):
     """Measures a group of videos chunk by chunk, and keeps little of them."""
 
@@ -52,6 +67,15 @@ class Probe(typing.Protocol):
 
     def finish(self) -> np.ndarray:
         """Return one row for each video: (N, ...)."""
+        ...
+
+
+@typing.runtime_checkable
+class StreamProbe(Probe, typing.Protocol):
+    """A probe that also needs streams of the videos."""
+
+    def begin(self, streams: GroupStreams) -> None:
+        """Take the streams of the group, before its first frames."""
         ...
 
 
@@ -87,30 +111,53 @@ class Measure:
     compare: Callable[[Rows, Rows, ProbeOptions], dict[str, Any]]  # of the real and of the generated videos
     detector: str | None = None  # its feature network
     needs_real_clips: bool = False  # of existing real videos only clips of `ProbeOptions.window` frames, not long ones
+    streams: tuple[str, ...] = ()  # those that its probes take; the generated videos follow their actions
+    # Replaces the actions of generated videos: (prompt, numbers of the videos, names of actions, frames) -> prompt.
+    steer: Callable[[Any, Sequence[int], Sequence[str], int], Any] | None = None
 
     def __call__(self, real: VideoGroups, fake: VideoGroups, options: ProbeOptions = DEFAULTS) -> dict[str, Any]:
         return compare_sides([self], real, fake, options)[self.name]
 
 
 class SideProbes:
-    """The probes of some measures on one side, whose videos come in groups, chunk by chunk."""
+    """The probes of some measures on one side, whose videos come in groups, chunk by chunk.
 
-    def __init__(self, measures: Sequence[Measure], side: str, options: ProbeOptions) -> None:
+    `read_streams` returns the streams of a group for the probes that need them.
+    """
+
+    def __init__(
+        self, measures: Sequence[Measure], side: str, options: ProbeOptions, read_streams: ReadStreams | None = None
+    ) -> None:
         self.makers = list(dict.fromkeys(measure.probe for measure in measures))  # each once, however many share it
-        self.side, self.options = side, options
+        self.side, self.options, self.read_streams = side, options, read_streams
         self.probes: list[Probe] = []  # of the current group
         self.found: list[dict[int, np.ndarray]] = [{} for _ in self.makers]  # row by number of the video
         self.size = (0, 0)  # height and width of the frames
 
-    def add(self, chunk: Chunk) -> None:
-        """Take the next frames of a group: uint8 (N, T, H, W, 3)."""
+    def add(self, chunk: Chunk, items: Sequence[int] = ()) -> None:
+        """Take the next frames of a group, of the videos of these numbers: uint8 (N, T, H, W, 3)."""
         frames = chunk.cpu().numpy() if isinstance(chunk, Tensor) else chunk
         checks.check_array(frames, f"the {self.side} video")
         assert frames.ndim == 5, f"chunks are (N, T, H, W, 3), not {frames.shape}"
         self.size = frames.shape[2:4]
-        self.probes = self.probes or [maker(self.options, self.side) for maker in self.makers]
+        self.probes = self.probes or self._begin(items)
         for probe in self.probes:
             probe.add(frames)
+
+    def _begin(self, items: Sequence[int]) -> list[Probe]:
+        """Return new probes, those that need streams with the streams of the videos of these numbers."""
+        probes = [maker(self.options, self.side) for maker in self.makers]
+        needing = [probe for probe in probes if isinstance(probe, StreamProbe)]
+        if needing and self.read_streams is None:
+            raise ValueError(
+                f"the {self.side} videos are to be measured by their actions or poses, and have none: measure a "
+                "dataset that has them"
+            )
+        if needing and self.read_streams is not None:
+            streams = self.read_streams(items)
+            for probe in needing:
+                probe.begin(streams)
+        return probes
 
     def end(self, items: Sequence[int]) -> None:
         """End the group, whose videos have these numbers."""
@@ -121,7 +168,7 @@ class SideProbes:
     def add_batch(self, batch: ItemBatch) -> None:
         """Take the frames of long videos in a batch, if it has any."""
         if batch.chunk is not None:
-            self.add(batch.chunk)
+            self.add(batch.chunk, batch.items)
             if batch.is_end:
                 self.end(batch.items)
 

@@ -1,4 +1,4 @@
-"""Measures of long videos from their pixels: colour similarity over time, motion energy, and seams between chunks."""
+"""Measures of long videos from their pixels: colour similarity, motion energy, flat frames, seams of chunks."""
 
 from typing import Any
 
@@ -20,6 +20,7 @@ COLOUR_LEVELS = 20
 LONGEST_PERIOD = 128  # of seams
 FEWEST_JOINS = 3  # at which a period shows itself
 LEAST_CHANGE = 0.01  # of the mean: smaller values are raised to it, since repeated frames would give an infinite ratio
+FLAT = 8.0  # grey levels; a frame is flat if the standard deviation of each channel is below
 QUANTILES = np.linspace(0, 1, 51)
 
 
@@ -130,6 +131,31 @@ def compare_energy(real: Rows, fake: Rows, options: ProbeOptions) -> dict[str, A
     }
 
 
+def compare_motion(real: Rows, fake: Rows, options: ProbeOptions) -> dict[str, Any]:
+    """Return the mean absolute difference of successive frames, and its curve over time."""
+    return _mean_over_time(
+        real, fake, "motion_energy", "Motion energy, grey levels a frame", 1,
+        {"energy": "mean |difference| of successive frames over pixels and channels, in grey levels"},
+    )  # fmt: skip
+
+
+def _mean_over_time(
+    real: Rows, fake: Rows, name: str, title: str, first_frame: int, protocol: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the mean of rows (N, T) with its error, that of the real side, and both curves over frames."""
+    lines = []
+    for label, rows in (("generated", fake), ("real", real)):
+        error = np.sqrt(jackknife_variance(lambda values: values.mean(axis=0), rows))
+        lines.append(line(label, np.arange(rows.values.shape[1]) + first_frame, rows.values.mean(axis=0), error))
+    return {
+        "results": {name: float(fake.values.mean())},
+        "errors": {name: float(np.sqrt(jackknife_variance(np.mean, fake)))},
+        "floors": {name: float(real.values.mean())},
+        "curves": [chart(title, "frame", lines, band="standard error over videos")],
+        "protocol": {"num_frames": fake.values.shape[1] + first_frame, **protocol, "floors": "real videos"},
+    }
+
+
 def clip_energies(changes: np.ndarray, window: int) -> np.ndarray:
     """Return the mean change within each whole clip of `window` frames: (N, T - 1) -> (N, number of clips)."""
     window = min(window, changes.shape[1] + 1)
@@ -142,6 +168,38 @@ def energy_distance(real: np.ndarray, fake: np.ndarray) -> float:
     from scipy.stats import wasserstein_distance  # as slow to import as all the rest of a script
 
     return float(wasserstein_distance(real.ravel(), fake.ravel()))
+
+
+# ----------------------------------------------------------------------------
+# Flat frames: a rollout that has lost its content fills frames with one colour.
+
+
+class FlatProbe:
+    """Rows of (T,): 1 where the standard deviation over pixels of every channel is below `FLAT`, else 0."""
+
+    def __init__(self, options: ProbeOptions, side: str) -> None:
+        self.flat: list[np.ndarray] = []  # (N,) each
+
+    def add(self, chunk: np.ndarray) -> None:
+        """See `Probe`."""
+        for frames in np.moveaxis(chunk, 1, 0):  # (N, H, W, 3)
+            self.flat.append((frames.std(axis=(1, 2)).max(axis=1) < FLAT).astype(float))
+
+    def finish(self) -> np.ndarray:
+        """See `Probe`."""
+        return np.stack(self.flat, axis=1)
+
+
+def compare_flat(real: Rows, fake: Rows, options: ProbeOptions) -> dict[str, Any]:
+    """Return the share of frames that are flat, and its curve over time."""
+    return _mean_over_time(
+        real, fake, "flat_frames", "Share of flat frames", 0,
+        {"flat": f"standard deviation over pixels of every channel below {FLAT:g} grey levels"},
+    )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------
+# Seams.
 
 
 def compare_seams(real: Rows, fake: Rows, options: ProbeOptions) -> dict[str, Any]:
@@ -220,5 +278,7 @@ def seam_scan(changes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
 MEASURES = (
     Measure("color_similarity", ColourProbe, compare_colour),
     Measure("motion_energy_w1", ChangeProbe, compare_energy),
+    Measure("motion_energy", ChangeProbe, compare_motion),
+    Measure("flat_frames", FlatProbe, compare_flat),
     Measure("seam_ratio", ChangeProbe, compare_seams),
 )

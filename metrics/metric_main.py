@@ -13,7 +13,6 @@ these changes the value.
 import dataclasses
 import itertools
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.util import format_time
-from metrics import checks, estimators, families, inception_score, long_video, paired, plan, samplers
+from metrics import checks, estimators, extraction, families, inception_score, long_video, paired, plan, samplers
 from metrics.detectors import i3d, registry
 from metrics.estimators import NEIGHBOURS
 from metrics.extraction import FeatureRequest, Features, Progress
@@ -42,7 +41,6 @@ from training.sampling import Sampler
 
 __all__ = ["calc_metrics", "check_names", "fvd_between", "list_valid_metrics", "prompted", "training_metrics"]
 
-REPORT_INTERVAL_SEC = 10.0
 CONTINUATIONS = "the continuations of the context frames of the generated side"
 ORIGINALS = "the clips that the generated side reconstructs"
 STILL = "copy of the last frame"  # the baseline of a prediction
@@ -88,36 +86,49 @@ def calc_metrics(
     metrics = list(dict.fromkeys(parsed.values()))
     measures = [long_video.MEASURES[name] for name in names if name in long_video.MEASURES]
     rules = protocols()[protocol] if isinstance(protocol, str) else protocol
-    report = progress or (_Printer() if verbose else None)
-    work = Work(rules, seed, torch.device(device), batch, replace_cache, report, detector_paths or {}, measures)
+    report = progress or (extraction.Printer() if verbose else None)
+    work = Work(rules, seed, torch.device(device), batch, replace_cache, report, detector_paths or {})
     sides = real, fake
     with distributed.together():  # errors are raised before anything is computed
         for detector in [metric.family.detector for metric in metrics] + [m.detector for m in measures if m.detector]:
             work.open(detector)
         _check_sides(sides, rules)
         _check_metrics(metrics, sides, rules)
+        plan.check_streams(measures, real, fake, num_frames)
+        groups = plan.by_steering(measures, fake, num_frames)
+        work = dataclasses.replace(work, measures=groups[0][1])
         requests = [
             {metric: _request(metric, sides, is_real, rules) for metric in metrics} for is_real in (True, False)
         ]
         stills = {metric: _still_request(metric, sides, rules) for metric in metrics}
         shape = ClipShape(num_frames)
-        long = [_clips(sides, side, rules, shape, num_videos) if measures else None for side in sides]
-        needs_clips = bool(long[0]) and long[0].frames == "clips" and all(m.needs_real_clips for m in measures)
+        long = [_clips(sides, side, rules, shape, num_videos) if work.measures else None for side in sides]
+        needs_clips = bool(long[0]) and long[0].frames == "clips" and all(m.needs_real_clips for m in work.measures)
         if long[0] and needs_clips and isinstance(real, Videos):
             long[0] = dataclasses.replace(long[0], shape=ClipShape(min(num_frames, work.probe_options.window)))
-        for side, wanted, videos in zip(sides, requests, long, strict=True):
+        steered = [((real, side), dataclasses.replace(work, measures=group)) for side, group in groups[1:]]
+        steered_long = [[_clips(own, side, rules, shape, num_videos) for side in own] for own, _ in steered]
+        for index, (side, wanted) in enumerate(zip(sides, requests, strict=True)):
             footage = side if isinstance(side, Videos) else side.prompts
             if footage is not None:
-                footage.footage.eligible(max(r.window_span if r else 0 for r in (*wanted.values(), videos)))
+                each = (*wanted.values(), long[index], *(pair[index] for pair in steered_long))
+                footage.footage.eligible(max(r.window_span if r else 0 for r in each))
     collected = []
     baselines = (stills, {})
     for side, label, wanted, also, videos in zip(sides, LABELS, requests, baselines, long, strict=True):
         whole = {request for m, request in wanted.items() if request and m.family.estimator in NEED_WHOLE}
         unique = [request for request in (*wanted.values(), *also.values()) if request]
         collected.append(plan.collect(unique, side, label, work, whole, videos))
+    passes: list[tuple[Sides, list[list[Rows]], Sequence[FeatureRequest | None], Work]] = []
+    if work.measures:
+        passes.append((sides, [rows for _, rows in collected], long, work))
+    for (own, own_work), pair in zip(steered, steered_long, strict=True):
+        each = zip(own, LABELS, pair, strict=True)
+        rows = [plan.collect([], side, label, own_work, (), request)[1] for side, label, request in each]
+        passes.append((own, rows, pair, own_work))
 
     def results() -> dict[str, dict[str, Any]]:
-        by_name = _long_results(sides, [rows for _, rows in collected], long, work) if measures else {}
+        by_name = {name: result for each in passes for name, result in _long_results(*each).items()}
         (reals, _), (fakes, _) = collected
         for name, metric in parsed.items():
             found = [reals.get(requests[0][metric]), fakes.get(requests[1][metric]), reals.get(stills[metric])]
@@ -489,28 +500,3 @@ def _stacked(clips: np.ndarray | Tensor | Iterable[np.ndarray | Tensor]) -> Iter
     for first in iterator:
         group = [first, *itertools.islice(iterator, i3d.batch_size(len(first)) - 1)]
         yield samplers.channels_first(torch.stack([torch.as_tensor(clip) for clip in group]))
-
-
-class _Printer:
-    """Prints progress and the time left, at most once in ten seconds a side, and when a side is complete."""
-
-    def __init__(self) -> None:
-        self.begin = time.monotonic()
-        self.side = ""
-        self.last = self.begin
-
-    def __call__(self, side: str, num_done: int, num_items: int) -> None:
-        now = time.monotonic()
-        if side != self.side:
-            self.side, self.begin = side, self.last
-        side += " videos" if side.startswith("long") else " clips"
-        if num_done == num_items:
-            self._say(f"{num_done} of {num_items} {side} in {format_time(now - self.begin)}")
-            self.last = now
-        elif now - self.last >= REPORT_INTERVAL_SEC:
-            left = (now - self.begin) / num_done * (num_items - num_done)
-            self._say(f"{num_done} of {num_items} {side}, {format_time(left)} left")
-            self.last = now
-
-    def _say(self, text: str) -> None:
-        distributed.print0(text, file=sys.stderr)

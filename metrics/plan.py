@@ -5,6 +5,7 @@ are cached.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -13,19 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metrics import cache, extraction, paired, samplers
+from metrics import cache, extraction, footage_streams, paired, samplers
 from metrics.detectors import registry
 from metrics.extraction import Extractor, FeatureRequest, Features, Progress
 from metrics.families import ClipShape
+from metrics.footage_streams import ACTIONS
 from metrics.inputs import Videos
-from metrics.long_video_base import Measure, ProbeOptions, Rows, SideProbes
+from metrics.long_video_base import Measure, ProbeOptions, ReadStreams, Rows, SideProbes
 from metrics.protocols import EvalProtocol
 from metrics.samplers import ItemBatch, Window
 from torch_utils import distributed
 from training.contract import Size
 from training.data.footage import Footage
 from training.data.prompts import ClipPrompt
-from training.sampling import Sampler
+from training.sampling import Prompt, Sampler
 
 FRAMES_AT_ONCE = 64  # of one pass, unless a batch is given
 
@@ -42,6 +44,8 @@ class Generated:
     sampler: Sampler
     prompts: Videos | None = None
     reals: Videos | None = None
+    # Replaces the actions of prompts: (prompt, numbers of the videos, names of actions) -> prompt.
+    steer: Callable[[Prompt, Sequence[int], Sequence[str]], Prompt] | None = None
 
     @property
     def size(self) -> Size:
@@ -110,6 +114,51 @@ class Work:
         """Return the options of the measures."""
         paths = self.detector_paths
         return ProbeOptions(device=self.device, detector_paths=paths, is_unbiased=self.protocol.is_unbiased)
+
+
+def check_streams(measures: Sequence[Measure], real: Side, fake: Side, num_frames: int) -> None:
+    """Raise `ValueError` unless both sides have the actions and poses that measures of long videos need."""
+    for measure in measures:
+        for side in (real, fake) if measure.streams else ():
+            footage = side.footage if isinstance(side, Videos) else side.prompts and side.prompts.footage
+            follows = isinstance(side, Videos) or ACTIONS in side.sampler.needs.streams
+            if footage is None or not follows:
+                raise ValueError(
+                    f"{measure.name} is of models that follow actions, and this one takes none: leave it out, or "
+                    "measure a model with actions against a dataset with actions"
+                )
+            for name in measure.streams:
+                footage_streams.open_stream(footage, name)
+        if measure.steer is None:
+            continue
+        if not isinstance(fake, Generated) or fake.prompts is None:
+            raise ValueError(f"{measure.name} steers a model, and {_name_of(fake)} is existing video: measure a model")
+        names = footage_streams.names_of(fake.prompts.footage, ACTIONS, fake.sampler.vocabularies)
+        measure.steer(Prompt(), [], names, num_frames)
+
+
+def by_steering(measures: Sequence[Measure], fake: Side, num_frames: int) -> list[tuple[Side, list[Measure]]]:
+    """Return groups of measures with the generated side of each: first those without steering, then a side a way."""
+    groups: dict[Any, list[Measure]] = {None: []}
+    for measure in measures:
+        groups.setdefault(measure.steer, []).append(measure)
+    found: list[tuple[Side, list[Measure]]] = []
+    for group in groups.values():
+        steer = group[0].steer if group else None
+        if steer is None:
+            found.append((fake, group))
+            continue
+        assert isinstance(fake, Generated), "existing video is not steered"
+
+        def bound(prompt: Prompt, items: Sequence[int], names: Sequence[str], steer: Any = steer) -> Prompt:
+            return steer(prompt, items, names, num_frames)
+
+        found.append((dataclasses.replace(fake, steer=bound), group))
+    return found
+
+
+def _name_of(side: Side) -> str:
+    return side.footage.name if isinstance(side, Videos) else "the model"
 
 
 def on_main(compute: Callable[[], Value]) -> Value:
@@ -182,7 +231,7 @@ def _generate(
         windows, weights = _prompt_windows(side.prompts.footage, (*requests, long)[0], num_items // samples, work)
         windows = [window for window in windows for _ in range(samples)]
         weights = None if weights is None else weights.repeat(samples)
-        make_prompt = _prompt_maker(side.prompts.footage, side.sampler.needs.streams, windows)
+        make_prompt = _prompt_maker(side, side.prompts.footage, windows)
         num_long = min(num_long, len(windows))
     videos = [window.clip for window in windows]
     counts = {shape: min(count, len(windows)) for shape, count in counts.items()}
@@ -204,7 +253,12 @@ def _generate(
         count = min(request.num_items, counts[request.shape])
         weighted = None if weights is None else weights[:count]
         found.append(Features(request, videos[:count], weighted, request in whole))
-    probes = SideProbes(work.measures, label, work.probe_options) if long else None
+    probes = None
+    if long is not None:
+        given = None if side.prompts is None else side.prompts.footage
+        probes = SideProbes(
+            work.measures, label, work.probe_options, _stream_reader(work.measures, given, windows, long, side.sampler)
+        )
     _run(found, probes, batches, range(len(windows)), label, work, num_long)
     return found, probes.merge(videos[:num_long], work.device) if probes else []
 
@@ -228,11 +282,32 @@ def _prompt_windows(
     return windows, 1 / counts[[window.clip for window in windows]] if work.protocol.has_weights else None
 
 
-def _prompt_maker(
-    footage: Footage, names: Sequence[str], windows: Sequence[Window]
-) -> Callable[[Sequence[int]], ClipPrompt]:
-    streams = {name: getattr(footage, "streams", {})[name].read for name in names}
-    return lambda items: ClipPrompt(footage, [windows[item] for item in items], streams)
+def _prompt_maker(side: Generated, footage: Footage, windows: Sequence[Window]) -> Callable[[Sequence[int]], Prompt]:
+    """Return the function that makes the prompt of items."""
+    streams = {name: getattr(footage, "streams", {})[name].read for name in side.sampler.needs.streams}
+
+    def make(items: Sequence[int]) -> Prompt:
+        prompt = ClipPrompt(footage, [windows[item] for item in items], streams)
+        if side.steer is None:
+            return prompt
+        return side.steer(prompt, items, footage_streams.names_of(footage, ACTIONS, side.sampler.vocabularies))
+
+    return make
+
+
+def _stream_reader(
+    measures: Sequence[Measure],
+    footage: Footage | None,
+    windows: Sequence[Window],
+    long: FeatureRequest,
+    sampler: Sampler | None = None,
+) -> ReadStreams | None:
+    """Return the function that reads the streams that measures need, None if they need none or there are none."""
+    names = sorted({name for measure in measures for name in measure.streams})
+    if not names or footage is None:
+        return None
+    vocabularies = {} if sampler is None else sampler.vocabularies
+    return footage_streams.reader(footage, names, windows, long.shape.num_frames, vocabularies)
 
 
 def _real_reader(
@@ -367,14 +442,14 @@ def _read_long(side: Videos, label: str, work: Work, long: FeatureRequest) -> li
         measures = [measure for measure in work.measures if (is_free and measure.needs_real_clips) == is_short]
         if measures:
             num_frames = work.probe_options.window if is_short else long.shape.num_frames
-            probes = SideProbes(measures, label, work.probe_options)
-            found |= zip(probes.makers, _probe(side, label, work, long, num_frames, probes), strict=True)
+            found |= zip(*_probe(side, label, work, long, num_frames, measures), strict=True)
     return [found[maker] for maker in dict.fromkeys(measure.probe for measure in work.measures)]
 
 
 def _probe(
-    side: Videos, label: str, work: Work, long: FeatureRequest, num_frames: int, probes: SideProbes
-) -> list[Rows]:
+    side: Videos, label: str, work: Work, long: FeatureRequest, num_frames: int, measures: Sequence[Measure]
+) -> tuple[list[Any], list[Rows]]:
+    """Return the makers of the probes of measures, and the rows of each."""
     if long.frames == "continuations":
         windows = _windows(side, long, long.num_items, label, work)
     else:
@@ -383,9 +458,11 @@ def _probe(
     num_videos = len(windows)
     own = range(distributed.get_rank(), num_videos, distributed.get_world_size())
     batch = min(work.batch or samplers.MAX_GENERATED, num_videos)
+    streams = _stream_reader(measures, side.footage, windows, long)
+    probes = SideProbes(measures, label, work.probe_options, streams)
     batches = samplers.read_long(side.footage, side.size, num_frames, windows, own, batch)
     _run([], probes, batches, range(num_videos), label, work, num_videos)
-    return probes.merge([window.clip for window in windows], work.device)
+    return probes.makers, probes.merge([window.clip for window in windows], work.device)
 
 
 # ----------------------------------------------------------------------------

@@ -36,6 +36,7 @@ COMMANDS = {
     "dataset_tools.inspect_dataset": "main",
     "dataset_tools.merge": "main",
     "metrics.report": "main",
+    "metrics.action_network": "main",
     "training.checkpoint": "main",
     "training.curves": "main",
     "metrics.detectors.registry": "main",

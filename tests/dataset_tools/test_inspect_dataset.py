@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from dataset_tools import archive, inspect_dataset, inspect_findings, inspection
 from dataset_tools.frames import encode_at_sizes, encode_jpeg
 from dataset_tools.inspect_findings import KINDS
-from dataset_tools.inspect_shard import encoding
+from dataset_tools.inspect_shard import encoding, regular_interval
 from training.data.dataset import ClipDataset
 
 SMALL, LARGE = (18, 32), (36, 64)
@@ -269,7 +269,7 @@ def test_what_is_wrong_inside_a_zip_is_found(published, name):
 def test_a_moved_set_says_by_how_much(published):
     rewrite(published / FIRST, shift)
     _, _, found = inspect(published)
-    assert found.keys() == {"no description", "other pictures", "repeated frames"}
+    assert found.keys() == {"no description", "other pictures"}
     (entry,) = found["other pictures"]["places"]
     assert entry == {"place": f"{SMALL_FIRST}  a", "detail": "moved by +1 frames against 0036x0064"}
 
@@ -319,16 +319,33 @@ def test_encrypted_and_strangely_compressed_zips_are_named(published):
 def test_kinds_of_repeats_are_distinguished(tmp_path):
     moving = footage(0)
     halting = [*moving[:5], *[moving[5]] * 4, *moving[6:]]
-    clips = {"moving": moving, "same": moving, "halting": halting, "still": [moving[0]] * 13}
+    slow = [moving[frame * 12 // 30] for frame in range(30)]  # 12 frames a second, stored at 30
+    clips = {"moving": moving, "same": moving, "halting": halting, "slow": slow, "still": [moving[0]] * 13}
     _, _, found = inspect(write(tmp_path / "d", {0: clips}, num_partitions=1))
     places = {
         kind: [(p["place"].split()[-1], p["detail"]) for p in finding["places"]] for kind, finding in found.items()
     }
     assert places == {
         "still clip": [("still", "13 equal frames")],
-        "repeated frames": [("halting", "3 of 17 frames, at most 3 on end")],
+        "repeated frames": [("slow", "18 of 30 frames, every 3 frames")],
         "same clip": [("same", "as moving")],
     }
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"), [(10, 3), (12, 3), (15, 2), (20, 3), (24, 5), (25, 6), (29, 30), (30, 0)]
+)
+def test_repeats_of_a_slower_source_are_regular(rate, expected):
+    shown = [frame * rate // 30 for frame in range(128)]
+    repeats = [frame for frame in range(1, 128) if shown[frame] == shown[frame - 1]]
+    assert regular_interval(repeats, 128) == pytest.approx(expected, abs=rate == 12)
+
+
+def test_pauses_are_not_regular():
+    """A person stands now and then, for any time."""
+    assert regular_interval([*range(5, 20), *range(60, 64), *range(71, 90), *range(111, 115)], 128) == 0
+    assert regular_interval([50, 53, 54, 56, 57], 128) == 0, "a few short ones in a moment"
+    assert regular_interval([7], 20) == regular_interval([], 20) == regular_interval(list(range(1, 100)), 128) == 0
 
 
 def test_several_frame_rates_are_remarked(tmp_path):

@@ -137,6 +137,31 @@ def test_clips_do_not_overlap_and_the_cut_between_them_does_not_count():
     assert clip_energies(changes, 40).tolist() == [[6.0]]
 
 
+def test_motion_energy_and_its_curve_in_closed_form():
+    grey = lambda *levels: flat(*[(level, level, level) for level in levels])  # noqa: E731
+    real, fake = [[grey(0, 1, 2, 3)], [grey(0, 3, 6, 9)]], [[grey(10, 12, 15, 15)], [grey(10, 10, 11, 15)]]
+    result = MEASURES["motion_energy"](real, fake, OPTIONS)
+    assert result["results"] == pytest.approx({"motion_energy": (2 + 3 + 0 + 0 + 1 + 4) / 6})
+    assert result["floors"]["motion_energy"] == 2 and result["errors"]["motion_energy"] == pytest.approx(0)
+    generated, reference = result["curves"][0]["lines"]
+    assert generated["x"] == [1, 2, 3] and generated["y"] == [1, 2, 2] and reference["y"] == [2, 2, 2]
+
+
+def test_flat_frames_are_counted_by_each_channel():
+    lively = np.zeros((1, 1, *SIZE, 3), np.uint8)
+    lively[:, :, ::2, :, 1] = 17  # green alone, of a standard deviation of 8.5
+    calm = lively * 15 // 17  # of 7.5
+    fake = np.concatenate([lively, calm, flat((9, 200, 30)), lively], axis=1)
+    result = MEASURES["flat_frames"](
+        [[lively, lively], [lively, calm]], [[fake], [np.concatenate([calm] * 4, 1)]], OPTIONS
+    )
+    assert result["results"] == {"flat_frames": 0.75} and result["floors"] == {"flat_frames": 0.25}
+    assert result["curves"][0]["lines"][0]["y"] == [0.5, 1, 1, 0.5] and result["curves"][0]["lines"][0]["x"][0] == 0
+    assert (
+        result["errors"]["flat_frames"] == pytest.approx(0.25) and "below 8 grey levels" in result["protocol"]["flat"]
+    )
+
+
 # ----------------------------------------------------------------------------
 # Seams.
 

@@ -12,6 +12,7 @@ Trainable parameters of G and D, in millions:
 | published     |  83.22 |  46.42 |  27.17 |  24.00 |
 | labdoom-small |   3.01 |   3.24 |   2.00 |   2.87 |
 | labdoom-tiny  |   0.76 |   0.62 |   0.37 |   0.37 |
+| shootout      |   4.84 |   2.97 |        |        |
 | toy           |   0.65 |   0.62 |   0.37 |   0.37 |
 """
 
@@ -89,6 +90,36 @@ LRES: dict[str, Preset] = {
                 "spatial_channels": (48, 32, 32, 32),
             },
             "discriminator": {"channels": (16, 16, 32, 48, 64), "epilogue_channels": 96},
+        },
+    },
+    # Of runs/shootout.sh: five million parameters in G, most of them where frames are small and time is coarse, as others
+    # cost a CPU minutes a step; the losses' weights of labdoom-tiny, for small batches. The run ends by time.
+    "shootout": {
+        "batch": 4,
+        "grad_accum": 1,
+        "steps": 1_000_000,
+        "model": {
+            "height": 48,
+            "width": 64,
+            "num_frames": 32,
+            "d_lr": 0.001,
+            "gamma": 20.0,
+            "diffaug": "",
+            "temporal_stretch": 0.0,
+            "ema_beta": 0.99,
+            "ema_rampup_steps": 200,
+            "preview_frames": 64,
+            "generator": {
+                "embedding_channels": 256,
+                "num_filters": 32,
+                "min_filter_taps": 16,
+                "max_filter_taps": 512,
+                "w_channels": 256,
+                "input_channels": 128,
+                "temporal_channels": (184, 152, 96, 48),
+                "spatial_channels": (48, 32, 16, 16),
+            },
+            "discriminator": {"channels": (16, 32, 64, 96, 128), "epilogue_channels": 256},
         },
     },
     "toy": {

@@ -58,6 +58,12 @@ def small(num_frames: int, width: int, latents: int, encoders: int, decoders: in
     return {"model": model, **others}
 
 
+def shootout() -> Preset:
+    """Return the row of runs/shootout.sh, which continues 36 frames as others do where it is asked to (-o given=36)."""
+    row = small(64, 192, 64, 3, 3, 5e-4, batch=4, steps=1_000_000)
+    return {**row, "model": {**row["model"], "schedule": "constant", "warmup_steps": 50}}
+
+
 PRESETS: dict[str, Preset] = {
     "default": published("ucf-16", 32, 3e-5),
     "stl-16": published("stl-16", 6, 1.08e-5, 0.01, dropout=0.1),
@@ -70,5 +76,7 @@ PRESETS: dict[str, Preset] = {
     "labdoom-tiny": small(
         128, 128, 64, 3, 3, 1e-3, batch=4, steps=4000, tick_steps=50, sample_steps=1000, checkpoint_steps=500
     ),
+    # Of runs/shootout.sh: 5 M parameters. The run ends by time, so the rate is constant.
+    "shootout": shootout(),
     "toy": small(16, 96, 64, 2, 2, 2e-3, batch=8, steps=1500, tick_steps=50, sample_steps=500, checkpoint_steps=250),
 }

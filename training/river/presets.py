@@ -8,6 +8,7 @@
 | clevrer | 128x128 | 4 x 16x16 | 16, 5 | 2 | clevrer |
 | labdoom-small | the tokenizer's | | 32, 1 | 16 | labdoom-2d |
 | labdoom-tiny | the tokenizer's | | 24, 1 | 8 | toy |
+| shootout | 48x64 | 16 x 6x8 | 24, 1 | 8 | shootout |
 | toy | the tokenizer's | | 12, 1 | 4 | toy |
 
 The first four are as published: 300 000 steps (130 000 for bair-256) of 16 clips, no normalisation, no average of
@@ -65,6 +66,28 @@ PRESETS: dict[str, Preset] = {
             "warmup_steps": 1000,
             "clip_norm": 1.0,
             "ema_beta": 0.999,
+        },
+    },
+    # Of runs/shootout.sh: 5 M parameters, the nine actions of --walker=person. The run ends by time, so the rate is
+    # constant.
+    "shootout": {
+        "batch": 16,
+        "steps": 1_000_000,
+        "model": {
+            "clip_frames": 24,
+            "prompt_frames": 8,
+            "context_frames": 2,
+            "inner_dim": 192,
+            "depth": 4,
+            "mid_depth": 3,
+            "num_actions": 9,
+            "time_law": "logit-normal",
+            "dropout": 0.0,
+            "lr": 5e-4,
+            "schedule": "constant",
+            "warmup_steps": 50,
+            "clip_norm": 1.0,
+            "ema_beta": 0.99,
         },
     },
     "toy": {

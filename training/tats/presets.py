@@ -49,6 +49,16 @@ LABDOOM: Preset = {
     "model": {"layers": 8, "heads": 8, "width": 512, "lr": 3e-4, "warmup_steps": 1000, "clip_norm": 1.0},
 }
 
+# Of runs/shootout.sh: 5 M parameters, on codes of the tokenizer of the same name. The run ends by time, so the rate is
+# constant.
+SHOOTOUT: Preset = {
+    "batch": 4,
+    "steps": 1_000_000,
+    "model": {
+        "layers": 6, "heads": 4, "width": 256, "lr": 5e-4, "warmup_steps": 50, "clip_norm": 1.0, "ema_beta": 0.99,
+    },
+}  # fmt: skip
+
 TATS: dict[str, Preset] = {
     "default": published(),
     "ucf101": published(),
@@ -61,6 +71,7 @@ TATS: dict[str, Preset] = {
     "taichi-keyframes": key_frames(),
     "labdoom-tiny": LABDOOM,
     "labdoom-tiny-keyframes": {**LABDOOM, "model": {**LABDOOM["model"], "frames": 64, "every": 4}},
+    "shootout": SHOOTOUT,
     "toy": TOY,
     "toy-keyframes": {**TOY, "model": {**SMALL, "frames": 64, "every": 4}},
     "toy-audio": {**TOY, "model": {**SMALL, "condition": "audio"}},

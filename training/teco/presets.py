@@ -32,6 +32,7 @@ WIDTHS: dict[str, dict[str, Any]] = {
     "kinetics": sizes((8, 10), transformer(1536, 6144, 24, 24), transformer(1024, 4096, 16, 24)),
     "small": sizes((1, 2), transformer(512, 2048, 8, 6), transformer(256, 1024, 8, 6)),
     "tiny": sizes((1, 1), transformer(256, 1024, 4, 6), transformer(192, 768, 4, 4), (64, 128)),
+    "shootout": sizes((1, 1), transformer(192, 768, 4, 6), transformer(160, 640, 4, 5, vocab_dim=128), (64, 96)),
     "toy": sizes((1, 1), transformer(128, 256, 4, 2), transformer(96, 192, 4, 2, vocab_dim=64), (32, 64)),
 }
 
@@ -61,6 +62,16 @@ PRESETS: dict[str, Preset] = {
         "batch": 16,
         "steps": 50_000,
         "model": {**WIDTHS["tiny"], **LABDOOM, "z_ds": 0, "lr": 3e-4, "warmup_steps": 1000},
+    },
+    # Of runs/shootout.sh: 5 M parameters, the nine actions of --walker=person, codes on 6x8. The run ends by time, so
+    # the rate is constant.
+    "shootout": {
+        "batch": 4,
+        "steps": 1_000_000,
+        "model": {
+            **WIDTHS["shootout"], **LABDOOM, "action_dim": 9, "num_codes": 256, "z_ds": 0, "seq_len": 64, "context": 36,
+            "lr": 5e-4, "schedule": "constant", "warmup_steps": 50, "drop_loss_rate": 0.75, "ema_beta": 0.99,
+        },
     },
     "toy": {
         "batch": 4,

@@ -12,7 +12,7 @@ publish networks and sizes of codebooks, but train with taming-transformers, who
 | dmlab; minecraft, habitat, kinetics | 16x16 of 64x64; of 128x128 | 1024 |
 | bair-64, kth; bair-256; clevrer | 8x8 of 64x64; 16x16 of 256x256; 16x16 of 128x128 | 16384; 8192 |
 | labdoom-2d; labdoom-3d | 9x16 of 72x128; 4x9x16 of 16x72x128 | 1024; 4096 |
-| labdoom-soft | 6x8 of 48x64 | none: 8 channels |
+| labdoom-soft; shootout | 6x8 of 48x64 | none: 8 channels; 512 |
 | toy; toy-3d; toy-audio | 8x16 of 32x64; 4x8x16 of 16x32x64; 4x8x2 of sound | 256; 256; 64 |
 """
 
@@ -149,6 +149,30 @@ PRESETS: dict[str, Preset] = {
             "l2_weight": 4.0,
             "quantizer": {"kind": "none"},
             "arguments": {"widths": [32, 96, 128], "blocks": 2, "embedding_dim": 8},
+        },
+    },
+    # Of runs/shootout.sh: frames alone, so that every system of codes and latents can share it.
+    "shootout": {
+        "batch": 16,
+        "steps": 1_000_000,
+        "model": {
+            **PLAIN,
+            "network": "vqgan2d",
+            "height": 48,
+            "width": 64,
+            "clip_frames": 1,
+            "lr": 1e-3,
+            "warmup_steps": 50,
+            "arguments": {
+                "resolution": 64,
+                "ch": 32,
+                "ch_mult": [1, 1, 2, 2],
+                "num_res_blocks": 1,
+                "attn_resolutions": [],
+                "z_channels": 32,
+                "embedding_dim": 16,
+                "num_codes": 512,
+            },
         },
     },
     "toy": {

@@ -54,7 +54,7 @@ def test_damaged_weights_are_refused(empty_cache: Path):
 def test_every_detector_has_a_source_and_a_loader():
     assert registry.FILES.keys() == registry.LOADERS.keys()
     for name, file in registry.FILES.items():
-        assert (file.package is None) == bool(file.url), name
+        assert (file.package is None) == bool(file.url or file.train), name
         for digest in filter(None, [file.sha256, file.package and file.package.sha256]):
             assert len(bytes.fromhex(digest)) == 32, name
 

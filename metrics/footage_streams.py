@@ -1,0 +1,58 @@
+"""Read actions and poses of the windows of footage that are measured."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from metrics.long_video_base import GroupStreams, ReadStreams
+from metrics.samplers import Window
+from training.data.footage import Footage
+
+ACTIONS, POSES = "actions", "poses"
+
+
+def open_stream(footage: Footage, name: str) -> Any:
+    """Return a stream of footage: an object with `read(clip, start, count)` and perhaps a `vocabulary`.
+
+    Raises `ValueError` if the footage has no such stream.
+    """
+    opened = getattr(footage, "streams", {})
+    if name in opened:
+        return opened[name]
+    if not hasattr(footage, "open_stream"):
+        raise ValueError(f"{footage.name} has no {name}, which are needed: measure a dataset that has {name}")
+    return footage.open_stream(name)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def names_of(footage: Footage, name: str, vocabularies: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the names of a stream's ints: those of a model if it has such, else those of footage, else none."""
+    given = vocabularies.get(name)
+    if given:
+        return list(given)
+    return list(getattr(open_stream(footage, name), "vocabulary", None) or [])
+
+
+def reader(
+    footage: Footage,
+    names: Sequence[str],
+    windows: Sequence[Window],
+    num_frames: int,
+    vocabularies: Mapping[str, Sequence[str]],
+) -> ReadStreams:
+    """Return the function that reads streams of the windows of items, each of `num_frames` frames.
+
+    Raises `ValueError` if the footage lacks one of the streams.
+    """
+    stores = {name: open_stream(footage, name) for name in names}
+    known = {name: names_of(footage, name, vocabularies) for name in names}
+
+    def read(items: Sequence[int]) -> GroupStreams:
+        places = [windows[item] for item in items]
+        values = {
+            name: np.stack([store.read(place.clip, place.start, num_frames) for place in places])
+            for name, store in stores.items()
+        }
+        return GroupStreams(items, values, known)
+
+    return read
