@@ -40,6 +40,7 @@ COMMANDS = {
     "training.curves": "main",
     "metrics.detectors.registry": "main",
     "runs.demo": "main",
+    "runs.strip": "main",
     **{
         f"benchmarks.{name}": "main"
         for name in (
@@ -62,7 +63,7 @@ COMMANDS = {
     "torch_utils.custom_ops": "main",
 }
 
-NEEDS_TORCH = ["training.checkpoint", "torch_utils.custom_ops", "runs.demo"]  # modules and recipes run once
+NEEDS_TORCH = ["training.checkpoint", "torch_utils.custom_ops", "runs.demo", "runs.strip"]  # modules and recipes run once
 
 # Rank of a part: a module imports only parts of a lower rank, and its own.
 ORDER = [
