@@ -36,7 +36,7 @@ INCLUDED = "labdoom-walk"  # compared if it is in models/
 TRAINED = "the model just trained"
 AUTOENCODER, NOISE, OTHER = "its autoencoder alone", "noise", "real clips of other mazes"
 FOOTAGE = ["--walker=person", "--textures=soft", f"--sizes={SIZE[0]}x{SIZE[1]}", "--difficulty=easy", "--looks=1"]
-TRAIN_FRAMES, VAL_FRAMES, VAL_CLIPS = 224, 336, 16
+TRAIN_FRAMES, VAL_FRAMES, VAL_CLIPS = 224, 364, 16
 CLIP_FRAMES = 16  # of a clip that is measured
 NUM_FRAMES = 300  # ten seconds
 STRIP_FRAMES = 90
@@ -61,9 +61,8 @@ def record(data: Path, split: str, num_clips: int, num_frames: int) -> None:
         )
 
 
-def train(system: str, data: Path, outdir: Path, num_steps: int, title: str, *options: str) -> Path:
-    """Train a system up to `num_steps` and return its run directory."""
-    every = max(num_steps // 4, 1)
+def train(title: str, system: str, data: Path, outdir: Path, num_steps: int, every: int, *options: str) -> Path:
+    """Train a system up to `num_steps`, with previews and checkpoints as often as said; return its run directory."""
     half = ["--precision=bf16"] if cpu_has_bf16() and not torch.cuda.is_available() else []
     run(
         title,
@@ -75,8 +74,8 @@ def train(system: str, data: Path, outdir: Path, num_steps: int, title: str, *op
 
 def train_tokenizer(data: Path, outdir: Path, num_steps: int) -> Path:
     """Train the tokenizer, encode the training split with it, and return its run directory."""
-    warmup = f"--warmup-steps={min(50, num_steps // 4)}"
-    run_dir = train("tokenizer", data, outdir, num_steps, "Train the tokenizer", "--batch=16", warmup)
+    options = ["--batch=16", f"--warmup-steps={min(50, num_steps // 4)}"]
+    run_dir = train("Train the tokenizer", "tokenizer", data, outdir, num_steps, max(num_steps // 2, 1), *options)
     run(
         "Encode the training split",
         *["-m", "dataset_tools.encode_dataset", str(data / "train"), f"--tokenizer={network(run_dir)}", "--latents"],
@@ -92,8 +91,9 @@ def train_world(data: Path, outdir: Path, tokenizer: Path, num_steps: int) -> Pa
     """
     options = [f"--tokenizer={tokenizer}", "--batch=8", "--schedule=constant", "--ema-beta=0.99"]
     options.append(f"--warmup-steps={min(50, num_steps // 4)}")
-    train("world", data, outdir, num_steps // 2, "Train the world model to half of its steps", *options)
-    return train("world", data, outdir, num_steps, "Resume by the same command", *options)
+    half = max(num_steps // 2, 1)
+    train("Train the world model to half of its steps", "world", data, outdir, half, half, *options)
+    return train("Resume by the same command", "world", data, outdir, num_steps, half, *options)
 
 
 def network(run_dir: Path) -> Path:

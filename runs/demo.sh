@@ -1,8 +1,8 @@
 #!/bin/bash
-# The whole workflow at toy size on a CPU: record footage, train both stages, generate ten seconds, measure them.
+# The whole workflow on a CPU: record footage, train a tokenizer and a world model, continue held-out clips, measure.
 #
-#   bash runs/demo.sh                                    what `make demo` does
-#   bash runs/demo.sh --lres-steps=560 --sres-steps=320  options of runs/demo.py
+#   bash runs/demo.sh                      what `make demo` does
+#   bash runs/demo.sh --world-steps=2400   options of runs/demo.py
 #
 # Time: about 7 minutes on two cores. Disk: 0.3 GB below outputs/demo, and 0.1 GB of detector weights in
 # ~/.cache/dnnlib. Memory: 2 GB. Stopped in between, it goes on when it is started again.

@@ -97,7 +97,9 @@ def write_animation(path: Path, frames: np.ndarray, fps: float, max_bytes: int) 
     """
     check_suffix(path)
     images = [Image.fromarray(frame) for frame in frames]
-    duration = [round(1000 * (i + 1) / fps) - round(1000 * i / fps) for i in range(len(images))]
+    unit = 1 if path.suffix == ".webp" else 10  # of times, in milliseconds
+    ends = [round(1000 * i / fps / unit) * unit for i in range(len(images) + 1)]
+    duration = [end - begin for begin, end in zip(ends, ends[1:], strict=False)]
     size = 0
     for quality in QUALITIES if path.suffix == ".webp" else (None,):
         options = {"quality": quality, "method": 4} if quality else {"optimize": True}

@@ -63,7 +63,8 @@ COMMANDS = {
     "torch_utils.custom_ops": "main",
 }
 
-NEEDS_TORCH = ["training.checkpoint", "torch_utils.custom_ops", "runs.demo", "runs.strip"]  # modules and recipes run once
+# Modules and recipes that are run once.
+NEEDS_TORCH = ["training.checkpoint", "torch_utils.custom_ops", "runs.demo", "runs.strip"]
 
 # Rank of a part: a module imports only parts of a lower rank, and its own.
 ORDER = [
