@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -34,7 +35,8 @@ from training.sampling import open_sampler
 SIZE = (48, 64)
 INCLUDED = "labdoom-walk"  # compared if it is in models/
 TRAINED = "the model just trained"
-AUTOENCODER, NOISE, OTHER = "its autoencoder alone", "noise", "real clips of other mazes"
+AUTOENCODER, STILL = "its autoencoder alone", "the last frame, repeated"
+NOISE, OTHER = "noise", "real clips of other mazes"
 FOOTAGE = ["--walker=person", "--textures=soft", f"--sizes={SIZE[0]}x{SIZE[1]}", "--difficulty=easy", "--looks=1"]
 TRAIN_FRAMES, VAL_FRAMES, VAL_CLIPS = 224, 364, 16
 CLIP_FRAMES = 16  # of a clip that is measured
@@ -132,7 +134,7 @@ def measure(outdir: Path, data: Path, models: dict[str, str], num_clips: int) ->
     with atomic_path(noise) as temporary, open(temporary, "wb") as file:
         np.savez(file, videos=random_state("demo-noise", 0, 0).randint(0, 256, shape).astype(np.uint8))
 
-    def results(title: str, *options: str) -> list[dict]:
+    def results(title: str, *options: str) -> list[dict[str, Any]]:
         num_old = len(path.read_text().splitlines()) if path.exists() else 0
         run(title, "calc_metrics.py", *options, f"--metric={distance}", f"--path={path}", "--verbose=False")
         return [json.loads(line) for line in path.read_text().splitlines()[num_old:]]
@@ -147,7 +149,9 @@ def measure(outdir: Path, data: Path, models: dict[str, str], num_clips: int) ->
         gain = values[psnr]["results"][psnr] - still[psnr]
         rows.append(demo_page.Row(name, values[distance]["results"][distance], gain))
         if bound:
+            (still,) = values[distance]["baselines"].values()
             rows.append(demo_page.Row(AUTOENCODER, values[f"r{distance}"]["results"][f"r{distance}"]))
+            rows.append(demo_page.Row(STILL, still[distance], 0.0))
     for name, fake in ((OTHER, data / "train"), (NOISE, noise)):
         (line,) = results(f"For reference: {name}", f"--real={data / 'val'}", f"--fake={fake}")
         rows.append(demo_page.Row(name, line["results"][distance]))
@@ -165,9 +169,9 @@ def failures(rows: list[demo_page.Row], changes: dict[str, float]) -> list[str]:
 
 @click.command(help=str(__doc__).replace("# ", "\b\n"))
 @click.option("--outdir", help="Output folder", default="outputs/demo", show_default=True, type=Path)
-@click.option("--tokenizer-steps", help="Steps of the tokenizer", default=400, show_default=True)
+@click.option("--tokenizer-steps", help="Steps of the tokenizer", default=500, show_default=True)
 @click.option("--world-steps", help="Steps of the world model", default=600, show_default=True)
-@click.option("--clips", help="Clips to train on", default=64, show_default=True, type=click.IntRange(min=3))
+@click.option("--clips", help="Clips to train on", default=48, show_default=True, type=click.IntRange(min=3))
 @click.option("--eval-clips", help="Clips that are measured", default=32, show_default=True, type=click.IntRange(min=4))
 @click.option("--fresh", help="Remove the results of an earlier demo and start again", is_flag=True)
 def main(outdir: Path, tokenizer_steps: int, world_steps: int, clips: int, eval_clips: int, fresh: bool) -> None:

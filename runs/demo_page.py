@@ -56,7 +56,8 @@ def compare(path: Path, videos: Sequence[Continuation]) -> np.ndarray:
     real = np.stack([video.real for video in videos])
     generated = np.stack([np.stack(list(iter_video_frames(video.video))) for video in videos])
     frames = arrange(real, generated, ENLARGE)
-    with VideoWriter(path, *frames.shape[1:3], FPS) as writer:
+    _, height, width, _ = frames.shape
+    with VideoWriter(path, height, width, FPS) as writer:
         writer.write(frames)
     return arrange(real, generated, 1)
 
