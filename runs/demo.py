@@ -170,7 +170,7 @@ def failures(rows: list[demo_page.Row], changes: dict[str, float]) -> list[str]:
 @click.command(help=str(__doc__).replace("# ", "\b\n"))
 @click.option("--outdir", help="Output folder", default="outputs/demo", show_default=True, type=Path)
 @click.option("--tokenizer-steps", help="Steps of the tokenizer", default=500, show_default=True)
-@click.option("--world-steps", help="Steps of the world model", default=600, show_default=True)
+@click.option("--world-steps", help="Steps of the world model", default=480, show_default=True)
 @click.option("--clips", help="Clips to train on", default=48, show_default=True, type=click.IntRange(min=3))
 @click.option("--eval-clips", help="Clips that are measured", default=32, show_default=True, type=click.IntRange(min=4))
 @click.option("--fresh", help="Remove the results of an earlier demo and start again", is_flag=True)
