@@ -1,48 +1,48 @@
-"""Run the whole workflow at toy size on a CPU, with the user's commands: record, train, resume, generate, evaluate.
+"""Run the whole workflow on a CPU, with the user's commands: record, train, resume, generate, measure.
 
 # make demo, or
 python -m runs.demo --outdir outputs/demo
 
-All steps are real but small: LabDoom videos at 18x32 and 72x128, networks of less than a million parameters, minutes of
-training. The page outputs/demo/index.html shows samples and metrics, compared with those of the included pair of
-networks, which was trained on the same kind of videos for an hour and a half.
+LabDoom is recorded at 48x64 with soft textures, a tokenizer is trained on its frames, and a world model on their
+latents, for minutes each. The world model then continues held-out clips under their actions. The page
+outputs/demo/index.html shows them below the real frames, beside those of the included world model where there is one,
+with metrics and the command to walk through these worlds.
 """
 
-import html
 import json
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from dataset_tools.archive import read_description
 from dnnlib.util import atomic_path, format_time
-from dnnlib.video import iter_video_frames
-from metrics.detectors import i3d
-from metrics.families import ClipShape
-from metrics.frechet import frechet_distance_from_features
-from metrics.samplers import real_clips
+from runs import demo_page, strip
+from torch_utils.precision import cpu_has_bf16
 from training.data.dataset import ClipDataset
-from training.network_file import DEFAULT_MODEL
-from training.preview import contact_sheet
+from training.network_file import list_models
+from training.random import random_state
+from training.sampling import open_sampler
 
-LRES_SIZE, SRES_SIZE = (18, 32), (72, 128)
-SIZES = ",".join(f"{height}x{width}" for height, width in (LRES_SIZE, SRES_SIZE))
-METRIC, NUM_CLIPS, CLIP_FRAMES = "fvd32_16f", 32, 16
-VAL_CLIPS = 16  # each gives two of the clips for metrics
+SIZE = (48, 64)
+INCLUDED = "labdoom-walk"  # compared if it is in models/
+TRAINED = "the model just trained"
+AUTOENCODER, STILL = "its autoencoder alone", "the last frame, repeated"
+NOISE, OTHER = "noise", "real clips of other mazes"
+FOOTAGE = ["--walker=person", "--textures=soft", f"--sizes={SIZE[0]}x{SIZE[1]}", "--difficulty=easy", "--looks=1"]
+TRAIN_FRAMES, VAL_FRAMES, VAL_CLIPS = 224, 364, 16
+CLIP_FRAMES = 16  # of a clip that is measured
 NUM_FRAMES = 300  # ten seconds
-GENERATED = "the toy pair"
-FOOTAGE = ["--difficulty=easy", "--looks=1", "--seed=6"]  # the training data of the included model
-MIN_PREVIEW_CHANGE = 10  # minimum change in grey levels of the previews of the same seeds by training
+STRIP_FRAMES = 90
+MIN_PREVIEW_CHANGE = 10  # minimum change in grey levels of the previews of the same clips by training
 
 
 def run(title: str, *command: str) -> None:
@@ -52,26 +52,50 @@ def run(title: str, *command: str) -> None:
     subprocess.run([sys.executable, *command], check=True)
 
 
-def record(data: Path, split: str, num_clips: int) -> None:
+def record(data: Path, split: str, num_clips: int, num_frames: int) -> None:
     """Record one split of LabDoom, unless it exists and is complete."""
     known = read_description(data / split)
     if known is None or len(known["partitions"]) < known["num_partitions"]:
-        options = [f"--clips={num_clips}", "--frames=300", f"--sizes={SIZES}", f"--split={split}", *FOOTAGE]
+        options = [f"--clips={num_clips}", f"--frames={num_frames}", f"--split={split}", *FOOTAGE]
         run(
             f"Record {num_clips} clips for the {split} split",
             *["-m", "dataset_tools.make_dataset_from_vizdoom", str(data / split), *options],
         )
 
 
-def train(stage: str, data: Path, outdir: Path, num_steps: int, title: str) -> Path:
-    """Train a stage up to `num_steps` and return its run directory."""
-    every = max(num_steps // 4, 1)
+def train(title: str, system: str, data: Path, outdir: Path, num_steps: int, every: int, *options: str) -> Path:
+    """Train a system up to `num_steps`, with previews and checkpoints as often as said; return its run directory."""
+    half = ["--precision=bf16"] if cpu_has_bf16() and not torch.cuda.is_available() else []
     run(
         title,
-        *[f"train_{stage}.py", f"--outdir={outdir}", f"--dataset={data / 'train'}", "--preset=toy"],
-        *[f"--steps={num_steps}", f"--sample-steps={every}", f"--checkpoint-steps={every}"],
+        *["train.py", system, f"--outdir={outdir}", f"--dataset={data / 'train'}", "--preset=labdoom-soft", *options],
+        *[f"--steps={num_steps}", f"--sample-steps={every}", f"--checkpoint-steps={every}", "--tick-steps=50", *half],
     )
     return sorted(outdir.glob("0*"))[-1]
+
+
+def train_tokenizer(data: Path, outdir: Path, num_steps: int) -> Path:
+    """Train the tokenizer, encode the training split with it, and return its run directory."""
+    options = ["--batch=16", f"--warmup-steps={min(50, num_steps // 4)}"]
+    run_dir = train("Train the tokenizer", "tokenizer", data, outdir, num_steps, max(num_steps // 2, 1), *options)
+    run(
+        "Encode the training split",
+        *["-m", "dataset_tools.encode_dataset", str(data / "train"), f"--tokenizer={network(run_dir)}", "--latents"],
+    )
+    return run_dir
+
+
+def train_world(data: Path, outdir: Path, tokenizer: Path, num_steps: int) -> Path:
+    """Train the world model in two goes, and return its run directory.
+
+    The learning rate is constant, so that it does not depend on the number of steps, of which the second command has
+    more; the average of the weights takes the place of its decay.
+    """
+    options = [f"--tokenizer={tokenizer}", "--batch=8", "--schedule=constant", "--ema-beta=0.99"]
+    options.append(f"--warmup-steps={min(50, num_steps // 4)}")
+    half = max(num_steps // 2, 1)
+    train("Train the world model to half of its steps", "world", data, outdir, half, half, *options)
+    return train("Resume by the same command", "world", data, outdir, num_steps, half, *options)
 
 
 def network(run_dir: Path) -> Path:
@@ -80,144 +104,110 @@ def network(run_dir: Path) -> Path:
 
 
 def preview_change(run_dir: Path) -> float:
-    """Return the mean difference, in grey levels, between the first and the last preview of the same seeds."""
+    """Return the mean difference, in grey levels, between the first and the last preview of the same clips."""
     first, *_, last = sorted((run_dir / "samples").glob("fake-*.png"))
     images = [np.asarray(Image.open(path), dtype=np.float64) for path in (first, last)]
     return float(np.abs(images[0] - images[1]).mean())
 
 
-def generate(title: str, outdir: Path, *networks: str) -> Path:
-    """Generate ten seconds with the given pair, by default the included one; return the video at full size."""
-    run(title, "generate.py", f"--outdir={outdir}", "--seed=0", f"--len={NUM_FRAMES}", "--save-lres=True",
-        "--precision=auto", *networks)  # fmt: skip
-    return outdir / f"seed=0_len={NUM_FRAMES}_sres.mp4"
+def generate(data: Path, outdir: Path, name: str, model: str) -> demo_page.Continuation:
+    """Continue a held-out clip for ten seconds under its own actions; return it with the real frames."""
+    past = open_sampler([model]).needs.past
+    dataset = ClipDataset(data / "val", [SIZE])
+    (clip,) = strip.choose_clips(dataset, past + NUM_FRAMES, 1, seed=0)
+    context = f"{data / 'val'}:{dataset.clips[clip].path}"
+    run(
+        f"Continue a held-out clip with {name}",
+        *["generate.py", f"--outdir={outdir}", "--seed=0", f"--len={NUM_FRAMES}", f"--context={context}"],
+        *[f"--model={model}", "--precision=auto"],
+    )
+    (video,) = outdir.glob(f"*_seed=0_len={NUM_FRAMES}_video.mp4")
+    return demo_page.Continuation(name, video, dataset.read(clip, SIZE, range(past, past + NUM_FRAMES)))
 
 
-def measure(outdir: Path, data: Path, pairs: dict[str, list[str]]) -> dict[str, float]:
-    """Return the FVD of pairs to held-out videos and, as references, of noise and of other real videos."""
-    path = outdir / "metrics.jsonl"
+def measure(outdir: Path, data: Path, models: dict[str, str], num_clips: int) -> list[demo_page.Row]:
+    """Return the measures of models on held-out clips, and for reference those of noise and of other real clips."""
+    distance, psnr = f"fvd{num_clips}_{CLIP_FRAMES}f", f"psnr{num_clips}_{CLIP_FRAMES}f"
+    path, noise = outdir / "metrics.jsonl", outdir / "noise.npz"
     path.unlink(missing_ok=True)
-    values: dict[str, float] = {}
-    for name, networks in pairs.items():
-        run(
-            f"Measure {name} against held-out videos",
-            *["calc_metrics.py", f"--dataset={data / 'val'}", *networks],
-            *[f"--metric={METRIC}", f"--path={path}", "--verbose=True"],
-        )
-        values[name] = json.loads(path.read_text().splitlines()[-1])["results"][METRIC]
-    click.secho("\n== For reference: the same distance of noise, and of videos of other mazes", bold=True)
-    shape = ClipShape(CLIP_FRAMES, 1)
+    shape = (num_clips, CLIP_FRAMES, *SIZE, 3)
+    with atomic_path(noise) as temporary, open(temporary, "wb") as file:
+        np.savez(file, videos=random_state("demo-noise", 0, 0).randint(0, 256, shape).astype(np.uint8))
 
-    def clips(split: str) -> Tensor:
-        dataset = ClipDataset(data / split, [SRES_SIZE])
-        return torch.cat([batch for _, batch in real_clips(dataset, SRES_SIZE, shape, range(NUM_CLIPS), 0, batch=8)])
+    def results(title: str, *options: str) -> list[dict[str, Any]]:
+        num_old = len(path.read_text().splitlines()) if path.exists() else 0
+        run(title, "calc_metrics.py", *options, f"--metric={distance}", f"--path={path}", "--verbose=False")
+        return [json.loads(line) for line in path.read_text().splitlines()[num_old:]]
 
-    detector = i3d.load()
-
-    def features(clips: Tensor) -> Tensor:
-        return torch.cat([detector.features(batch) for batch in clips.split(4)])
-
-    held_out = clips("val")
-    noise = torch.from_numpy(np.random.RandomState(0).randint(0, 256, held_out.shape).astype(np.uint8))
-    real = features(held_out)
-    values["noise"] = frechet_distance_from_features(real, features(noise))
-    values["training footage"] = frechet_distance_from_features(real, features(clips("train")))
-    for name, value in values.items():
-        click.echo(f"{METRIC} of {name:16s} {value:9.1f}")
-    return values
+    rows = []
+    for name, model in models.items():
+        options = [f"--dataset={data / 'val'}", f"--model={model}", f"--metric={psnr}"]
+        bound = ["--bound=true"] if name == TRAINED else []
+        found = results(f"Measure {name} on held-out clips", *options, *bound)
+        values = {line["metric"]: line for line in found}
+        (still,) = values[psnr]["baselines"].values()
+        gain = values[psnr]["results"][psnr] - still[psnr]
+        rows.append(demo_page.Row(name, values[distance]["results"][distance], gain))
+        if bound:
+            (still,) = values[distance]["baselines"].values()
+            rows.append(demo_page.Row(AUTOENCODER, values[f"r{distance}"]["results"][f"r{distance}"]))
+            rows.append(demo_page.Row(STILL, still[distance], 0.0))
+    for name, fake in ((OTHER, data / "train"), (NOISE, noise)):
+        (line,) = results(f"For reference: {name}", f"--real={data / 'val'}", f"--fake={fake}")
+        rows.append(demo_page.Row(name, line["results"][distance]))
+    return rows
 
 
-def dataset_sheet(data: Path, path: Path) -> None:
-    """Write eight frames of each of three clips of the dataset."""
-    dataset = ClipDataset(data / "train", [SRES_SIZE])
-    frames = [frame for clip in range(3) for frame in dataset.read(clip, SRES_SIZE, range(0, 240, 30))]
-    with atomic_path(path) as temporary:
-        Image.fromarray(contact_sheet(frames, 8)).save(temporary)
-
-
-def overview(outdir: Path, videos: Sequence[Path]) -> None:
-    """Write one image: rows of real frames above those of videos, equally spaced in time."""
-    real = np.asarray(Image.open(outdir / "dataset.png"))
-    bar = np.full((8, real.shape[1], 3), 255, np.uint8)
-    parts = [real]
-    for video in videos:
-        frames = list(iter_video_frames(video))[:: NUM_FRAMES // 24][:24]
-        frames = [
-            np.asarray(Image.fromarray(frame).resize((SRES_SIZE[1], SRES_SIZE[0]), Image.Resampling.BOX))
-            for frame in frames
-        ]
-        parts += [bar, contact_sheet(frames, 8)]
-    with atomic_path(outdir / "overview.png") as temporary:
-        Image.fromarray(np.concatenate(parts)).save(temporary)
-
-
-def write_page(outdir: Path, videos: dict[str, Path], runs: dict[str, Path], numbers: dict[str, float]) -> None:
-    """Write index.html: dataset, videos, metrics, previews over training."""
-    parts = ["<h2>Recorded videos</h2>", '<img src="dataset.png">']
-    for title, video in videos.items():
-        name = str(video.relative_to(outdir)).removesuffix("_sres.mp4")
-        parts.append(f"<h2>Ten seconds {html.escape(title)}</h2>")
-        for kind in ("sres", "lres"):
-            parts.append(f'<video src="{name}_{kind}.mp4" controls loop autoplay muted></video>')
-        parts.append(f'<br><img src="{name}_sheet.png">')
-    parts.append("<h2>Numbers</h2><table>")
-    parts += [f"<tr><td>{html.escape(name)}</td><td>{value:.1f}</td></tr>" for name, value in numbers.items()]
-    parts.append("</table>")
-    for stage, run_dir in runs.items():
-        parts.append(f"<h2>The same seeds while the {stage} stage trains</h2>")
-        for path in sorted((run_dir / "samples").glob("fake-*.png")):
-            step = int(path.stem.split("-")[1])
-            parts.append(f'<p>step {step}</p><img src="{path.relative_to(outdir)}">')
-    style = "body{font:16px sans-serif;max-width:1100px;margin:2em auto}img,video{max-width:100%}td{padding:0 1em}"
-    page = f"<!doctype html><meta charset=utf-8><title>Longtake demo</title><style>{style}</style>"
-    page += "<h1>Longtake demo</h1>" + "\n".join(parts) + "\n"
-    with atomic_path(outdir / "index.html") as temporary:
-        temporary.write_text(page)
+def failures(rows: list[demo_page.Row], changes: dict[str, float]) -> list[str]:
+    """Return what shows that training failed, one clause each."""
+    distances = {row.name: row.distance for row in rows}
+    found = [f"the previews of the {stage} hardly changed" for stage, x in changes.items() if x < MIN_PREVIEW_CHANGE]
+    if distances[TRAINED] >= distances[NOISE]:
+        found.append("generated video is not nearer to real video than noise")
+    return found
 
 
 @click.command(help=str(__doc__).replace("# ", "\b\n"))
 @click.option("--outdir", help="Output folder", default="outputs/demo", show_default=True, type=Path)
-@click.option("--lres-steps", help="Steps of the low-resolution stage", default=280, show_default=True)
-@click.option("--sres-steps", help="Steps of the super-resolution stage", default=160, show_default=True)
-@click.option("--clips", help="Clips to train on", default=32, show_default=True, type=click.IntRange(min=3))
+@click.option("--tokenizer-steps", help="Steps of the tokenizer", default=500, show_default=True)
+@click.option("--world-steps", help="Steps of the world model", default=480, show_default=True)
+@click.option("--clips", help="Clips to train on", default=48, show_default=True, type=click.IntRange(min=3))
+@click.option("--eval-clips", help="Clips that are measured", default=32, show_default=True, type=click.IntRange(min=4))
 @click.option("--fresh", help="Remove the results of an earlier demo and start again", is_flag=True)
-def main(outdir: Path, lres_steps: int, sres_steps: int, clips: int, fresh: bool) -> None:
+def main(outdir: Path, tokenizer_steps: int, world_steps: int, clips: int, eval_clips: int, fresh: bool) -> None:
     """Run the demo; the help text is the module's docstring."""
     begin = time.monotonic()
     if fresh:
         shutil.rmtree(outdir, ignore_errors=True)
     data = outdir / "data"
-    record(data, "train", clips)
-    record(data, "val", VAL_CLIPS)
-    dataset_sheet(data, outdir / "dataset.png")
+    record(data, "train", clips, TRAIN_FRAMES)
+    record(data, "val", VAL_CLIPS, VAL_FRAMES)
+    tokenizer = train_tokenizer(data, outdir / "tokenizer", tokenizer_steps)
+    world = train_world(data, outdir / "world", network(tokenizer), world_steps)
 
-    train("lres", data, outdir / "lres", lres_steps // 2, "Train the low-resolution stage to half of its steps")
-    lres = train("lres", data, outdir / "lres", lres_steps, "Resume by the same command")
-    sres = train("sres", data, outdir / "sres", sres_steps, "Train the super-resolution stage")
-    toy = [f"--lres={network(lres)}", f"--sres={network(sres)}"]
+    models = {TRAINED: str(network(world))} | ({INCLUDED: INCLUDED} if INCLUDED in list_models() else {})
+    videos = [
+        generate(data, outdir / ("generated" if name == TRAINED else name), name, model)
+        for name, model in models.items()
+    ]
+    rows = measure(outdir, data, models, eval_clips)
+    strips = {}
+    for name, model in models.items():
+        strips[name] = outdir / f"strip-{'trained' if name == TRAINED else name}.webp"
+        strip.write_strip(strips[name], data / "val", [model], num_frames=STRIP_FRAMES)
 
-    videos = {
-        f"of {DEFAULT_MODEL}, which is included": generate("Generate with the included model", outdir / DEFAULT_MODEL),
-        "of the pair that was just trained": generate("Generate with the pair just trained", outdir, *toy),
-    }
-    pairs = {DEFAULT_MODEL: [f"--lres={DEFAULT_MODEL}", f"--sres={DEFAULT_MODEL}"], GENERATED: toy}
-    values = measure(outdir, data, pairs)
-    numbers = {f"{METRIC}: {name}": value for name, value in values.items()}
-    changes = {stage: preview_change(run_dir) for stage, run_dir in (("lres", lres), ("sres", sres))}
-    numbers |= {f"change of the {stage} previews, grey levels": value for stage, value in changes.items()}
-
-    overview(outdir, list(videos.values()))
-    write_page(outdir, videos, {"low-resolution": lres, "super-resolution": sres}, numbers)
+    runs = {"tokenizer": tokenizer, "world model": world}
+    changes = {name: preview_change(run_dir) for name, run_dir in runs.items()}
+    play = f"python view.py --model={INCLUDED}" if INCLUDED in models else ""
+    play = play or f"python view.py --model={models[TRAINED]} --context={data / 'val'}"
+    demo_page.write_page(outdir, videos, strips, rows, runs, play)
     click.secho(f"\n== Done in {format_time(time.monotonic() - begin)}", bold=True)
-    for name, value in numbers.items():
-        click.echo(f"{name:45s} {value:9.1f}")
+    click.echo(demo_page.table(rows, eval_clips, CLIP_FRAMES))
     click.echo(f"Open {outdir / 'index.html'} (or {outdir / 'overview.png'}).")
-    click.echo("Next: record 36x64,144x256 videos and train without --preset=toy, on a GPU; see the README.")
-    failures = [f"the previews of {stage} hardly changed" for stage, x in changes.items() if x < MIN_PREVIEW_CHANGE]
-    if values[GENERATED] >= values["noise"]:
-        failures.append("generated video is not closer to real videos than noise")
-    if failures:
-        raise click.ClickException("; ".join(failures))
+    click.echo(f"Walk through a world: {play}, then open {demo_page.PLAY_URL}")
+    problems = failures(rows, changes)
+    if problems:
+        raise click.ClickException("; ".join(problems))
 
 
 if __name__ == "__main__":

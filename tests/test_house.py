@@ -41,6 +41,7 @@ COMMANDS = {
     "training.curves": "main",
     "metrics.detectors.registry": "main",
     "runs.demo": "main",
+    "runs.strip": "main",
     **{
         f"benchmarks.{name}": "main"
         for name in (
@@ -63,7 +64,8 @@ COMMANDS = {
     "torch_utils.custom_ops": "main",
 }
 
-NEEDS_TORCH = ["training.checkpoint", "torch_utils.custom_ops", "runs.demo"]  # modules and recipes run once
+# Modules and recipes that are run once.
+NEEDS_TORCH = ["training.checkpoint", "torch_utils.custom_ops", "runs.demo", "runs.strip"]
 
 # Rank of a part: a module imports only parts of a lower rank, and its own.
 ORDER = [

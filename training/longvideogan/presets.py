@@ -92,8 +92,8 @@ LRES: dict[str, Preset] = {
             "discriminator": {"channels": (16, 16, 32, 48, 64), "epilogue_channels": 96},
         },
     },
-    # Of runs/shootout.sh: five million parameters in G, most of them where frames are small and time is coarse, as others
-    # cost a CPU minutes a step; the losses' weights of labdoom-tiny, for small batches. The run ends by time.
+    # Of runs/shootout.sh: five million parameters in G, most of them where frames are small and time is coarse, as
+    # others cost a CPU minutes a step; the losses' weights of labdoom-tiny, for small batches. The run ends by time.
     "shootout": {
         "batch": 4,
         "grad_accum": 1,
