@@ -1,4 +1,4 @@
-"""Convolutions of images and clips that take the fastest way for their shape and processor, differentiable to any order.
+"""Convolutions of images and clips that take the fastest way for shape and processor, differentiable to any order.
 
 The reference is `torch.nn.functional`; the results differ from it by rounding (`winograd`, `onednn`). On CPUs, in
 single precision, with a stride of one:
@@ -8,9 +8,9 @@ single precision, with a stride of one:
 | 3x3 and k x 3x3 | by Winograd's algorithm, where it saves more products than its transforms cost |
 | 1x1 and 1x1x1 | as matrix products by oneDNN, on AMD's processors, where MKL and oneDNN's convolution are slower |
 
-The gradient of the input is such a convolution of the output's gradient with the flipped weight, and that of the weight
-has the same products. The choice depends on shapes, processor and compiled kernels alone, so that a resumed run computes
-the same numbers. benchmarks/convolution.py measures each way.
+The gradient of the input is such a convolution of the output's gradient with the flipped weight, and that of the
+weight has the same products. The choice depends on shapes, processor and compiled kernels alone, so that a resumed run
+computes the same numbers. benchmarks/convolution.py measures each way.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Sizes = int | tuple[int, ...] | list[int]
 Triple = tuple[int, int, int]
 
 # Time of a Winograd convolution in multiplications of a direct one, measured with AVX-512 (docs/LOG.md): of a product,
-# of evaluating one element of the weight at one point, and of the same for input and output.
+# of evaluating an element of the weight at a point, and of the same for input and output.
 PRODUCT, WEIGHT_POINT, IMAGE_POINT = 1.15, 200, 60
 GAIN = 1.2  # ratio from which Winograd's way is taken
 POINTWISE_CHANNELS, POINTWISE_PRODUCTS = 96, 1 << 25  # from which products are faster

@@ -26,7 +26,6 @@ TRAINED_PRODUCTS = 1 << 25
 PACKED_ROWS = 64  # the layout that oneDNN chooses for this number of rows suits all others
 
 
-
 class _Linear(torch.autograd.Function):
     """`multiply` with derivatives; the product for the weight is as fast by MKL, which reads transposed operands."""
 

@@ -58,9 +58,7 @@ def test_matrices_are_exact_for_whole_numbers(tile):
 
 
 @pytest.mark.usefixtures("always")
-@pytest.mark.parametrize(
-    ("size", "kernel", "padding"), [*SHAPES[:2], ((2, 4, 3, 5, 5), (3, 4, 1, 1, 1), (0, 0, 0))]
-)
+@pytest.mark.parametrize(("size", "kernel", "padding"), [*SHAPES[:2], ((2, 4, 3, 5, 5), (3, 4, 1, 1, 1), (0, 0, 0))])
 def test_first_and_second_derivatives(size, kernel, padding):
     if kernel[3] == 1 and not (onednn.is_amd() and onednn.has_onednn()):
         pytest.skip("products are as fast as convolutions on this processor")
