@@ -61,10 +61,10 @@ def kept() -> Iterator[None]:
 
 
 class Limit:
-    """Keeps a process that keeps freed memory at the size that it has after its first pieces of work.
+    """A bound for a process that keeps freed memory: the size that it has after its first pieces of work.
 
-    What is kept lies in pieces between tensors in use, and the heap grows slowly where no piece is large enough. `check`
-    is called after each piece of work and returns what is free to the system when that growth exceeds `GROWTH`.
+    Freed memory lies between tensors in use, and the heap grows where no gap is large enough. `check`, called after
+    each piece of work, returns free memory to the system when that growth exceeds `GROWTH`.
     """
 
     PIECES = 8  # that determine the size

@@ -47,7 +47,7 @@ def conv2d(
     size = (0, *_sizes(padding, 2))
     if not (_is_plain(input, weight, stride, dilation, groups) and _gains(input[:, :, None], weight[:, :, None], size)):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    y = _correlate(input.unsqueeze(2), weight.unsqueeze(2), size).squeeze(2)
+    y = _correlate(input.unsqueeze(2), weight.unsqueeze(2), size).squeeze(2)  # N Co H W
     return y if bias is None else y + bias[:, None, None]
 
 
@@ -148,8 +148,10 @@ def _weight_gradient(x: Tensor, dy: Tensor, kernel: tuple[int, ...], padding: tu
     """Return the gradient of a weight (Co, C, *kernel) for dy (N, Co, T', H', W')."""
     if kernel[1] > 1:
         return winograd.weight_gradient(x, dy, kernel[0], _triple(padding))
-    pairs = zip(dy.flatten(2), x.flatten(2), strict=True)
-    return sum(onednn.multiply(b, a) for b, a in pairs).view(dy.shape[1], x.shape[1], 1, 1, 1)  # pyright: ignore
+    dw = x.new_zeros(dy.shape[1], x.shape[1])
+    for rows, columns in zip(dy.flatten(2), x.flatten(2), strict=True):
+        dw += onednn.multiply(rows, columns)
+    return dw.view(*dw.shape, 1, 1, 1)
 
 
 def _triple(padding: tuple[int, ...]) -> Triple:
