@@ -87,7 +87,8 @@ class Conv3d(nn.Conv3d):
 
 
 def _sizes(value: Sizes, axes: int) -> tuple[int, ...]:
-    return (value,) * axes if isinstance(value, int) else tuple(value)
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * axes if len(values) == 1 else values
 
 
 def _is_plain(x: Tensor, weight: Tensor, stride: Sizes, dilation: Sizes, groups: int) -> bool:

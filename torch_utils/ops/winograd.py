@@ -83,6 +83,7 @@ class Plan(NamedTuple):
 
     @property
     def num_points(self) -> int:
+        """Return the number of points of a tile."""
         return (self.tile_y + TAPS - 1) * (self.tile_x + TAPS - 1)
 
 
