@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.grad import conv3d_weight
 
 from torch_utils import onednn
 from torch_utils.ops import backends, convolution, winograd
@@ -45,7 +46,7 @@ def test_winograd_is_the_direct_convolution(size, kernel, padding, block, monkey
     y = F.conv3d(x.double(), weight.double(), padding=padding)
     assert distance(winograd.correlate(x, weight, padding), y) < TOLERANCE
     (dy,) = tensors(tuple(y.shape))
-    exact = torch.nn.grad.conv3d_weight(x.double(), kernel, dy.double(), padding=padding)
+    exact = conv3d_weight(x.double(), kernel, dy.double(), padding=padding)
     assert distance(winograd.weight_gradient(x, dy, kernel[2], padding), exact) < TOLERANCE
 
 
