@@ -30,6 +30,7 @@ Triple = tuple[int, int, int]
 # Time of a Winograd convolution in multiplications of a direct one, measured with AVX-512 (docs/LOG.md): of a product,
 # of evaluating an element of the weight at a point, and of the same for input and output.
 PRODUCT, WEIGHT_POINT, IMAGE_POINT = 1.15, 200, 60
+SMALLEST = 1 << 22  # products of one tap, below which choosing costs more than it gains
 GAIN = 1.2  # ratio from which Winograd's way is taken
 POINTWISE_CHANNELS, POINTWISE_PRODUCTS = 96, 1 << 25  # from which products are faster
 
@@ -93,6 +94,8 @@ def _sizes(value: Sizes, axes: int) -> tuple[int, ...]:
 
 def _is_plain(x: Tensor, weight: Tensor, stride: Sizes, dilation: Sizes, groups: int) -> bool:
     """Return whether these options and tensors can take another way than PyTorch's."""
+    if x.numel() * weight.shape[0] < SMALLEST:
+        return False
     single = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and groups == 1
     if not single or x.ndim != weight.ndim or x.shape[1] != weight.shape[1] or x.numel() == 0:
         return False  # PyTorch reports what does not fit

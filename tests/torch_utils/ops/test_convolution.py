@@ -24,6 +24,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     if backends.select_impl("auto", torch.zeros(1)) != "compiled":
         pytest.skip("there are no compiled kernels here")
     monkeypatch.setattr(convolution, "GAIN", 0.0)
+    monkeypatch.setattr(convolution, "SMALLEST", 0)
     monkeypatch.setattr(convolution, "POINTWISE_CHANNELS", 1)
     monkeypatch.setattr(convolution, "POINTWISE_PRODUCTS", 0)
 
