@@ -368,12 +368,19 @@ def _stem(context: str) -> str:
 
 def _write(sampler: Sampler, seeds: Sequence[int], plan: VideoPlan, prompt: Prompt) -> Stopper:
     """Write the videos and print their names; returns what may have stopped it."""
+    from torch_utils import host_memory
     from training.video_files import VideoFiles, write_videos
+
+    memory = host_memory.Limit()
+
+    def advance(count: int) -> None:
+        progress.update(count)
+        memory.check()
 
     progress = Progress(plan.num_frames and plan.num_frames * len(seeds))
     videos: list[VideoFiles] = []
     with Stopper() as stopper:
-        for video in write_videos(sampler, seeds, plan, prompt, stopper.guard, progress.update):
+        for video in write_videos(sampler, seeds, plan, prompt, stopper.guard, advance):
             videos.append(video)
             for path in video.files:
                 click.echo(_describe(path))

@@ -11,8 +11,8 @@
 #   networks      forward, backward and R1 passes
 #   generate      speed and peak memory of generation
 #   compilation   --compile: steps and videos
-#   linear, tokenizer, and the benchmark of each other system that has one
 #   layouts       contiguous against channels-last
+# The benchmarks of linear layers, tokenizers and the other systems measure CPUs only; they have no --device.
 # Copy the figures into docs/performance.md (benchmarks.all --docs), and correct "Not verified on a GPU" in docs/LOG.md.
 # CUDA graphs in generation are not measured: they are not written (docs/LOG.md).
 set -uo pipefail
@@ -57,12 +57,6 @@ benchmark train_step 80 --device="$DEVICE"
 benchmark networks 50 --device="$DEVICE"
 benchmark generate 40 --device="$DEVICE" --pair --way=stream
 benchmark compilation 80 --device="$DEVICE"
-for name in linear tokenizer river tats mebt teco; do
-    [ -f "benchmarks/$name.py" ] || continue
-    device=()
-    grep -q 'device=False' "benchmarks/$name.py" || device=(--device="$DEVICE")
-    benchmark "$name" 25 "${device[@]}"
-done
 benchmark layouts 20 --device="$DEVICE"
 
 if [ ${#failed[@]} -gt 0 ]; then

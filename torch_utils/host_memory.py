@@ -60,6 +60,39 @@ def kept() -> Iterator[None]:
         _set(_DEFAULT, _DEFAULT)
 
 
+class Limit:
+    """A bound for a process that keeps freed memory: the size that it has after its first pieces of work.
+
+    Freed memory lies between tensors in use, and the heap grows where no gap is large enough. `check`, called after
+    each piece of work, returns free memory to the system when that growth exceeds `GROWTH`.
+    """
+
+    PIECES = 8  # that determine the size
+    GROWTH = 1.02
+
+    def __init__(self) -> None:
+        self.seen, self.size = 0, 0
+
+    def check(self) -> bool:
+        """Return whether memory was returned to the system; does nothing where freed memory is not kept."""
+        if why_not("cpu") is not None:
+            return False
+        resident = _resident()
+        self.seen += 1
+        if self.seen <= self.PIECES:
+            self.size = max(self.size, resident)
+            return False
+        if resident <= self.GROWTH * self.size:
+            return False
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+
+
+def _resident() -> int:
+    """Return the resident bytes of this process, on Linux."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _set(mmap_threshold: int, trim_threshold: int) -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from torch_utils.ops.convolution import conv2d, conv3d
 
 AUTO = "auto"
 PROBE_ROUNDS = 5
@@ -115,7 +116,7 @@ def fastest(networks: Iterable[nn.Module]) -> str:
 @functools.cache
 def _gain(shape: tuple[int, ...]) -> float:
     """Return how many times as fast a convolution with such a weight is in bfloat16: the best of some rounds each."""
-    convolve = F.conv2d if len(shape) == 4 else F.conv3d
+    convolve = conv2d if len(shape) == 4 else conv3d
     x, weight = torch.ones(1, shape[1], *PROBE_EDGES[len(shape)]), torch.ones(shape)
     best: dict[torch.dtype, float] = {}
     with torch.no_grad():

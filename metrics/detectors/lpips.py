@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metrics.detectors import preprocess, registry, weights
+from torch_utils.ops.convolution import Conv2d
 
 # Moments of ImageNet for images in [-1, 1].
 MEAN = (-0.030, -0.088, -0.188)
@@ -68,7 +69,7 @@ class LPIPS(nn.Module):
         convs = [layer for layer in trunk.layers if isinstance(layer, _Conv)]
         inputs = [3, *(conv.channels for conv in convs)]
         self.convs = nn.ModuleList(
-            nn.Conv2d(channels, conv.channels, conv.kernel, conv.stride, conv.padding)
+            Conv2d(channels, conv.channels, conv.kernel, conv.stride, conv.padding)
             for channels, conv in zip(inputs, convs, strict=False)
         )
         self.heads = nn.ParameterList(torch.zeros(convs[tap].channels) for tap in trunk.taps)

@@ -62,3 +62,25 @@ def test_memory_is_kept_inside_the_block_and_handed_back_after_it():
         "print(resident_after_freeing())",
     )
     assert int(before) < 2**25 < int(inside) and int(after) < 2**25
+
+
+@on_glibc
+def test_a_limit_returns_what_grew_beyond_the_first_pieces():
+    lines = (
+        "import torch, psutil",
+        "host_memory.keep_freed('cpu')",
+        "limit = host_memory.Limit()",
+        "early = [limit.check() for _ in range(limit.PIECES + 1)]",  # the last has not grown
+        "tensors = [torch.ones(2**24), torch.ones(2**10)]",
+        "del tensors[0]",
+        "grown = psutil.Process().memory_info().rss",
+        "print(any(early), limit.check(), grown - psutil.Process().memory_info().rss, limit.check())",
+    )
+    early, trimmed, returned, again = fresh_process(*lines)
+    assert (early, trimmed, again) == ("False", "True", "False") and int(returned) > 2**25
+
+
+def test_a_limit_does_nothing_where_memory_is_not_kept(monkeypatch):
+    monkeypatch.setenv(host_memory.SWITCH, "0")
+    limit = host_memory.Limit()
+    assert not limit.check() and limit.seen == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from torch_utils.ops import convolution
+
 IntPair = int | tuple[int, int] | list[int]
 
 
@@ -18,7 +20,7 @@ def conv2d(
     groups: int = 1,
 ) -> torch.Tensor:
     """Correlate input (N, C, H, W) with weight (out, C / groups, kh, kw); see torch.nn.functional.conv2d."""
-    return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return convolution.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv_transpose2d(

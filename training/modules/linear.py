@@ -11,8 +11,6 @@ AMD's vector units. oneDNN keeps packed weights, but a call costs more, so that 
 from __future__ import annotations
 
 import copy
-import functools
-import platform
 from typing import Any
 
 import torch
@@ -20,34 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torch_utils import distributed
+from torch_utils.onednn import has_onednn, is_amd, multiply
 
 # Number of weights from which a packed layer is at least as fast as MKL, for any number of rows.
 PACKED_WEIGHTS = 1 << 18
 # Multiplications from which a product in training is faster, on processors where MKL is slow.
 TRAINED_PRODUCTS = 1 << 25
 PACKED_ROWS = 64  # the layout that oneDNN chooses for this number of rows suits all others
-
-
-@functools.cache
-def has_onednn() -> bool:
-    """Return whether this build of torch has oneDNN's operators for linear layers, on a processor that they suit."""
-    operators = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    return operators and torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
-
-
-@functools.cache
-def is_amd() -> bool:
-    """Return whether the processor is AMD's, for which MKL does not use its fastest code."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return "AuthenticAMD" in file.read(1 << 12)
-    except OSError:
-        return "AMD" in platform.processor()
-
-
-def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x @ weight.T + bias by oneDNN, without a graph: (..., in), (out, in), (out,) -> (..., out)."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class _Linear(torch.autograd.Function):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torch_utils.ops.convolution import Conv2d
 from training.modules.autoencoder import Autoencoder, check_divisible
 from training.modules.norms import BatchNorm, group_norm
 from training.modules.quantizers import Quantizer, make_quantizer
@@ -55,7 +56,7 @@ class FrameAutoencoder(Autoencoder):
 
 def conv3(inputs: int, outputs: int, bias: bool = True, stride: int = 1, padding: int = 1) -> nn.Conv2d:
     """Return a 3x3 convolution."""
-    return nn.Conv2d(inputs, outputs, 3, stride, padding, bias=bias)
+    return Conv2d(inputs, outputs, 3, stride, padding, bias=bias)
 
 
 def double(x: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ class ResnetBlock(nn.Module):
         self.norm1, self.conv1 = group_norm(inputs), conv3(inputs, outputs)
         self.norm2, self.conv2 = group_norm(outputs), conv3(outputs, outputs)
         self.dropout = nn.Dropout(dropout)
-        self.nin_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.nin_shortcut = Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform (N, C, H, W)."""
@@ -89,8 +90,8 @@ class AttnBlock(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.norm = group_norm(channels)
-        self.q, self.k, self.v = (nn.Conv2d(channels, channels, 1) for _ in range(3))
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.q, self.k, self.v = (Conv2d(channels, channels, 1) for _ in range(3))
+        self.proj_out = Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform (N, C, H, W)."""

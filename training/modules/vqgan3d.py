@@ -20,6 +20,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torch_utils.ops.convolution import Conv3d
 from training.modules.autoencoder import Autoencoder, check_divisible
 from training.modules.chunks import Layer, Pointwise, Residual, Windowed, cut, push_all, round_up
 from training.modules.norms import make_norm
@@ -47,7 +48,7 @@ class SameConv3d(nn.Module):
         if padding not in PADDINGS:
             raise ValueError(f"the padding {padding!r} is unknown: use one of {', '.join(PADDINGS)}")
         self.padding, self.mode = same_padding(kernel, stride), padding
-        self.conv = nn.Conv3d(inputs, outputs, kernel, stride)
+        self.conv = Conv3d(inputs, outputs, kernel, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C, T, H, W)."""

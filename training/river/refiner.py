@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torch_utils.ops.convolution import Conv2d
+
 
 def conv3(inputs: int, outputs: int) -> nn.Conv2d:
     """Return a 3x3 convolution."""
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
+    return Conv2d(inputs, outputs, 3, padding=1)
 
 
 class ChannelAttention(nn.Module):

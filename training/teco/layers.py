@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from torch_utils.ops.convolution import Conv2d
 from torch_utils.precision import HALF_FORMATS, MixedPrecision
 from training.modules.linear import Linear
 from training.modules.norms import group_norm
@@ -37,7 +38,7 @@ def truncated(layer: nn.Conv2d | nn.Linear | nn.ConvTranspose2d, fan_in: int) ->
 
 def conv(inputs: int, outputs: int, size: int, bias: bool = True) -> nn.Conv2d:
     """Return a convolution of stride 1 that keeps the size of images."""
-    layer = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=bias)
+    layer = Conv2d(inputs, outputs, size, padding=size // 2, bias=bias)
     truncated(layer, inputs * size * size)
     return layer
 

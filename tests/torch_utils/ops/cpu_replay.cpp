@@ -9,6 +9,7 @@
 #include "bias_act.cpp"
 #include "resample.cpp"
 #include "threads.cpp"
+#include "tiles.cpp"
 
 struct Block {
     char* data = nullptr;
@@ -45,13 +46,32 @@ void replay_bias_act(FILE* calls, FILE* results) {
     y.write(results);
 }
 
+void replay_tiles(FILE* calls, FILE* results) {
+    Block structure(calls), image(calls), pixels(calls);
+    LongtakeTiles& job = *(LongtakeTiles*)structure.data;
+    int count = (job.step_y + 2) * (job.step_x + 2);
+    Block* blocks[36];
+    float* points[36];
+    for (int i = 0; i < count; i++) {
+        blocks[i] = new Block(calls);
+        points[i] = (float*)blocks[i]->data;
+    }
+    longtake_tiles(&job, (float*)image.data, (float*)pixels.data, points, 3);
+    if (pixels.data) pixels.write(results);
+    for (int i = 0; i < count; i++) {
+        if (!pixels.data) blocks[i]->write(results);
+        delete blocks[i];
+    }
+}
+
 int main(int, char** arguments) {
     FILE *calls = fopen(arguments[1], "rb"), *results = fopen(arguments[2], "wb");
     if (!calls || !results) return 2;
     for (;;) {
         Block kind(calls);
         if (kind.size < 0) break;
-        (kind.data[0] ? replay_bias_act : replay_resample)(calls, results);
+        void (*replays[])(FILE*, FILE*) = {replay_resample, replay_bias_act, replay_tiles};
+        replays[(int)kind.data[0]](calls, results);
     }
     fclose(calls);
     return fclose(results);

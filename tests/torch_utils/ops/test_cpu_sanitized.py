@@ -26,7 +26,7 @@ from tests.torch_utils.ops.test_cpu_kernels import (
     run_everything,
     size_of,
 )
-from torch_utils.ops import spec
+from torch_utils.ops import spec, winograd
 from torch_utils.ops.bias_act import activation_funcs
 from torch_utils.ops.cpu import kernels as cpu_kernels
 from torch_utils.ops.cpu.kernels import Library, _BiasAct, _Resample
@@ -44,7 +44,7 @@ class Recorder:
         self.results = []
 
     def as_library(self):
-        return Library(self.resample, self.bias_act, self.library.instruction_set, self.library.path)
+        return Library(self.resample, self.bias_act, self.tiles, self.library.instruction_set, self.library.path)
 
     def resample(self, address, x, y, b, signs, threads):
         job = _Resample.from_address(address)
@@ -73,6 +73,17 @@ class Recorder:
         self.calls += [copy(dy, size), copy(ddx, size), bytes(size)]
         self.library.bias_act(address, x, b, dy, ddx, y, order, threads)
         self.results.append((job.dtype, copy(y, size)))
+
+    def tiles(self, address, image, pixels, points, threads):
+        job = winograd._Job.from_address(address)
+        size = 4 * job.batch * job.image_strides[0]
+        point = 4 * job.batch * job.channels * job.frames * job.tiles_y * job.tiles_x
+        addresses = list(points)
+        self.calls += [bytes([2]), bytes(job), copy(image, size), bytes(size) if pixels else None]
+        self.calls += [copy(at, point) if pixels else bytes(point) for at in addresses]
+        self.library.tiles(address, image, pixels, points, threads)
+        found = [copy(pixels, size)] if pixels else [copy(at, point) for at in addresses]
+        self.results += [(0, content) for content in found]
 
 
 def copy(address, size):
@@ -140,6 +151,17 @@ def bias_act_and_back(x, act, dim, with_bias):
         cpu_kernels.bias_act_grad2(x, x, x, b, *options)
 
 
+@few
+@given(
+    size=st.tuples(*(st.integers(1, 2), st.integers(1, 3), st.integers(1, 2), st.integers(1, 21), st.integers(1, 40))),
+    pads=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+)
+def tiles_and_back(size, pads):
+    x, padding = torch.ones(size), (0, *pads)
+    y = winograd.correlate(x, torch.ones(2, size[1], 1, 3, 3), padding)
+    winograd.weight_gradient(x, y, 1, padding)
+
+
 @pytest.fixture(scope="module")
 def recorded():
     cpu_kernels.load()
@@ -147,7 +169,13 @@ def recorded():
     recorder = Recorder(library)
     cpu_kernels._library = recorder.as_library()
     try:
-        for make_calls in (resample_any, resample_as_networks, filtered_lrelu_and_back, bias_act_and_back):
+        for make_calls in (
+            resample_any,
+            resample_as_networks,
+            filtered_lrelu_and_back,
+            bias_act_and_back,
+            tiles_and_back,
+        ):
             make_calls()
         *tensors, up, down = layer()
         run_everything(tensors, (up, down))

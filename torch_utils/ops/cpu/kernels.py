@@ -32,7 +32,7 @@ from torch_utils.ops.binaries import Unavailable, cached_file
 from torch_utils.ops.spec import Axes, Axis
 
 FOLDER = Path(__file__).parent
-SOURCES = ("bias_act.cpp", "resample.cpp", "threads.cpp")
+SOURCES = ("bias_act.cpp", "resample.cpp", "threads.cpp", "tiles.cpp")
 HEADERS = ("simd.h", "lanes.h", "fir.h", "columns.h")
 
 # Environment variable that selects one of the instruction sets below.
@@ -65,6 +65,7 @@ class Library(NamedTuple):
 
     resample: Any
     bias_act: Any
+    tiles: Any
     instruction_set: str
     path: Path
 
@@ -84,6 +85,12 @@ def load() -> None:
         with _lock:
             if _library is None:
                 _library = _open(os.environ.get(VARIABLE) or usable_instruction_sets()[-1])
+
+
+def library() -> Library:
+    """Return the library, which must have been loaded."""
+    assert _library is not None, "the CPU kernels are not loaded"
+    return _library
 
 
 def usable_instruction_sets() -> list[str]:
@@ -119,11 +126,12 @@ def _open(instruction_set: str) -> Library:
     # Looking up a symbol in a library includes its dependencies, so this finds the OpenMP runtime of torch itself.
     team = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
     library.longtake_use_team(ctypes.cast(team, ctypes.c_void_p) if team is not None else None)
-    resample, bias_act = library.longtake_resample, library.longtake_bias_act
+    resample, bias_act, tiles = library.longtake_resample, library.longtake_bias_act, library.longtake_tiles
     resample.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int]
     bias_act.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int] * 2
-    resample.restype = bias_act.restype = None
-    return Library(resample, bias_act, instruction_set, path)
+    tiles.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int]
+    resample.restype = bias_act.restype = tiles.restype = None
+    return Library(resample, bias_act, tiles, instruction_set, path)
 
 
 class Compiler(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torch_utils import misc, persistence
 from torch_utils.compilation import region
-from torch_utils.ops import bias_act
+from torch_utils.ops import bias_act, convolution
 from torch_utils.safe_pickle import Record
 from training.longvideogan.layers import (
     CLAMP,
@@ -78,7 +78,7 @@ class Conv3dLayer(nn.Module):
         pointwise = weight.shape[2:].numel() == 1
         if self.downsample is not None and pointwise:
             x = self.downsample(x)  # commutes exactly with a 1x1x1 convolution without bias, at 1/4 or 1/8 of the work
-        x = nn.functional.conv3d(x, weight.to(x.dtype), padding=[size // 2 for size in weight.shape[2:]])
+        x = convolution.conv3d(x, weight.to(x.dtype), padding=[size // 2 for size in weight.shape[2:]])
         if self.downsample is not None and not pointwise:
             x = self.downsample(x)
         return bias_act.bias_act(x, self._bias, act=self.activation, gain=act_gain, clamp=CLAMP * gain)

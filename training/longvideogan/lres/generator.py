@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from torch_utils import misc, persistence
 from torch_utils.compilation import region
-from torch_utils.ops import bias_act
+from torch_utils.ops import bias_act, convolution
 from torch_utils.safe_pickle import Record
 from training.longvideogan.layers import (
     CLAMP,
@@ -183,7 +183,7 @@ def modulated_conv3d(
     own = style[:, :, border : style.shape[2] - border]
     factors = demodulation(norms or kernel_norms(weight), own)
     # The style scales the input and the demodulation the output, so the kernel is used unchanged.
-    y = nn.functional.conv3d(
+    y = convolution.conv3d(
         x * (style * (gain * scale))[..., None, None].to(x.dtype), weight.to(x.dtype), padding=padding
     )
     return torch.addcmul(add.to(y.dtype), y, factors[..., None, None].to(y.dtype))
@@ -245,7 +245,7 @@ class GeneratorBlock(MixedPrecision):
     ) -> Tensor:
         """Return the sum of the skip path from `x` and the second convolution of `h`, scaled to unit variance."""
         scale = 0.5**0.5  # folded into the weights of both paths at no cost
-        skip = nn.functional.conv3d(x, (self.weight_skip * (gain_0 * (scale * x.shape[1] ** -0.5))).to(x.dtype))
+        skip = convolution.conv3d(x, (self.weight_skip * (gain_0 * (scale * x.shape[1] ** -0.5))).to(x.dtype))
         return modulated_conv3d(h, self.weight_1, self.affine_1(w), gain_1, skip, scale, norms, pad_time)
 
     @region

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torch_utils import misc, persistence
 from torch_utils.compilation import region
-from torch_utils.ops import filtered_lrelu, upfirdn2d
+from torch_utils.ops import convolution, filtered_lrelu, upfirdn2d
 from torch_utils.safe_pickle import Record
 from training.longvideogan.layers import (
     CLAMP,
@@ -151,7 +151,7 @@ class SynthesisLayer(MixedPrecision, Tracker):
         kernels = self.modulated_weights(w).to(dtype)
         padding = kernels.shape[-1] - 1
         videos = x.to(dtype).chunk(len(w))
-        videos = [nn.functional.conv2d(v, k, padding=padding) for v, k in zip(videos, kernels, strict=True)]
+        videos = [convolution.conv2d(v, k, padding=padding) for v, k in zip(videos, kernels, strict=True)]
         x = torch.cat(videos) if len(w) > 1 else videos[0]  # avoids a copy of a single one
         x = filtered_lrelu.filtered_lrelu(
             x,
