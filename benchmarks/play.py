@@ -33,7 +33,7 @@ from benchmarks import harness
 from explorer.play import Playable
 from explorer.server import Handler, Server
 from explorer.session import PromptFiles, Session, list_entries
-from training.command_line import PRECISIONS, model_options, take_model
+from training.command_line import AUTO, PRECISIONS, model_options, take_model
 
 HEADER = struct.Struct(">qI")  # number of a frame and bytes of its file, as the server sends them
 WARM_UP = 8  # steps before the clock starts
@@ -195,7 +195,9 @@ def choose(session: Session) -> str:
 @click.option(
     "--people", help="Players at once, in a second row", type=click.IntRange(1, 8), default=2, show_default=True
 )
-@click.option("--precision", help="As for view.py", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option(
+    "--precision", help="As for view.py  [default: auto]", type=click.Choice([AUTO, *PRECISIONS]), default=AUTO
+)
 @click.option("--browser", help="Also press keys in Chromium and read what its page shows", is_flag=True)
 @harness.options(rounds=None)
 def main(

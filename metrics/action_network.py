@@ -1,9 +1,8 @@
 """Train the inverse-dynamics network that tells from two successive frames which action led from one to the other.
 
 \b
-python -m metrics.action_network train --dataset=data/labdoom/train --out=labdoom-actions.pkl
-python calc_metrics.py --dataset=data/labdoom/val --model=MODEL.pkl -m action_following \\
-    --detector-path=action-network=labdoom-actions.pkl
+python -m metrics.action_network train --dataset=data/train --out=a.pkl
+python calc_metrics.py --dataset=data/val --model=WORLD.pkl -m action_following --detector-path=action-network=a.pkl
 
 The names of actions are taken apart: forward_left turns left and moves forward. The network has one answer for each of
 these factors; names of other words are one factor of their own. It is trained on real footage alone. Clips that are
@@ -60,9 +59,8 @@ def train(
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     click.echo("On held-out clips: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
-    data = quote(str(val_root or root))
     click.echo(
-        f"Next: python calc_metrics.py --dataset={data} --model=MODEL.pkl -m action_following "
+        f"Next: python calc_metrics.py --dataset={quote(str(val_root or root))} --model=MODEL.pkl -m action_following "
         f"--detector-path={ACTION_NETWORK}={quote(str(out))}"
     )
 

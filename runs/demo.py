@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from dataset_tools.archive import read_description
+from dnnlib.text import quote
 from dnnlib.util import atomic_path, format_time
 from runs import demo_page, strip
 from torch_utils.precision import cpu_has_bf16
@@ -199,7 +200,7 @@ def main(outdir: Path, tokenizer_steps: int, world_steps: int, clips: int, eval_
     runs = {"tokenizer": tokenizer, "world model": world}
     changes = {name: preview_change(run_dir) for name, run_dir in runs.items()}
     play = f"python view.py --model={INCLUDED}" if INCLUDED in models else ""
-    play = play or f"python view.py --model={models[TRAINED]} --context={data / 'val'}"
+    play = play or f"python view.py --model={quote(models[TRAINED])} --context={quote(str(data / 'val'))}"
     demo_page.write_page(outdir, videos, strips, rows, runs, play)
     click.secho(f"\n== Done in {format_time(time.monotonic() - begin)}", bold=True)
     click.echo(demo_page.table(rows, eval_clips, CLIP_FRAMES))

@@ -45,6 +45,7 @@ ELSEWHERE = (
     "README.md",
     "CHANGELOG.md",
     "models/labdoom-tiny.md",
+    "models/labdoom-walk.md",
     "training/longvideogan/README.md",
     "dataset_tools/youtube_configs/README.md",
 )

@@ -12,7 +12,7 @@ CPU: Preset = {"tick_steps": 100, "checkpoint_steps": 500, "sample_steps": 1000,
 PRESETS: dict[str, Preset] = {
     "default": {"batch": 16, "steps": 20_000, "model": {}},
     # LabDoom with --walker=person --textures=soft --sizes=48x64 and the tokenizer labdoom-soft; an hour on two cores.
-    "labdoom-soft": {**CPU, "batch": 16, "steps": 12_000, "model": {"num_actions": 9}},
+    "labdoom-soft": {**CPU, "batch": 16, "steps": 8_000, "model": {"num_actions": 9}},
     "toy": {
         "batch": 8,
         "steps": 300,

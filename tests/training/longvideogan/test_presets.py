@@ -38,8 +38,9 @@ def num_parameters(*modules):
 
 
 def test_presets_are_the_published_configurations():
-    assert list(presets.LRES) == ["default", "horseback-lres", "biking-lres", "labdoom-small", "labdoom-tiny", "toy"]
-    assert list(presets.SRES) == ["default", "horseback-sres", "biking-sres", "labdoom-small", "labdoom-tiny", "toy"]
+    own = ["labdoom-small", "labdoom-tiny"]
+    assert list(presets.LRES) == ["default", "horseback-lres", "biking-lres", *own, "shootout", "toy"]
+    assert list(presets.SRES) == ["default", "horseback-sres", "biking-sres", *own, "toy"]
     expected = {LRES: (64, 2, 1.0, 100_000), SRES: (32, 1, 1.0, 275_000)}
     rates = {LRES: (0.003, 0.002, 0.99), SRES: (0.003, 0.003, 0.99)}
     for stage, rows in presets.STAGES.items():
