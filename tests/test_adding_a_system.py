@@ -54,6 +54,7 @@ class Case:
 SAVE_TOKENIZER = """
 import sys, torch
 from tests.recall.networks import Blocks
+from training.modules.conv_autoencoder import ConvAutoencoder
 from training.modules.vqgan2d import VQGAN2D
 from training.modules.vqgan3d import VQGAN3D
 from training.network_file import save_network
@@ -63,6 +64,7 @@ save_network({}, sys.argv[1])
 BLOCKS = "Blocks()"
 VQGAN2D = "VQGAN2D(32, 64, resolution=64, ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, attn_resolutions=(), "
 VQGAN2D += "z_channels=4, embedding_dim=4, num_codes=32)"
+CONV = "ConvAutoencoder(32, 64, widths=(8, 8, 8), blocks=1)"
 VQGAN3D = "VQGAN3D(32, 64, downsample=(4, 8, 8), hidden=8, embedding_dim=8, num_codes=32)"
 
 CASES = {
@@ -94,8 +96,8 @@ OWN = {
         option="rounds=1",
     ),
     "world": Case(
-        "world", (32, 64), ("--num-actions=4", "--poses=false", "--clip-frames=16"), prompted=True, tokenizer=VQGAN2D,
-        encode=("--latents",), past=8, held_out=True, option="steps=2",
+        "world", (32, 64), ("--num-actions=4", "--poses=false", "--clip-frames=16", "--warmup-steps=1", "--lr=0.02"),
+        prompted=True, tokenizer=CONV, encode=("--latents",), past=8, held_out=True, option="steps=2",
     ),
 }  # fmt: skip
 PARAMETERS = [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in OWN)]
