@@ -221,7 +221,8 @@ def _die_with_parent() -> None:
 
 def _start_worker(scratch: str) -> None:
     _die_with_parent()
-    os.chdir(scratch)  # the engine creates a screenshot folder in the working directory
+    # The engine creates a folder in the working directory, and fails where another instance does so at the same moment.
+    os.chdir(tempfile.mkdtemp(dir=scratch))
 
 
 @click.command(
