@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,6 @@ from training.config import TrainOptions
 from training.contract import (
     Batch,
     BatchSpec,
-    Bundle,
-    DataFacts,
     FrameClip,
     Info,
     Inputs,
@@ -26,9 +24,7 @@ from training.contract import (
     Run,
     Stream,
 )
-from training.modules.autoencoder import Autoencoder
-from training.modules.latents import LatentScale, LatentVideo
-from training.modules.prior import Prior
+from training.modules.latent_prior import LatentPrior
 from training.random import random_state
 from training.river.draws import ClipDropout, Sample, draw_sample, flow_losses, published_sample
 from training.river.networks import VectorField
@@ -37,10 +33,8 @@ from training.river.sampling import RiverSampler
 from training.river.schedules import PublishedSchedule
 from training.sampling import Sampler
 
-SCALE = "latents"  # role of the scale of latents in checkpoints and in the exported file
 
-
-class River(Prior):
+class River(LatentPrior):
     """Train a predictor of the next frame's latents, given the newest frame and an older one.
 
     python train.py river --dataset=data/labdoom --preset=toy --tokenizer=tokenizer.pkl
@@ -48,28 +42,18 @@ class River(Prior):
 
     Options = RiverTrainOptions
     role, system = "field", "river"
-    models_codes = False
     charts = (ChartSpec("Velocity", {"loss/loss": "mean squared error"}, log=True),)
 
     def __init__(self, options: RiverTrainOptions, run: Run):
         super().__init__(options, run)
-        self.scale = LatentScale(self.tokenizer.quantizer.channels).to(run.device)
-        self.modules[SCALE] = self.scale
-        self.latents = LatentVideo(self.tokenizer, self.scale)
         if options.schedule == "polynomial":
             self.schedule = PublishedSchedule(options.lr, options.warmup_steps, run.steps)
 
     def build(self) -> nn.Module:
         """See `Prior.build`."""
-        o, tokenizer = self.options, self.tokenizer
-        if not isinstance(tokenizer, Autoencoder) or tokenizer.stride[0] != 1:
-            raise ValueError(
-                f"{o.tokenizer} encodes several frames together, but frames are predicted one by one: give a "
-                "tokenizer of frames, such as one of train.py tokenizer --network=vqgan2d"
-            )
-        grid = (tokenizer.height // tokenizer.stride[1], tokenizer.width // tokenizer.stride[1])
+        o, (channels, grid) = self.options, self.latent_shape()
         return VectorField(
-            tokenizer.quantizer.channels, grid, o.inner_dim, o.depth, o.mid_depth, o.out_norm,
+            channels, grid, o.inner_dim, o.depth, o.mid_depth, o.out_norm,
             context_frames=o.context_frames, num_actions=o.num_actions, action_values=o.action_values,
         )  # fmt: skip
 
@@ -99,6 +83,11 @@ class River(Prior):
         """See `Prior.parameter_groups`: all parameters decay, as published."""
         return [{"params": list(self.network.parameters())}]
 
+    @property
+    def normalises(self) -> bool:
+        """See `LatentPrior.normalises`."""
+        return self.options.normalise
+
     # ---- Data -------------------------------------------------------------------------------------------------------
 
     def inputs(self) -> Inputs:
@@ -107,18 +96,6 @@ class River(Prior):
         if self.options.latents:
             return Inputs(latents=self.tokenizer_hash, streams=streams)
         return Inputs(sizes=((self.tokenizer.height, self.tokenizer.width),), streams=streams)
-
-    def use_facts(self, facts: DataFacts) -> None:
-        """See `System.use_facts`: stored latents come with their scale."""
-        o = self.options
-        if o.has_actions:
-            found, is_vector = facts.num_values["actions"], "actions" in facts.vectors
-            kind, wanted = ("action-values", o.action_values) if is_vector else ("num-actions", o.num_actions)
-            if found != wanted:
-                raise ValueError(f"the actions of the dataset need --{kind}={found}, but it is {wanted}")
-        if o.normalise and facts.latents_mean:
-            mean, std = np.array(facts.latents_mean), np.array(facts.latents_std)
-            self.scale.set(torch.from_numpy(mean), torch.from_numpy(std))
 
     def batch_spec(self, step: int) -> list[BatchSpec]:
         """See `System.batch_spec`."""
@@ -195,24 +172,10 @@ class River(Prior):
         o = self.options
         return {"prompt_frames": o.prompt_frames, "past_horizon": max(o.clip_frames - 1, 2), "sigma": o.sigma}
 
-    def init_from(self, weights: Bundle | Mapping[str, Mapping[str, Tensor]]) -> None:
-        """See `System.init_from`: with the scale of the latents."""
-        if isinstance(weights, Bundle) and self.role in weights.networks and SCALE in weights.networks:
-            state = weights.networks[self.role].state_dict()
-            names = [name for name in self.modules if name != SCALE]
-            weights = dict.fromkeys(names, state) | {SCALE: weights.networks[SCALE].state_dict()}
-        super().init_from(weights)
-
     def make_sampler(self, network: nn.Module) -> Sampler:
         """See `Prior.make_sampler`."""
         assert isinstance(network, VectorField)
         return RiverSampler(network, self.latents, facts=self.export_options())
-
-    def export(self) -> Bundle:
-        """See `System.export`."""
-        bundle = super().export()
-        bundle.networks[SCALE] = self.scale
-        return bundle
 
     def info(self) -> Info:
         """See `System.info`."""

@@ -17,6 +17,7 @@ from training.contract import Bundle
 from training.generation import flow
 from training.generation.rollout import aligned
 from training.modules.autoencoder import Autoencoder
+from training.modules.latent_prior import SCALE
 from training.modules.latents import LatentScale, LatentVideo
 from training.modules.prior import TOKENIZER
 from training.random import random_state
@@ -24,7 +25,7 @@ from training.sampling import Needs, Request, Sampler, resolve_options, sampler_
 from training.world import context
 from training.world.networks import WorldModel, inference_copy
 
-ROLE, SCALE = "world", "latents"  # of the networks in files
+ROLE = "world"  # of the network in files
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ and late in training the newest of them are the network's own predictions, as th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,22 +17,20 @@ from torch_utils import distributed
 from training import optim
 from training.charts import ChartSpec
 from training.config import TrainOptions
-from training.contract import Batch, BatchSpec, Bundle, DataFacts, FrameClip, Info, Inputs, LatentClip, Run, Stream
+from training.contract import Batch, BatchSpec, FrameClip, Info, Inputs, LatentClip, Stream
 from training.generation import flow
-from training.modules.autoencoder import Autoencoder
-from training.modules.latents import LatentScale, LatentVideo
-from training.modules.prior import Prior
+from training.modules.latent_prior import LatentPrior
 from training.random import random_state
 from training.sampling import Sampler
 from training.world import context
 from training.world.networks import WorldModel
 from training.world.options import WorldTrainOptions
-from training.world.sampling import SCALE, WorldSampler
+from training.world.sampling import WorldSampler
 
 END = 0.2  # least 1 - t by which errors of the clean latents are divided: those of the velocity grow without bound
 
 
-class World(Prior):
+class World(LatentPrior):
     """Train a model of the next frame under an action, to be walked through.
 
     python train.py world --dataset=data/labdoom --preset=toy --tokenizer=tokenizer.pkl --num-actions=9
@@ -40,30 +38,17 @@ class World(Prior):
 
     Options = WorldTrainOptions
     role, system = "world", "world"
-    models_codes = False
 
     network: WorldModel
     average: WorldModel
 
     charts = (ChartSpec("Error of latents", {"loss/error": "mean squared error"}, log=True),)
 
-    def __init__(self, options: WorldTrainOptions, run: Run):
-        super().__init__(options, run)
-        self.scale = LatentScale(self.tokenizer.quantizer.channels).to(run.device)
-        self.modules[SCALE] = self.scale
-        self.latents = LatentVideo(self.tokenizer, self.scale)
-
     def build(self) -> nn.Module:
         """See `Prior.build`."""
-        o, tokenizer = self.options, self.tokenizer
-        if not isinstance(tokenizer, Autoencoder) or tokenizer.stride[0] != 1:
-            raise ValueError(
-                f"{o.tokenizer} encodes several frames together, but frames are predicted one by one: give a "
-                "tokenizer of frames, such as one of train.py tokenizer --network=conv2d"
-            )
-        grid = (tokenizer.height // tokenizer.stride[1], tokenizer.width // tokenizer.stride[1])
+        o, (channels, grid) = self.options, self.latent_shape()
         return WorldModel(
-            tokenizer.quantizer.channels, grid, o.width, o.depth, o.heads, [1 << i for i in range(o.recent)], o.memory,
+            channels, grid, o.width, o.depth, o.heads, [1 << i for i in range(o.recent)], o.memory,
             o.history, o.num_actions, o.action_values,
         )  # fmt: skip
 
@@ -93,18 +78,6 @@ class World(Prior):
         if o.latents:
             return Inputs(latents=self.tokenizer_hash, streams=streams)
         return Inputs(sizes=((self.tokenizer.height, self.tokenizer.width),), streams=streams)
-
-    def use_facts(self, facts: DataFacts) -> None:
-        """See `System.use_facts`: stored latents come with their scale."""
-        o = self.options
-        if o.has_actions:
-            found, is_vector = facts.num_values["actions"], "actions" in facts.vectors
-            kind, wanted = ("action-values", o.action_values) if is_vector else ("num-actions", o.num_actions)
-            if found != wanted:
-                raise ValueError(f"the actions of the dataset need --{kind}={found}, but it is {wanted}")
-        if facts.latents_mean:
-            mean, std = np.array(facts.latents_mean), np.array(facts.latents_std)
-            self.scale.set(torch.from_numpy(mean), torch.from_numpy(std))
 
     def batch_spec(self, step: int) -> list[BatchSpec]:
         """See `System.batch_spec`."""
@@ -234,24 +207,10 @@ class World(Prior):
         o = self.options
         return {"prompt_frames": o.prompt_frames, "horizon": o.clip_frames - 1}
 
-    def init_from(self, weights: Bundle | Mapping[str, Mapping[str, Tensor]]) -> None:
-        """See `System.init_from`: with the scale of the latents."""
-        if isinstance(weights, Bundle) and self.role in weights.networks and SCALE in weights.networks:
-            state = weights.networks[self.role].state_dict()
-            names = [name for name in self.modules if name != SCALE]
-            weights = dict.fromkeys(names, state) | {SCALE: weights.networks[SCALE].state_dict()}
-        super().init_from(weights)
-
     def make_sampler(self, network: nn.Module) -> Sampler:
         """See `Prior.make_sampler`."""
         assert isinstance(network, WorldModel)
         return WorldSampler(network, self.latents, self.export_options())
-
-    def export(self) -> Bundle:
-        """See `System.export`."""
-        bundle = super().export()
-        bundle.networks[SCALE] = self.scale
-        return bundle
 
     def info(self) -> Info:
         """See `System.info`."""
