@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+FEW_KEYS = 512  # up to which `explicit_attention` is faster in training in half precision on a CPU
+HALF = (torch.bfloat16, torch.float16)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -28,9 +33,34 @@ def attend(
     """
     if k.shape[-2] == 0:
         return torch.zeros_like(q)
-    parts = (split_heads(x, heads) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(*parts, attn_mask=mask, dropout_p=dropout, is_causal=causal)
-    return merge_heads(out)
+    return merge_heads(dot_product_attention(*(split_heads(x, heads) for x in (q, k, v)), mask, causal, dropout))
+
+
+def dot_product_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, dropout: float = 0.0
+) -> Tensor:
+    """Return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal), in the way whose training is faster.
+
+    On a CPU the backward pass of PyTorch's kernel takes ten times as long in half precision as in single precision where
+    keys are few, and most of a training step: `findings/torch_sdpa_bf16_backward.sh`.
+    """
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if trained and v.dtype in HALF and v.device.type == "cpu" and k.shape[-2] <= FEW_KEYS:
+        return explicit_attention(q, k, v, mask, causal, dropout)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+
+
+def explicit_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, dropout: float = 0.0
+) -> Tensor:
+    """Return the same by products and a softmax."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if causal:
+        seen = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        logits = logits.masked_fill(~seen, -math.inf)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask.to(logits)
+    return F.dropout(logits.softmax(-1), dropout) @ v
 
 
 def attend_cached(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:

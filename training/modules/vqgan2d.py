@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torch_utils.ops.convolution import Conv2d
+from training.modules.attention import dot_product_attention
 from training.modules.autoencoder import Autoencoder, check_divisible
 from training.modules.norms import BatchNorm, group_norm
 from training.modules.quantizers import Quantizer, make_quantizer
@@ -97,7 +98,7 @@ class AttnBlock(nn.Module):
         """Transform (N, C, H, W)."""
         normed = self.norm(x)
         q, k, v = (layer(normed).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))  # (N, H * W, C)
-        found = F.scaled_dot_product_attention(q, k, v)  # scaled by C^-1/2
+        found = dot_product_attention(q, k, v)  # scaled by C^-1/2
         return x + self.proj_out(found.transpose(1, 2).unflatten(2, x.shape[2:]))
 
 

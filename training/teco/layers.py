@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from torch_utils.ops.convolution import Conv2d
 from torch_utils.precision import HALF_FORMATS, MixedPrecision
+from training.modules.attention import dot_product_attention
 from training.modules.linear import Linear
 from training.modules.norms import group_norm
 from training.modules.quantizers import TRUNCATED_STD
@@ -165,7 +166,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.push(k, v)
         rows, causal = (mask, False) if isinstance(mask, Tensor) else (None, mask == CAUSAL)
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=rows, is_causal=causal)
+        found = dot_product_attention(q, k, v, rows, causal)
         return self.out(found.transpose(1, 2).flatten(2))
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from training.modules import linear as module
-from training.modules.attention import KeyValueCache, attend, attend_cached
+from training.modules.attention import KeyValueCache, attend, attend_cached, explicit_attention
 from training.modules.linear import Linear, PackedLinear, linear, pack_linears
 
 
@@ -90,6 +90,43 @@ def test_attention_equals_its_formula(masked):
     expected = (logits.softmax(-1) @ heads[2]).transpose(1, 2).reshape(2, 6, 16)
     found = attend(q, k, v, 4, mask=seen if masked == "some" else None, causal=masked == "causal")
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype, error", [(torch.float64, 1e-12), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("masked", ["none", "causal", "some", "added"])
+def test_explicit_attention_has_the_values_and_gradients_of_the_kernel(masked, dtype, error):
+    q, k, v, out = (random(2, 3, 6, 8, seed=seed).double() for seed in range(4))
+    seen = torch.eye(6).roll(1, 0) + torch.eye(6)
+    mask = {"some": seen.bool(), "added": seen.double()}.get(masked)
+
+    def result(attention, dtype):
+        given = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        rows = mask if mask is None or mask.dtype == torch.bool else mask.to(dtype)
+        found = attention(*given, rows, is_causal=True) if masked == "causal" else attention(*given, rows)
+        return [x.double() for x in (found, *torch.autograd.grad(found, given, out.to(dtype)))]
+
+    def explicit(q, k, v, mask, is_causal=False):
+        return explicit_attention(q, k, v, mask, is_causal)
+
+    expected = result(torch.nn.functional.scaled_dot_product_attention, torch.float64)
+    for found, wanted in zip(result(explicit, dtype), expected, strict=True):
+        assert (found - wanted).norm() <= error * wanted.norm()
+
+
+def test_training_in_half_precision_on_a_cpu_avoids_the_slow_kernel():
+    x = random(1, 4, 8).bfloat16().requires_grad_()
+    assert "Softmax" in _names_of_graph(attend(x, x, x, 2))
+    assert "ScaledDotProduct" in _names_of_graph(attend(x.float(), x.float(), x.float(), 2))
+
+
+def _names_of_graph(tensor):
+    """Return the names of the steps of the backward pass, joined."""
+    steps, names = [tensor.grad_fn], []
+    while steps:
+        step = steps.pop()
+        names.append(step.name())
+        steps += [other for other, _ in step.next_functions if other is not None]
+    return " ".join(names)
 
 
 def test_attention_without_keys_is_zero():
