@@ -17,8 +17,8 @@ from dataset_tools.labdoom_walker import Walk, neighbours
 PERSON_ACTIONS = (
     "none", "forward", "back", "left", "right", "forward_left", "forward_right", "back_left", "back_right",
 )  # fmt: skip
-FORWARD, BACK = 8.0, 5.0  # map units a frame
-TURN_DEG = 6.0  # a frame
+FORWARD, BACK = 6.0, 4.0  # map units a frame
+TURN_DEG = 4.0  # a frame
 RADIUS = 20.0  # distance in map units that is kept from any wall; the engine's player has 16
 
 _REACHED = 40.0  # distance in map units from a point of a way at which the next one is headed for
@@ -161,7 +161,7 @@ class _Player:
     def _glance(self) -> Iterator[str]:
         """Turn away, wait, and turn back to the same view."""
         sides = ["left", "right"] if self.random.uniform() < 0.5 else ["right", "left"]
-        count = self.random.randint(4, 31)
+        count = self.random.randint(6, 46)
         for number, side in enumerate(sides):
             yield from [side] * count
             yield from ["none"] * (self.random.randint(8) if number == 0 else 0)
@@ -169,7 +169,7 @@ class _Player:
     def _look(self) -> Iterator[str]:
         """Look around, once or nearly."""
         side = ("left", "right")[self.random.randint(2)]
-        yield from [side] * self.random.randint(20, round(360 / TURN_DEG) + 1)
+        yield from [side] * self.random.randint(30, round(360 / TURN_DEG) + 1)
 
     def _stand(self) -> Iterator[str]:
         """Do nothing for a while."""
@@ -178,7 +178,7 @@ class _Player:
     def _back(self) -> Iterator[str]:
         """Walk backwards, perhaps in a curve."""
         action = ("back", "back", "back_left", "back_right")[self.random.randint(4)]
-        yield from [action] * self.random.randint(8, 31)
+        yield from [action] * self.random.randint(10, 46)
 
     def _bump(self) -> Iterator[str]:
         """Run into a wall, keep running for a moment, and turn or back off."""
