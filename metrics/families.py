@@ -44,6 +44,7 @@ LONG_MEASURES = (
     "there_and_back_walk",
     "revisit",
     "revisit_lpips",
+    "turning",
     "action_following",
 )
 

@@ -33,6 +33,17 @@ def names_of(footage: Footage, name: str, vocabularies: Mapping[str, Sequence[st
     return list(getattr(open_stream(footage, name), "vocabulary", None) or [])
 
 
+def poses_of(streams: GroupStreams) -> np.ndarray:
+    """Return the poses of a group's frames: (N, T, 3). Raises `ValueError` for other poses than x, y and angle."""
+    poses = streams.values[POSES]
+    if poses.ndim != 3 or poses.shape[2] != 3:
+        raise ValueError(
+            f"poses of {poses.shape[2] if poses.ndim == 3 else 1} values were found, but a pose is x, y and an angle in "
+            "degrees: measure a dataset with such poses, as make_dataset_from_vizdoom makes"
+        )
+    return poses
+
+
 def reader(
     footage: Footage,
     names: Sequence[str],

@@ -24,6 +24,7 @@ from metrics import (
     revisits,
     samplers,
     there_and_back,
+    turning,
 )
 from metrics.long_video_base import DEFAULTS, Chunk, ProbeOptions, VideoGroups
 from metrics.samplers import Footage
@@ -32,7 +33,9 @@ from training.sampling import Request, Sampler
 
 MEASURES = {
     measure.name: measure
-    for part in (long_video_pixels, long_video_loops, long_video_features, there_and_back, revisits, action_following)
+    for part in (
+        long_video_pixels, long_video_loops, long_video_features, there_and_back, revisits, turning, action_following,
+    )  # fmt: skip
     for measure in part.MEASURES
 }
 

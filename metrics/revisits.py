@@ -18,7 +18,7 @@ import torch
 
 from metrics import paired
 from metrics.families import LPIPS_ALEX, PSNR, SSIM
-from metrics.footage_streams import POSES
+from metrics.footage_streams import POSES, poses_of
 from metrics.long_video_base import GroupStreams, Measure, ProbeOptions, Rows, chart, jackknife_variance, line
 from metrics.there_and_back import short
 from training.random import random_state
@@ -94,12 +94,7 @@ class RevisitProbe:
 
     def begin(self, streams: GroupStreams) -> None:
         """See `StreamProbe`. Raises `ValueError` for poses other than x, y and angle."""
-        poses = streams.values[POSES]
-        if poses.ndim != 3 or poses.shape[2] != 3:
-            raise ValueError(
-                f"revisits were to be found in poses of {poses.shape[2] if poses.ndim == 3 else 1} values, but a pose "
-                "is x, y and an angle in degrees: measure a dataset with such poses, as make_dataset_from_vizdoom makes"
-            )
+        poses = poses_of(streams)
         self.pairs = [find_pairs(row, item) for row, item in zip(poses, streams.items, strict=True)]
         self.wanted = [{int(frame) for kind in both for frame in kind.ravel()} for both in self.pairs]
         self.kept = [{} for _ in self.pairs]

@@ -264,7 +264,7 @@ def final_measures(
         metrics += [f"fvd{s.long_clips}_{CONTEXT + s.frames}f_context{CONTEXT}"]
         more = [*long, f"--protocol={PROTOCOL}", f"--horizon={s.frames}"]
         if follows:
-            metrics += ["revisit", "revisit_lpips", "action_following"]
+            metrics += ["revisit", "revisit_lpips", "turning", "action_following"]
             more.append(f"--detector-path=action-network={action_network}")
         return {**found, "lines": measure(network, options, metrics, more, place, s)}
 

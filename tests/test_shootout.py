@@ -113,7 +113,7 @@ def test_all_systems_are_trained_and_measured_for_a_moment(tmp_path: Path):
     assert "cannot" in parts["tats-protocol"] and "cannot" in parts["longvideogan-lres-back"]
     for name in ("teco", "river"):
         metrics = {line["metric"] for line in parts[f"{name}-protocol"]["lines"]}
-        assert {"psnr2_32f", "fvd2_68f_context36", "revisit", "action_following"} <= metrics
+        assert {"psnr2_32f", "fvd2_68f_context36", "revisit", "turning", "action_following"} <= metrics
         assert {line["metric"] for line in parts[f"{name}-back"]["lines"]} == {"there_and_back", "there_and_back_lpips"}
     assert {line["metric"] for line in parts["mebt-protocol"]["lines"]} == {
         "psnr2_32f", "ssim2_32f", "lpips2_32f", "fvd2_68f_context36"

@@ -87,7 +87,7 @@ def test_what_cannot_be_measured_is_refused():
     with pytest.raises(ValueError, match=r"0 of 3 real videos come back to a place, and revisit needs two"):
         metric_main.calc_metrics(["revisit"], real, fake, num_videos=3, num_frames=20)
     footage.streams["poses"] = Values([np.zeros((40, 2), np.float32)] * 3)
-    with pytest.raises(ValueError, match="poses of 2 values, but a pose is x, y and an angle"):
+    with pytest.raises(ValueError, match="poses of 2 values were found, but a pose is x, y and an angle"):
         metric_main.calc_metrics(["revisit"], real, fake, num_videos=3, num_frames=20)
     del footage.streams["poses"]
     with pytest.raises(ValueError, match="walks has no poses, which are needed"):

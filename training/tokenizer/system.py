@@ -222,9 +222,10 @@ class TokenizerTraining(System):
     # ---- Results ----------------------------------------------------------------------------------------------------
 
     def init_from(self, weights: Bundle | Mapping[str, Mapping[str, Tensor]]) -> None:
-        """See `System.init_from`: a file of a tokenizer leaves the discriminators as they are."""
+        """See `System.init_from`: a file of a tokenizer, or one that holds it, leaves the discriminators as they are."""
         if isinstance(weights, Bundle):
-            weights = {"tokenizer": next(iter(weights.networks.values())).state_dict()}
+            first = next(iter(weights.networks.values()))
+            weights = {"tokenizer": weights.networks.get("tokenizer", first).state_dict()}
         optim.load_weights(self.modules, weights)
 
     def sampler(self) -> Sampler:

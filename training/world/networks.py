@@ -94,13 +94,13 @@ class WorldModel(MixedPrecision):
     def __init__(
         self, channels: int, grid: Sequence[int], width: int = 160, depth: int = 5, heads: int = 5,
         recent: Sequence[int] = (1, 2, 4, 8), memory: int = 3, history: int = 4, num_actions: int = 0,
-        action_values: int = 0,
+        action_values: int = 0, skip: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.options = {
             "channels": channels, "grid": list(grid), "width": width, "depth": depth, "heads": heads,
             "recent": list(recent), "memory": memory, "history": history, "num_actions": num_actions,
-            "action_values": action_values,
+            "action_values": action_values, "skip": skip,
         }  # fmt: skip
         if width % (2 * heads):
             raise ValueError(f"the width {width} must be a multiple of twice the {heads} heads")
@@ -120,6 +120,10 @@ class WorldModel(MixedPrecision):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, channels)
         nn.init.zeros_(self.head.weight)
+        self.skip = nn.Linear(width, 1 + self.slots) if skip else None
+        if self.skip is not None:
+            nn.init.zeros_(self.skip.weight)
+            nn.init.zeros_(self.skip.bias)
         self.register_buffer("motions", torch.zeros(num_actions, 3))
 
     def forward(
@@ -135,13 +139,15 @@ class WorldModel(MixedPrecision):
         """
         with self.in_half(x):
             known = self.condition(self.cause(t, geometry, level, actions, has_action))
-            cells = torch.cat([x.unsqueeze(1), context], dim=1).flatten(1, 2).flatten(2).transpose(1, 2)
-            cells = self.embed(cells) + self.positions
+            given = torch.cat([x.unsqueeze(1), context], dim=1)
+            cells = self.embed(given.flatten(1, 2).flatten(2).transpose(1, 2)) + self.positions
+            shares = None if self.skip is None else self.skip(known).float()
             if self.block_dtype is not None:
                 cells, known = cells.to(self.block_dtype), known.to(self.block_dtype)
             for block in self.blocks:
                 cells = block(cells, known)
-            return self.head(self.norm(cells.to(self.positions))).float().transpose(1, 2).unflatten(2, self.grid)
+            found = self.head(self.norm(cells.to(self.positions))).float().transpose(1, 2).unflatten(2, self.grid)
+            return found if shares is None else found + torch.einsum("ns,nschw->nchw", shares, given)
 
     def cause(
         self, t: Tensor, geometry: Tensor, level: Tensor, actions: Tensor | None, has_action: Tensor | None

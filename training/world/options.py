@@ -23,6 +23,7 @@ class WorldTrainOptions(PriorOptions):
     width: int = option(160, "Width of the transformer", low=8)
     depth: int = option(5, "Blocks", low=1)
     heads: int = option(5, "Heads of attention, which divide the width", low=1)
+    skip: bool = option(True, "Add shares of the noisy frame and of the context to the result, chosen by the condition")
     num_actions: int = option(0, "Number of different actions, where the dataset has numbered ones", low=0)
     action_values: int = option(0, "Values of an action, where the dataset has vectors", low=0)
     poses: bool = option(True, "Learn from the dataset's poses how actions move the viewer, to choose context by pose")

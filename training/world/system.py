@@ -49,7 +49,7 @@ class World(LatentPrior):
         o, (channels, grid) = self.options, self.latent_shape()
         return WorldModel(
             channels, grid, o.width, o.depth, o.heads, [1 << i for i in range(o.recent)], o.memory,
-            o.history, o.num_actions, o.action_values,
+            o.history, o.num_actions, o.action_values, o.skip,
         )  # fmt: skip
 
     @classmethod
