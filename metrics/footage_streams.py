@@ -38,8 +38,8 @@ def poses_of(streams: GroupStreams) -> np.ndarray:
     poses = streams.values[POSES]
     if poses.ndim != 3 or poses.shape[2] != 3:
         raise ValueError(
-            f"poses of {poses.shape[2] if poses.ndim == 3 else 1} values were found, but a pose is x, y and an angle in "
-            "degrees: measure a dataset with such poses, as make_dataset_from_vizdoom makes"
+            f"poses of {poses.shape[2] if poses.ndim == 3 else 1} values were found, but a pose is x, y and an angle "
+            "in degrees: measure a dataset with such poses, as make_dataset_from_vizdoom makes"
         )
     return poses
 

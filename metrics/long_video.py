@@ -34,7 +34,13 @@ from training.sampling import Request, Sampler
 MEASURES = {
     measure.name: measure
     for part in (
-        long_video_pixels, long_video_loops, long_video_features, there_and_back, revisits, turning, action_following,
+        long_video_pixels,
+        long_video_loops,
+        long_video_features,
+        there_and_back,
+        revisits,
+        turning,
+        action_following,
     )  # fmt: skip
     for measure in part.MEASURES
 }

@@ -1,9 +1,9 @@
 """Turning: does the picture move to the side that the viewer turns away from, and by as much?
 
-The horizontal shift between each two successive frames is the one by which they differ least, in brightness, where they
-overlap. Over windows of frames, shifts are compared with the turns of the recorded poses, which generated rollouts follow by
-their actions: a turn to the left moves the picture to the right. The same on real video is what the estimate of shifts
-can reach: walls of one colour, and steps to the side of a corner, hide turns there, too.
+The horizontal shift between each two successive frames is the one at which they differ least, in brightness, where they
+overlap. Over windows of frames, shifts are compared with the turns of the recorded poses, which generated rollouts
+follow by their actions: a turn to the left moves the picture to the right. The same on real video is what the estimate
+of shifts can reach: walls of one colour hide turns there, too.
 """
 
 from typing import Any
@@ -31,10 +31,10 @@ def shifts(frames: np.ndarray) -> np.ndarray:
     if most < 2:
         raise ValueError(f"turning is read from frames {width} pixels wide: 8 are the least")
     before, after = frames[..., :-1, :, :], frames[..., 1:, :, :]
-    costs = [
-        np.square(after[..., max(s, 0) : width + min(s, 0)] - before[..., max(-s, 0) : width - max(s, 0)]).mean((-2, -1))
-        for s in range(-most, most + 1)
-    ]
+    costs = []
+    for s in range(-most, most + 1):
+        moved = after[..., max(s, 0) : width + min(s, 0)] - before[..., max(-s, 0) : width - max(s, 0)]
+        costs.append(np.square(moved).mean(axis=(-2, -1)))
     cost = np.stack(costs, axis=-1)
     # Of equal shifts, as in frames of one colour, the smallest.
     preferred = cost * (1 + 1e-6 * np.abs(np.arange(-most, most + 1))) + 1e-9 * np.abs(np.arange(-most, most + 1))

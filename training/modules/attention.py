@@ -41,8 +41,8 @@ def dot_product_attention(
 ) -> Tensor:
     """Return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal), in the way whose training is faster.
 
-    On a CPU the backward pass of PyTorch's kernel takes ten times as long in half precision as in single precision where
-    keys are few, and most of a training step: `findings/torch_sdpa_bf16_backward.sh`.
+    On a CPU the backward pass of PyTorch's kernel takes ten times as long in half precision as in single precision
+    where keys are few, and most of a training step: `findings/torch_sdpa_bf16_backward.sh`.
     """
     trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if trained and v.dtype in HALF and v.device.type == "cpu" and k.shape[-2] <= FEW_KEYS:

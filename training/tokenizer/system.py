@@ -222,7 +222,7 @@ class TokenizerTraining(System):
     # ---- Results ----------------------------------------------------------------------------------------------------
 
     def init_from(self, weights: Bundle | Mapping[str, Mapping[str, Tensor]]) -> None:
-        """See `System.init_from`: a file of a tokenizer, or one that holds it, leaves the discriminators as they are."""
+        """See `System.init_from`: a file that holds a tokenizer leaves the discriminators as they are."""
         if isinstance(weights, Bundle):
             first = next(iter(weights.networks.values()))
             weights = {"tokenizer": weights.networks.get("tokenizer", first).state_dict()}

@@ -163,31 +163,32 @@ class World(LatentPrior):
         rows = torch.arange(len(z), device=z.device)
         data, t = each["z"][rows, targets], each["t"]
         x = flow.interpolate(each["noise"], data, t.view(-1, 1, 1, 1), 0.0)
-        found = self.evaluate(network, {**each, "z": z}, targets, x, t)
+        found = network(x, t, *self.conditions(network, {**each, "z": z}, targets))
         error = (found - data).square().mean((1, 2, 3))
         return {"loss": error / (1 - t).clamp(min=END).square(), "error": error}
 
     def predict(self, network: WorldModel, each: Batch, targets: Tensor, noise: Tensor) -> Tensor:
-        """Return latents of frames in two steps from noise: (N, C, h, w)."""
-        x = noise
-        for t, after in ((0.0, 0.5), (0.5, 1.0)):
-            clean = self.evaluate(network, each, targets, x, torch.full_like(each["t"], t))
-            x = clean if after == 1.0 else flow.interpolate(noise, clean, after, 0.0)
-        return x
+        """Return latents of frames `targets` from noise, in steps as a sampler's: (N, C, h, w)."""
+        known = self.conditions(network, each, targets)
 
-    def evaluate(self, network: WorldModel, each: Batch, targets: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Return the clean latents that the network sees in noisy ones of frames `targets`, given those before them."""
+        def velocity(t: float, x: Tensor) -> Tensor:
+            return (network(x, torch.full_like(each["t"], t), *known) - x) / (1 - t)
+
+        return flow.integrate(velocity, noise, flow.time_grid(self.options.own_steps + 1), "euler")
+
+    def conditions(self, network: WorldModel, each: Batch, targets: Tensor) -> tuple[Any, ...]:
+        """Return what the network is told of frames `targets` besides x and t, given the frames before them."""
         poses, level = each["poses"], each["level"]
         chosen = context.choose(poses, targets, each["firsts"], network.recent, network.memory)
         seen = context.pick(each["z"], chosen) + level.view(-1, 1, 1, 1, 1) * each["context_noise"]
         seen = seen * chosen.present.view(*chosen.present.shape, 1, 1, 1)
         where = context.geometry(poses, targets, chosen)
         if network.actions is None:
-            return network(x, t, seen, where, level)
-        numbers = targets.unsqueeze(1) + torch.arange(1 - network.history, 1, device=x.device)
+            return seen, where, level
+        numbers = targets.unsqueeze(1) + torch.arange(1 - network.history, 1, device=level.device)
         known = numbers > each["firsts"].unsqueeze(1)
-        rows = torch.arange(len(x), device=x.device).unsqueeze(1)
-        return network(x, t, seen, where, level, each["actions"][rows, numbers.clamp(min=0)], known)
+        rows = torch.arange(len(level), device=level.device).unsqueeze(1)
+        return seen, where, level, each["actions"][rows, numbers.clamp(min=0)], known
 
     def validate(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """See `System.validate`: the losses of the averaged weights, with the same draws every time.

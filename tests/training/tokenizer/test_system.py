@@ -12,7 +12,7 @@ from tests.training.data.sounds import audio_of
 from train import make_options, training_command
 from training.contract import Run, Stream, Tokenizer
 from training.data.stream_prompts import StreamPrompt
-from training.network_file import load_tokenizer, save_bundle
+from training.network_file import load_bundle, load_tokenizer, save_bundle
 from training.sampling import Prompt, Request
 from training.tokenizer import networks
 from training.tokenizer import published as adapters
@@ -294,3 +294,9 @@ def test_exported_files_are_tokenizers(kind, tmp_path):
     assert torch.equal(codes, system.network.eval().encode(clips(3)))
     assert codes.max() < network.vocabulary == 16
     assert adapters.open_published(str(tmp_path / "tokenizer.pkl")) is None
+    # A file of a prior holds its tokenizer, too, and not as the first network.
+    bundle = load_bundle(tmp_path / "tokenizer.pkl")
+    bundle.networks = {"prior": torch.nn.Linear(1, 1), **bundle.networks}
+    other = small(quantizer=quantizer, arguments=arguments, seed=5)
+    other.init_from(bundle)
+    assert torch.equal(other.network.eval().encode(clips(3)), codes)

@@ -1,7 +1,5 @@
 """The world model in training: resuming, ranks, rounds, what is learned from the first batch, bad options."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -109,15 +107,12 @@ def test_targets_see_what_a_rollout_sees(path):
     seen, where = past.seen()
     actions, known = past.history()
 
-    calls: list[Any] = []
     network = system.network
-    network.register_forward_pre_hook(lambda module, given: calls.append(given))
     each = {
         "z": z, "poses": context.dead_reckon(given["actions"], network.motions), "actions": given["actions"],
         "firsts": torch.tensor([0]), "level": torch.zeros(1), "context_noise": torch.zeros(1, 4, *z.shape[2:]),
     }  # fmt: skip
-    system.evaluate(network, each, torch.tensor([8]), z[:, 8], torch.zeros(1))
-    ((_, _, its_context, its_geometry, _, its_actions, its_known),) = calls
+    its_context, its_geometry, _, its_actions, its_known = system.conditions(network, each, torch.tensor([8]))
     torch.testing.assert_close(its_context, seen)
     torch.testing.assert_close(its_geometry, where, atol=1e-5, rtol=0)
     assert actions is not None and known is not None
