@@ -13,7 +13,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
 from dnnlib.video import VideoWriter, whole_factor
+from explorer import threads
 from explorer.actions import Action, ActionSpace, action_space, bindings, check_steered
 from explorer.blocks import Options, Progress
 from explorer.requests import as_png
@@ -21,7 +24,7 @@ from explorer.starts import UPLOAD, UPLOAD_BYTES, Context, Starts, read_actions,
 from explorer.views import MAX_SEED, About, describe
 from explorer.walks import MAX_FRAMES, Pictures, SteeredPrompt, Walk
 from explorer.worker import Busy, Cancelled, Steps, Task
-from training.sampling import Prompt, Sampler
+from training.sampling import Prompt, Request, Sampler
 
 if TYPE_CHECKING:
     from explorer.session import SavedClip, Session
@@ -41,6 +44,7 @@ class Playable:
     space: ActionSpace
     about: About
     starts: Starts
+    threads: int | None = None  # that make a frame soonest, None for all
 
     @property
     def sampler(self) -> Sampler:
@@ -108,7 +112,10 @@ class Play:
         if found is None or found.sampler is not sampler:
             check_steered(sampler, model)
             starts = Starts(sampler, *self.session.start_of(model, sampler))
-            found = Playable(model, action_space(sampler, model, starts.examples), describe(sampler), starts)
+            space = action_space(sampler, model, starts.examples)
+            on_cpu = torch.device(self.session.device).type == "cpu"
+            count = _fastest_threads(sampler, starts, space) if on_cpu else None
+            found = Playable(model, space, describe(sampler), starts, count)
             self.known[model] = found
         return found
 
@@ -256,7 +263,8 @@ class Play:
             yield
         yield from self._catch_up(walk)
         begin_sec = time.perf_counter()
-        numbers = walk.advance(action)
+        with threads.limited(self._threads_of(walk)):
+            numbers = walk.advance(action)
         end_sec = time.perf_counter()
         pictures = [(number, walk.pictures.read(number)) for number in numbers]
         return Made(pictures, begin_sec - asked_sec, end_sec - begin_sec)
@@ -271,11 +279,16 @@ class Play:
                 sampler = sampler.with_options(changed)
             walk.begin(sampler.interactive())
         while walk.made < walk.num_frames:
-            walk.advance()
+            with threads.limited(found.threads):
+                walk.advance()
             yield Progress(walk.made, walk.num_frames)
             yield from self.open(walk.model)  # others may have taken its place in between
             if not walk.has_begun:
                 yield from self._catch_up(walk)
+
+    def _threads_of(self, walk: Walk) -> int | None:
+        found = self.known.get(walk.model)
+        return found.threads if found is not None else None
 
     def cut(self, walk: Walk, num_frames: int) -> Task[None]:
         """Have a walk go on after its first `num_frames` frames; steps in the queue are given up."""
@@ -322,6 +335,19 @@ class Play:
         """End all walks, once the worker has stopped."""
         for walk in self._walks.values():
             walk.close()
+
+
+def _fastest_threads(sampler: Sampler, starts: Starts, space: ActionSpace) -> int | None:
+    """Return how many threads make the frames of a walk soonest, None for all; its first frames are made to see."""
+    if not starts.names:
+        return None
+    prompt = SteeredPrompt(starts.context(starts.names[0], space), space.still, starts.prompt or Prompt())
+    chunks = sampler.interactive().frames(Request([0], 0, None, prompt))
+    try:
+        return threads.fastest(chunks)
+    finally:
+        if hasattr(chunks, "close"):
+            chunks.close()  # type: ignore[attr-defined]  # an iterator need not have it
 
 
 def _write(clip: SavedClip, walk: Walk, fps: float) -> Steps[None]:
