@@ -146,7 +146,7 @@ class ReconstructionLoss(nn.Module):
         weight is computed at, `generator` that of the perceptual loss.
         """
         w, share = self.weights, self.weights.share(step)
-        terms = {"recon_loss": w.l1 * (reconstruction - x).abs().mean() + w.l2 * (reconstruction - x).square().mean()}
+        terms = {"recon_loss": self.distances(x, reconstruction).mean()}
         if self.perceptual is not None and w.perceptual:
             pair = pick_frames(x, frames) / self.scale, pick_frames(reconstruction, frames) / self.scale
             terms["perceptual_loss"] = w.perceptual * self.perceptual(*pair, generator).mean()
@@ -159,6 +159,12 @@ class ReconstructionLoss(nn.Module):
             terms |= more
             loss = loss + share * adversarial
         return loss, terms
+
+    def distances(self, x: Tensor, reconstruction: Tensor) -> Tensor:
+        """Return the weighted absolute and squared differences of each clip (N, ...): (N,)."""
+        difference = (reconstruction - x).flatten(1)
+        found = self.weights.l1 * difference.abs().mean(1)
+        return found + self.weights.l2 * difference.square().mean(1) if self.weights.l2 else found
 
     def _adversarial(
         self, x: Tensor, reconstruction: Tensor, frames: Tensor, fitted: Tensor, last_layer: Tensor | None

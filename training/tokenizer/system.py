@@ -208,7 +208,7 @@ class TokenizerTraining(System):
         for module in self.modules_of_training:
             module.eval()
         made, quantized = self.network(x)
-        found = {"loss/recon_loss": self.options.l1_weight * (made - x).abs().mean((1, 2, 3, 4))}
+        found = {"loss/recon_loss": self.loss.distances(x, made)}
         if self.loss.perceptual is not None:
             middle = torch.full((len(x),), x.shape[2] // 2, device=x.device)
             pair = (pick_frames(clips, middle) / self.network.scale for clips in (x, made))

@@ -104,6 +104,11 @@ def test_held_out_losses():
     found = system.validate(iter([{"clip": clips(5)}]))
     assert found["loss/recon_loss"].shape == (2,) and found["perplexity"].shape == (1,)
     assert all(torch.equal(value, before[name]) for name, value in states(system).items())
+    system = small(l1_weight=0.5, l2_weight=3.0)
+    x = system.clips({"clip": clips(5)})
+    made = system.network.eval()(x)[0] - x
+    found = system.validate(iter([{"clip": clips(5)}]))["loss/recon_loss"].mean()
+    torch.testing.assert_close(found, 0.5 * made.abs().mean() + 3 * made.square().mean())
 
 
 RANKS = """
