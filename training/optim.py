@@ -74,7 +74,7 @@ def apply_gradients(
     num_nonfinite = distributed.sync_grads(parameters, gain)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = distributed.total_norm(gradients)
-    if clip_norm is not None:
+    if clip_norm is not None and not (norm.device.type == "cpu" and norm.item() <= clip_norm):
         parts = [distributed.own_part(gradient) for gradient in gradients]
         torch._foreach_mul_(parts, (clip_norm / norm.clamp(min=1e-12)).clamp(max=1.0))  # pyright: ignore
     _step(optimizer, parameters)

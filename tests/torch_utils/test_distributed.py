@@ -125,6 +125,18 @@ def test_gradients_of_one_process_are_scaled_and_made_finite():
     assert distributed.sync_grads(iter(params), gain=16.0) == 2
     assert params[0].grad.tolist() == [16.0, 0.0, -1e5] and params[1].grad is None
     assert distributed.sync_grads([]) == 0
+    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in (3, (2, 2))]
+    params[0].grad = torch.tensor([3e38, 3e38, 1.0])  # whose sum is not finite, though all entries are
+    params[1].grad = torch.tensor([[1.0, 2.0], [math.inf, 4.0]]).t()
+    assert distributed.sync_grads(params) == 1
+    assert params[0].grad.tolist() == pytest.approx([3e38, 3e38, 1.0]) and params[1].grad.tolist() == [[1, 1e5], [2, 4]]
+
+
+def test_the_norm_of_all_gradients():
+    gradients = [torch.randn(7, 5), torch.randn(4, 6).t(), torch.randn(())]
+    expected = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    torch.testing.assert_close(distributed.total_norm(gradients), expected)
+    assert distributed.total_norm([]) == 0
 
 
 def test_an_incomplete_environment_is_refused(monkeypatch):

@@ -151,6 +151,10 @@ class Attention(nn.Module):
         # With tensor parallelism a rank has some of the heads.
         return x.unflatten(2, (-1, self.query.out_features // self.heads)).transpose(1, 2)
 
+    def project(self, x: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of all heads."""
+        return self.query(queries), self.key(x), self.value(x)
+
     def forward(
         self, x: Tensor, queries: Tensor | None, mask: Visible, angles: Tensor | None, cache: KeyValueCache | None
     ) -> Tensor:
@@ -159,8 +163,7 @@ class Attention(nn.Module):
         `angles` (L, D / 2) rotate queries and keys. A `cache` holds the keys and values of earlier tokens, and takes
         these.
         """
-        q = self.split(self.query(x if queries is None else queries))
-        k, v = self.split(self.key(x)), self.split(self.value(x))
+        q, k, v = (self.split(part) for part in self.project(x, x if queries is None else queries))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:
@@ -168,6 +171,9 @@ class Attention(nn.Module):
         rows, causal = (mask, False) if isinstance(mask, Tensor) else (None, mask == CAUSAL)
         found = dot_product_attention(q, k, v, rows, causal)
         return self.out(found.transpose(1, 2).flatten(2))
+
+
+SLOPE = 1.702  # x sigmoid(SLOPE x) is close to GELU
 
 
 class TransformerLayer(nn.Module):
@@ -191,8 +197,12 @@ class TransformerLayer(nn.Module):
             assert angles is None and cache is None, "tokens are selected without rotary positions and caches"
             queries, x, mask = take_tokens(normed, wanted), take_tokens(x, wanted), None
         x = x + self.attention(normed, queries, mask, angles, cache)
-        h = self.wi(self.norm2(x))
-        return x + self.wo(h * torch.sigmoid(1.702 * h))
+        return x + self.mlp(self.norm2(x))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """Return the second branch of normed tokens (N, L, width)."""
+        h = self.wi(x)
+        return self.wo(h * torch.sigmoid(SLOPE * h))
 
 
 def take_tokens(x: Tensor, wanted: Tensor) -> Tensor:

@@ -75,16 +75,17 @@ class Rollout:
     def sliding(self, action: Tensor) -> Tensor:
         """Return h (N, E, h, w) of a frame beyond the trained length, for the window of the frames before it."""
         network, temporal, n = self.network, self.temporal, self.temporal.num_tokens
-        x = self.embed(self.codes)  # seq_len - 1 frames
         actions = torch.cat([self.actions[:, 1:], action.unsqueeze(1)], dim=1)  # into the frame after each
         embedded, c = network.embed_actions(actions), network.n_cond
         if self.slots is None:
             self.caches = []
+            x = self.embed(self.codes)  # seq_len - 1 frames
             z = network.quantize(network.encode(x[:, 1:], x[:, :1])).output
             self.slots = temporal.slots(z, embedded[:, 1:])
         else:
-            z = network.quantize(network.encode(x[:, -1:], x[:, -2:-1])).output
+            x = self.embed(self.codes[:, -2:])
+            z = network.quantize(network.encode(x[:, 1:], x[:, :1])).output
             self.slots = torch.cat([self.slots[:, n:], temporal.slots(z, embedded[:, -1:])], dim=1)
-        cond = temporal.slots(network.encode(x[:, :c]), embedded[:, :c])
-        tokens = torch.cat([temporal.begin(len(x)), cond, self.slots[:, (c - 1) * n :]], dim=1)
+        cond = temporal.slots(network.encode(self.embed(self.codes[:, :c])), embedded[:, :c])
+        tokens = torch.cat([temporal.begin(len(cond)), cond, self.slots[:, (c - 1) * n :]], dim=1)
         return temporal.to_latents(temporal.run(tokens, last_only=True))[:, -1]
