@@ -92,8 +92,8 @@ def train_world(data: Path, outdir: Path, tokenizer: Path, num_steps: int) -> Pa
     The learning rate is constant, so that it does not depend on the number of steps, of which the second command has
     more; the average of the weights takes the place of its decay.
     """
-    options = [f"--tokenizer={tokenizer}", "--batch=8", "--schedule=constant", "--ema-beta=0.99"]
-    options.append(f"--warmup-steps={min(50, num_steps // 4)}")
+    options = [f"--tokenizer={tokenizer}", "--batch=8", "--width=160", "--heads=5", "--schedule=constant"]
+    options += ["--ema-beta=0.99", f"--warmup-steps={min(50, num_steps // 4)}"]
     half = max(num_steps // 2, 1)
     train("Train the world model to half of its steps", "world", data, outdir, half, half, *options)
     return train("Resume by the same command", "world", data, outdir, num_steps, half, *options)
