@@ -33,7 +33,8 @@ def attend(
     """
     if k.shape[-2] == 0:
         return torch.zeros_like(q)
-    return merge_heads(dot_product_attention(*(split_heads(x, heads) for x in (q, k, v)), mask, causal, dropout))
+    q, k, v = (split_heads(x, heads) for x in (q, k, v))
+    return merge_heads(dot_product_attention(q, k, v, mask, causal, dropout))
 
 
 def dot_product_attention(
