@@ -30,7 +30,7 @@ class WorldTrainOptions(PriorOptions):
     short_context: float = option(0.15, "Share of frames of which only the newest few before them are given", low=0)
     context_noise: float = option(0.6, "Largest standard deviation of the noise on the context", low=0)
     own_frames: int = option(3, "Most frames before the new one that are the network's own, late in training", low=0)
-    own_steps: int = option(4, "Evaluations of the network for each of them, as when a video is generated", low=1)
+    own_steps: int = option(2, "Evaluations of the network for each of them", low=1)
     own_start: float = option(0.67, "Share of the steps after which they are used", low=0)
     lr: float = option(1e-3, "Peak of the learning rate", low=0)
     schedule: str = option("cosine", "Course of the learning rate", kind=SCHEDULES)
