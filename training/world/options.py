@@ -29,7 +29,7 @@ class WorldTrainOptions(PriorOptions):
     poses: bool = option(True, "Learn from the dataset's poses how actions move the viewer, to choose context by pose")
     short_context: float = option(0.15, "Share of frames of which only the newest few before them are given", low=0)
     context_noise: float = option(0.6, "Largest standard deviation of the noise on the context", low=0)
-    own_frames: int = option(3, "Most frames before the new one that are the network's own, late in training", low=0)
+    own_frames: int = option(0, "Most frames before the new one that are the network's own, late in training", low=0)
     own_steps: int = option(2, "Evaluations of the network for each of them", low=1)
     own_start: float = option(0.67, "Share of the steps after which they are used", low=0)
     lr: float = option(1e-3, "Peak of the learning rate", low=0)

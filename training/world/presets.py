@@ -14,8 +14,7 @@ PRESETS: dict[str, Preset] = {
     # LabDoom with --walker=person --textures=soft --sizes=48x64 and the tokenizer labdoom-soft; an hour on two cores
     # with AMX and --precision=bf16.
     "labdoom-soft": {
-        **CPU, "batch": 32, "steps": 5_600,
-        "model": {"num_actions": 9, "width": 192, "heads": 6, "own_frames": 4, "own_start": 0.62},
+        **CPU, "batch": 32, "steps": 4_300, "model": {"num_actions": 9, "width": 192, "heads": 6},
     },
     "toy": {
         "batch": 8,

@@ -153,14 +153,15 @@ class World(LatentPrior):
         each |= {name: value.flatten(0, 1) for name, value in batch.items() if name not in (*PER_CLIP, "own")}
         z, targets = each["z"], each["targets"]
         own = int(batch["own"][0]) if len(batch["own"]) else 0
+        rows = torch.arange(len(z), device=z.device)
         if own:
             z = z.clone()
             with torch.no_grad():
                 for back in range(own, 0, -1):
-                    rows = torch.arange(len(z), device=z.device)
-                    noise = each["own_noise"][:, back - 1]
-                    z[rows, targets - back] = self.predict(network, {**each, "z": z}, targets - back, noise)
-        rows = torch.arange(len(z), device=z.device)
+                    made = self.predict(network, {**each, "z": z}, targets - back, each["own_noise"][:, back - 1])
+                    # The first known frame stays: made from nothing, it would tell nothing of the target.
+                    is_known = targets - back > each["firsts"]
+                    z[rows[is_known], (targets - back)[is_known]] = made[is_known]
         data, t = each["z"][rows, targets], each["t"]
         x = flow.interpolate(each["noise"], data, t.view(-1, 1, 1, 1), 0.0)
         found = network(x, t, *self.conditions(network, {**each, "z": z}, targets))

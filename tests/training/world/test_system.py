@@ -119,6 +119,21 @@ def test_targets_see_what_a_rollout_sees(path):
     assert torch.equal(its_actions[its_known], actions[known]) and torch.equal(its_known, known)
 
 
+def test_the_first_known_frame_is_never_the_networks_own(path):
+    """It would be made from nothing."""
+    system = tiny.system(path)
+    run(system, range(3))
+    batch = system.with_draws(tiny.batch(3), system.run.rngs("draw", 3), 3)
+
+    def error(own, known):
+        given = {**batch, "own": torch.full_like(batch["own"], own), "firsts": batch["targets"] - known}
+        return system.errors(system.average, given)["error"]
+
+    with torch.no_grad():
+        assert torch.equal(error(3, known=1), error(0, known=1))
+        assert torch.equal(error(3, known=2), error(1, known=2)) and not torch.equal(error(1, 2), error(0, 2))
+
+
 def test_stored_latents_train_as_frames_do(path):
     """But for the rounding to float16, with the scale that the dataset gives."""
     mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 0.5)

@@ -81,6 +81,7 @@ def system(path, batch=4, grad_accum=1, steps=20, **given) -> World:
     small = {
         "clip_frames": 12, "targets": 2, "prompt_frames": 4, "recent": 2, "memory": 2, "width": 32, "depth": 1,
         "heads": 2, "num_actions": ACTIONS, "warmup_steps": 1, "ema_beta": 0.9, "latents": False, "own_start": 0.1,
+        "own_frames": 3,
         **given,
     }  # fmt: skip
     return World(WorldTrainOptions(tokenizer=str(path), **small), Run(batch=batch, grad_accum=grad_accum, steps=steps))
