@@ -27,11 +27,11 @@ def test_what_an_operator_is_made_of_is_a_filter_and_so_are_its_derivatives(orde
 
 
 def test_kinds_are_distinguished():
-    x, weight = torch.randn(2, 16, 48, 48, requires_grad=True), torch.randn(16, 16, 3, 3, requires_grad=True)
+    x, weight = torch.randn(2, 64, 48, 48, requires_grad=True), torch.randn(64, 64, 3, 3, requires_grad=True)
 
     def work() -> None:
         y = F.conv2d(x, weight, padding=1)
-        y = bias_act.bias_act(y, torch.zeros(16), act="lrelu")
+        y = bias_act.bias_act(y, torch.zeros(64), act="lrelu")
         y = upfirdn2d.downsample2d(y, TAPS)
         (y.flatten(2) @ y.flatten(2).mT).sum().backward()
 

@@ -34,7 +34,7 @@ class WorldOptions:
 
     steps: int = sampler_option(4, "evaluations of the network for a frame", low=1, high=32, live=True)
     noise: float = sampler_option(
-        0.1, "standard deviation of the noise on frames of context", low=0, high=0.6, live=True
+        0.05, "standard deviation of the noise on frames of context", low=0, high=0.6, live=True
     )
     prompt_frames: int | None = sampler_option(None, "frames of context  [default: as in training, else 1]", low=1)
     horizon: int | None = sampler_option(None, "frames that are remembered  [default: as in training]", low=1)
