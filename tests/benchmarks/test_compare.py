@@ -135,6 +135,7 @@ def test_a_commit_is_checked_out_for_the_time_it_takes(tmp_path):
             pass
 
 
+@pytest.mark.slow
 def test_from_the_command_to_the_report(repo, tmp_path):
     command = ["--before", str(repo), "--only=loader,help", "--quick", "--json", str(tmp_path / "report.json")]
     result = CliRunner().invoke(compare.main, command, catch_exceptions=False)

@@ -127,6 +127,7 @@ def test_inductor_has_the_gradients_of_eager_regions(stage, seeded):
     assert not counters["graph_break"] and compilation._problem is None
 
 
+@pytest.mark.slow
 def test_inductor_has_the_gradients_of_an_eager_layer(seeded):
     *_, (network, function, inputs) = itertools.islice(regions(seeded, "longvideogan-lres"), 3)
     expected = gradients(function, *inputs, network=network, compiled=False)
