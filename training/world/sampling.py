@@ -102,13 +102,16 @@ def next_latents(past: Past, rngs: Sequence[np.random.RandomState], options: Wor
     noise = misc.upload(torch.from_numpy(drawn), seen.device)
     seen = (seen + options.noise * noise[:, 1:]) * where[..., -1, None, None, None]
     level = torch.full((len(seen),), options.noise, device=seen.device)
-    actions, known = past.history()
+    return denoise(network, noise[:, 0], (seen, where, level, *past.history()), options.steps)
+
+
+def denoise(network: WorldModel, noise: Tensor, known: Sequence[Any], steps: int) -> Tensor:
+    """Return latents (N, C, h, w) from noise in `steps` evaluations; `known` follows x and t in those."""
 
     def velocity(t: float, x: Tensor) -> Tensor:
-        times = torch.full((len(x),), t, device=x.device)
-        return (network(x, times, seen, where, level, actions, known) - x) / (1 - t)
+        return (network(x, torch.full((len(x),), t, device=x.device), *known) - x) / (1 - t)
 
-    return flow.integrate(velocity, noise[:, 0], flow.time_grid(options.steps + 1), "euler")
+    return flow.integrate(velocity, noise, flow.time_grid(steps + 1), "euler")
 
 
 class WorldSampler(Sampler):

@@ -25,7 +25,7 @@ from training.sampling import Sampler
 from training.world import context
 from training.world.networks import WorldModel
 from training.world.options import WorldTrainOptions
-from training.world.sampling import WorldSampler
+from training.world.sampling import WorldSampler, denoise
 
 END = 0.2  # least 1 - t by which errors of the clean latents are divided: those of the velocity grow without bound
 
@@ -158,24 +158,17 @@ class World(LatentPrior):
             z = z.clone()
             with torch.no_grad():
                 for back in range(own, 0, -1):
-                    made = self.predict(network, {**each, "z": z}, targets - back, each["own_noise"][:, back - 1])
+                    numbers = targets - back
+                    known = self.conditions(network, {**each, "z": z}, numbers)
+                    made = denoise(network, each["own_noise"][:, back - 1], known, self.options.own_steps)
                     # The first known frame stays: made from nothing, it would tell nothing of the target.
-                    is_known = targets - back > each["firsts"]
-                    z[rows[is_known], (targets - back)[is_known]] = made[is_known]
+                    has_past = numbers > each["firsts"]
+                    z[rows[has_past], numbers[has_past]] = made[has_past]
         data, t = each["z"][rows, targets], each["t"]
         x = flow.interpolate(each["noise"], data, t.view(-1, 1, 1, 1), 0.0)
         found = network(x, t, *self.conditions(network, {**each, "z": z}, targets))
         error = (found - data).square().mean((1, 2, 3))
         return {"loss": error / (1 - t).clamp(min=END).square(), "error": error}
-
-    def predict(self, network: WorldModel, each: Batch, targets: Tensor, noise: Tensor) -> Tensor:
-        """Return latents of frames `targets` from noise, in steps as a sampler's: (N, C, h, w)."""
-        known = self.conditions(network, each, targets)
-
-        def velocity(t: float, x: Tensor) -> Tensor:
-            return (network(x, torch.full_like(each["t"], t), *known) - x) / (1 - t)
-
-        return flow.integrate(velocity, noise, flow.time_grid(self.options.own_steps + 1), "euler")
 
     def conditions(self, network: WorldModel, each: Batch, targets: Tensor) -> tuple[Any, ...]:
         """Return what the network is told of frames `targets` besides x and t, given the frames before them."""
