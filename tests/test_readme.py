@@ -49,7 +49,7 @@ def test_targets_and_files_exist(repo):
     makefile = (repo / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", "\n".join(blocks(repo)), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
-    for path in re.findall(r"`((?:docs|training|tests)/[\w/.]+)`", text) + re.findall(r"\]\((docs/[^)]+)\)", text):
+    for path in re.findall(r"`((?:docs|training|tests)/[\w/.]+)`", text) + re.findall(r"\]\((docs/[^)#]+)", text):
         assert (repo / path).exists(), path
 
 

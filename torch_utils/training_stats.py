@@ -2,11 +2,12 @@
 
 `report()` adds a tensor of values to per-device counters and never waits for the device. A `Collector` computes number,
 mean and standard deviation of the values that all ranks reported since its last `update()`. Values that are not finite,
-or whose square is not, would make all later moments NaN: they are left out and counted separately.
+or whose square is not, would make all moments NaN: they are left out and counted separately.
 """
 
 import math
 import re
+import weakref
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +22,7 @@ NUM_MOMENTS = 4  # number of finite values, their sum, the sum of their squares,
 _rank = 0
 _sync_device: torch.device | None = None
 _counters: dict[str, dict[torch.device, torch.Tensor]] = {}  # name -> device -> float64 moments since the last sync
-_cumulative: dict[str, torch.Tensor] = {}  # name -> float64 moments over all ranks since the process began
+_collectors: "weakref.WeakSet[Collector]" = weakref.WeakSet()
 
 
 def init_multiprocessing(rank: int, sync_device: torch.device | None) -> None:
@@ -48,7 +49,6 @@ def report(name: str, value: T) -> T:
         counters[elements.device].add_(moments)
     else:
         counters[elements.device] = moments
-    _cumulative.setdefault(name, torch.zeros(NUM_MOMENTS, dtype=torch.float64))
     return value
 
 
@@ -59,7 +59,7 @@ def report0(name: str, value: T) -> T:
 
 
 def _sync(names: list[str]) -> None:
-    """Add the counters of all devices for `names` to the totals: one copy per device and one all-reduce."""
+    """Move the counters of all devices for `names` to the collectors: one copy per device and one all-reduce."""
     if not names:
         return
     deltas = torch.zeros(len(names), NUM_MOMENTS, dtype=torch.float64)
@@ -70,8 +70,8 @@ def _sync(names: list[str]) -> None:
         deltas = deltas.to(_sync_device)
         dist.all_reduce(deltas)
         deltas = deltas.cpu()
-    for name, delta in zip(names, deltas, strict=True):
-        _cumulative[name] = _cumulative[name] + delta
+    for collector in _collectors:
+        collector.add(names, deltas)
 
 
 class Collector:
@@ -84,27 +84,30 @@ class Collector:
     def __init__(self, regex: str = ".*", keep_previous: bool = True):
         self._regex = re.compile(regex)
         self._keep_previous = keep_previous
-        self._cumulative: dict[str, torch.Tensor] = {}
+        # A collector sums what is new by itself. Differences of sums since the process began would be rounded by all
+        # that came before, and a resumed run, where less came before, would differ in the last bits.
+        self._pending: dict[str, torch.Tensor] = {}  # name -> float64 moments over all ranks since the last update
         self._moments: dict[str, torch.Tensor] = {}
-        self.update()
-        self._moments.clear()
+        _sync(self.names())
+        _collectors.add(self)
 
     def names(self) -> list[str]:
         """Return the matching names reported so far in this process, sorted so that the order is equal on all ranks."""
         return sorted(name for name in _counters if self._regex.fullmatch(name))
 
+    def add(self, names: list[str], moments: torch.Tensor) -> None:
+        """Add `moments`, float64 of shape (len(names), NUM_MOMENTS), of those of `names` that match."""
+        for name, delta in zip(names, moments, strict=True):
+            if self._regex.fullmatch(name):
+                self._pending[name] = self._pending[name] + delta if name in self._pending else delta.clone()
+
     def update(self) -> None:
         """Compute the moments of the values reported since the last update."""
-        for name, delta in self._pending().items():
-            self._cumulative[name] = _cumulative[name]
+        _sync(self.names())
+        for name, delta in self._pending.items():
             if not self._keep_previous or delta[0] + delta[3] > 0:
                 self._moments[name] = delta
-
-    def _pending(self) -> dict[str, torch.Tensor]:
-        names = self.names()
-        _sync(names)
-        zeros = torch.zeros(NUM_MOMENTS, dtype=torch.float64)
-        return {name: _cumulative[name] - self._cumulative.get(name, zeros) for name in names}
+        self._pending = {name: torch.zeros_like(delta) for name, delta in self._pending.items()}
 
     def _get(self, name: str) -> list[float]:
         assert self._regex.fullmatch(name), f"{name} is not collected by {self._regex.pattern}"
@@ -145,17 +148,18 @@ class Collector:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values: the moments of the last update and those of values reported since, for a resumed run."""
-        pending = {name: delta.tolist() for name, delta in self._pending().items()}
-        return {"moments": {name: moments.tolist() for name, moments in self._moments.items()}, "pending": pending}
+        _sync(self.names())
+        moments, pending = (
+            {name: values.tolist() for name, values in found.items()} for found in (self._moments, self._pending)
+        )
+        return {"moments": moments, "pending": pending}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state of `state_dict()`, from this or another process, with any number of ranks."""
-        zeros = torch.zeros(NUM_MOMENTS, dtype=torch.float64)
         for name in state["pending"]:
             report(name, [])
         _sync(self.names())
-        self._cumulative = {
-            name: _cumulative[name] - torch.tensor(state["pending"].get(name, zeros.tolist()), dtype=torch.float64)
-            for name in self.names()
-        }
-        self._moments = {name: torch.tensor(moments, dtype=torch.float64) for name, moments in state["moments"].items()}
+        self._moments, self._pending = (
+            {name: torch.tensor(values, dtype=torch.float64) for name, values in state[key].items()}
+            for key in ("moments", "pending")
+        )

@@ -63,6 +63,18 @@ def test_an_empty_value_registers_its_name():
     assert training_stats.Collector("empty/.*").names() == ["empty/a"]
 
 
+def test_what_was_reported_before_rounds_nothing():
+    """A run that goes on in a process that saw large values has the moments of one that began anew, bit for bit."""
+    collector = training_stats.Collector("exact/.*")
+    training_stats.report("exact/a", [1e12, 1e12])
+    collector.update()
+    value = torch.tensor([1.1, 2.3])
+    training_stats.report("exact/a", value)
+    collector.update()
+    state = collector.state_dict()["moments"]["exact/a"]
+    assert state == [2, value.double().sum(), value.square().double().sum(), 0]
+
+
 def test_a_nonfinite_value_is_counted_and_excluded_from_moments():
     collector = training_stats.Collector("nan/.*")
     training_stats.report("nan/a", [1.0, math.nan, 3.0, math.inf])
