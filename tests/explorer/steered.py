@@ -6,6 +6,7 @@ picture moves to the right.
 
 import collections
 import contextlib
+import threading
 import time
 from dataclasses import dataclass
 
@@ -54,6 +55,8 @@ class RingSampler(Sampler):
     random_access, block, fps = False, 4, 30.0
     needs = Needs(past=PAST, size=SIZE, streams=("actions",))
     num_frames, delay_sec = 0, 0.0
+    gate = threading.Event()  # no frame is made while it is not set
+    gate.set()
 
     def __init__(self, network, options=Steering()):
         self.networks, self.outputs, self.options = [network], {"video": SIZE}, options
@@ -69,6 +72,7 @@ class RingSampler(Sampler):
             chunk = []
             for _ in range(count):
                 time.sleep(RingSampler.delay_sec)
+                assert RingSampler.gate.wait(60)
                 RingSampler.num_frames += 1
                 ahead, left = self.moves(request.prompt.stream("actions", frame, 1)[0, 0])
                 light += float(step) * ahead

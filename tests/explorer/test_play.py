@@ -45,6 +45,7 @@ def serve(paths):
 
     yield serve_models
     RingSampler.delay_sec = 0.0
+    RingSampler.gate.set()
 
 
 def post(session, path, body=b"", headers=None, **values):
@@ -230,10 +231,12 @@ def test_a_cut_drops_steps_in_the_queue_and_says_how_far_it_is(serve):
         RingSampler.delay_sec = 0.02
         walk.cut(30)
         until(lambda: (ask_json(session, "/api/progress", tab="a/play") or {"done": 0})["done"] > 3)
+        RingSampler.gate.clear()
         assert ask_json(session, "/api/progress", tab="a/play")["goal"] == 30
         thread = threading.Thread(target=lambda: answers.append(walk.ask_step("forward", 0)))
         thread.start()
         until(lambda: session.worker.num_tasks == 2)
+        RingSampler.gate.set()
         walk.cut(20)
         thread.join(20)
         assert answers[0][0] == 410
@@ -382,17 +385,18 @@ def test_people_take_turns(serve):
     with serve("ring") as session:
         first, second = Walking(session, "a"), Walking(session, "b", start="walk/1")
         RingSampler.delay_sec = 0.03
+        RingSampler.gate.clear()
         answers = []
 
-        def hold(step):
-            answers.append(("a", step, first.ask_step("none", step)[0]))
+        def hold(name, walk, action, step):
+            answers.append((name, step, walk.ask_step(action, step)[0]))
 
-        threads = [threading.Thread(target=hold, args=(step,)) for step in range(6)]
-        for thread in threads:
+        steps = [("a", first, "none", step) for step in range(6)]
+        threads = [threading.Thread(target=hold, args=step) for step in [*steps, ("b", second, "turn_left", 0)]]
+        for number, thread in enumerate(threads, 1):
             thread.start()
-        until(lambda: session.worker.num_tasks == 6)
-        second.step("turn_left")
-        answers.append(("b", 0, 200))
+            until(lambda number=number: session.worker.num_tasks == number)
+        RingSampler.gate.set()
         for thread in threads:
             thread.join(20)
         assert all(status == 200 for _, _, status in answers)
