@@ -1,4 +1,4 @@
-"""Time tokenizers: codebooks, decoding of long videos, encoding of datasets, each against the literal way.
+"""Time tokenizers: codebooks, decoding of long videos, encoding of datasets, each against the released or literal way.
 
 python -m benchmarks.tokenizer                      all three, some minutes on two cores
 python -m benchmarks.tokenizer --only codebook
@@ -6,6 +6,7 @@ python -m benchmarks.tokenizer --only codebook
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import resource
@@ -16,18 +17,22 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import numpy as np
 import torch
 from click.testing import CliRunner
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import harness
 from dataset_tools.archive import ShardWriter, describe_dataset
 from dataset_tools.encode_dataset import main as encode_dataset
 from dataset_tools.frames import encode_jpeg
+from torch_utils import host_memory
+from torch_utils.ops import convolution
+from torch_utils.precision import cpu_has_bf16, set_precision
 from training.modules.quantizers import EMAQuantizer
 from training.modules.vqgan3d import VQGAN3D
 from training.network_file import save_network
@@ -38,6 +43,8 @@ LATENT_SHAPE = (2, 4, 16, 16)  # of two clips of 16 frames at 128x128
 CHUNK = 4  # latent frames
 SIZE = 128
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 def ratio(contestants: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> tuple[float, dict[str, float]]:
     """Return how much longer the second takes, as the median over rounds of CPU time, and the median of each."""
@@ -45,6 +52,16 @@ def ratio(contestants: Mapping[str, Callable[[], object]], rounds: int = ROUNDS)
     first, second = times.values()
     ratios = [b / a for a, b in zip(first, second, strict=True)]
     return statistics.median(ratios), {name: statistics.median(values) for name, values in times.items()}
+
+
+def with_plain_convolutions(network: Network) -> Network:
+    """Return a copy of a network whose convolutions are PyTorch's, as those of the releases are."""
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        for ours, plain in ((convolution.Conv2d, nn.Conv2d), (convolution.Conv3d, nn.Conv3d)):
+            if type(module) is ours:
+                module.__class__ = plain
+    return network
 
 
 # ----------------------------------------------------------------------------
@@ -103,8 +120,14 @@ def random_codes(num_frames: int) -> Tensor:
 
 
 def decode_all(network: VQGAN3D, codes: Tensor) -> int:
-    """Decode in chunks, and return the number of frames."""
-    return sum(frames.shape[2] for frames in network.decode_stream([codes], CHUNK))
+    """Decode in chunks, as samplers do, and return the number of frames."""
+    with host_memory.kept():
+        return sum(frames.shape[2] for frames in network.decode_stream([codes], CHUNK))
+
+
+def decode_at_once(network: VQGAN3D, codes: Tensor) -> int:
+    """Decode all frames at once, as the release does."""
+    return network.decode(codes).shape[2]
 
 
 def decode_overlapping(network: VQGAN3D, codes: Tensor) -> int:
@@ -113,35 +136,55 @@ def decode_overlapping(network: VQGAN3D, codes: Tensor) -> int:
     return sum(network.decode_part(codes, a, min(a + CHUNK, codes.shape[1])).shape[2] for a in starts)
 
 
-def peak_mib(num_frames: int, hidden: int) -> int:
-    """Return the peak memory of a process that decodes so many frames, in MiB.
+def peak_mib(num_frames: int, hidden: int, way: str = "decode_all") -> int:
+    """Return the peak memory of a process that decodes so many frames by a function of this module, in MiB.
 
     Freed memory is returned at once there; how much the C library keeps else varies by a third.
     """
-    script = f"from benchmarks.tokenizer import *\nprint_peak({num_frames}, {hidden})"
+    script = f"from benchmarks.tokenizer import *\nprint_peak({num_frames}, {hidden}, {way})"
     command, environment = [sys.executable, "-c", script], {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     options = {"cwd": harness.ROOT, "env": environment, "check": True, "capture_output": True, "text": True}
     return int(subprocess.run(command, **options).stdout)
 
 
-def print_peak(num_frames: int, hidden: int) -> None:
+def print_peak(num_frames: int, hidden: int, way: Callable[[VQGAN3D, Tensor], int]) -> None:
     """Decode so many frames and print the peak memory of this process in MiB."""
     torch.set_num_threads(2)
-    assert decode_all(make_network(hidden), random_codes(num_frames)) == num_frames
+    network = make_network(hidden)
+    if way is decode_at_once:
+        network = with_plain_convolutions(network)
+    assert way(network, random_codes(num_frames)) == num_frames
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
-def time_decoding(hidden: int) -> None:
-    """Compare decoding in chunks with overlapping clips, and the memory of long and short videos."""
+@torch.no_grad()
+def time_decoding(hidden: int, rounds: int) -> None:
+    """Compare decoding in chunks with the release's at once and with overlapping clips, and memory."""
     network, codes = make_network(hidden), random_codes(64)
+    plain = with_plain_convolutions(network)
+    contestants = {"fp32": network}
+    if cpu_has_bf16():
+        contestants["bf16"] = copy.deepcopy(network)
+        set_precision([contestants["bf16"]], "bf16")
+    for name, ours in contestants.items():
+        calls = {
+            "chunks": functools.partial(decode_all, ours, codes),
+            "released": functools.partial(decode_at_once, plain, codes),
+        }
+        times, seconds = ratio(calls, rounds)
+        click.echo(
+            f"Decoding 64 frames of {SIZE}x{SIZE} in chunks, {name}: {seconds['chunks']:.2f} s of CPU time, released, "
+            f"all at once {seconds['released']:.2f} s, {times:.2f} times as fast"
+        )
     calls = {"chunks": lambda: decode_all(network, codes), "overlap": lambda: decode_overlapping(network, codes)}
-    times, seconds = ratio(calls, 5)
-    click.echo(
-        f"Decoding 64 frames of {SIZE}x{SIZE} in chunks: {seconds['chunks']:.2f} s of CPU time, overlapping clips "
-        f"{seconds['overlap']:.2f} s, {times:.2f} times as fast"
-    )
+    times, seconds = ratio(calls, rounds)
+    click.echo(f"Decoding overlapping clips {seconds['overlap']:.2f} s, {times:.2f} times as long as in chunks")
     short, long = peak_mib(64, hidden), peak_mib(256, hidden)
-    click.echo(f"Peak memory of 64 frames {short} MiB, of 256 frames {long} MiB, {long / short:.2f} times as much")
+    released = peak_mib(64, hidden, "decode_at_once")
+    click.echo(
+        f"Peak memory of 64 frames {short} MiB, as released {released} MiB, {short / released:.2f} of it; of 256 "
+        f"frames {long} MiB, {long / short:.2f} times as much as of 64"
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -184,12 +227,13 @@ def time_encoding(hidden: int) -> None:
 @click.command(help=str(__doc__).replace("\npython", "\n\n\b\npython", 1))
 @click.option("--only", help="One part", type=click.Choice(["codebook", "decoding", "encoding"]))
 @click.option("--hidden", help="Width of the network's first level", default=8, show_default=True)
+@click.option("--rounds", help="Repetitions of decoding", default=5, show_default=True)
 @click.option("--threads", help="Threads of torch", default=2, show_default=True)
-def main(only: str | None, hidden: int, threads: int) -> None:
+def main(only: str | None, hidden: int, rounds: int, threads: int) -> None:
     torch.set_num_threads(threads)
     parts = {
         "codebook": time_codebooks,
-        "decoding": lambda: time_decoding(hidden),
+        "decoding": lambda: time_decoding(hidden, rounds),
         "encoding": lambda: time_encoding(hidden),
     }
     for name, part in parts.items():

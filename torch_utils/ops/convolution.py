@@ -49,7 +49,7 @@ def conv2d(
     if not (_is_plain(input, weight, stride, dilation, groups) and _gains(input[:, :, None], weight[:, :, None], size)):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     y = _correlate(input.unsqueeze(2), weight.unsqueeze(2), size).squeeze(2)  # N Co H W
-    return y if bias is None else y + bias[:, None, None]
+    return _add_bias(y, bias)
 
 
 def conv3d(
@@ -66,7 +66,7 @@ def conv3d(
     if not (_is_plain(input, weight, stride, dilation, groups) and _gains(input, weight, size)):
         return F.conv3d(input, weight, bias, stride, padding, dilation, groups)
     y = _correlate(input, weight, size)
-    return y if bias is None else y + bias[:, None, None, None]
+    return _add_bias(y, bias)
 
 
 class Conv2d(nn.Conv2d):
@@ -85,6 +85,14 @@ class Conv3d(nn.Conv3d):
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             return super()._conv_forward(input, weight, bias)
         return conv3d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def _add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+    """Return a convolution's new result (N, Co, ...) plus a bias (Co)."""
+    if bias is None:
+        return y
+    bias = bias.view(-1, *[1] * (y.ndim - 2))
+    return y + bias if torch.is_grad_enabled() else y.add_(bias)
 
 
 def _sizes(value: Sizes, axes: int) -> tuple[int, ...]:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Callable
+from typing import TypeVar
 
+from torch import Tensor
+
+from torch_utils.precision import MixedPrecision
 from training.modules.quantizers import Quantized, Quantizer
 
+Result = TypeVar("Result", Tensor, Tensor | None)
 
-class Autoencoder(nn.Module):
+
+class Autoencoder(MixedPrecision):
     """A tokenizer; subclasses set the attributes and define `features` and `generate`.
 
-    Inside, frames are in the network's own units: `scale` times those in [-1, 1].
+    Inside, frames are in the network's own units: `scale` times those in [-1, 1]. In half precision, which is for use
+    and not for training, latents before quantization are rounded, so that codes may differ.
     """
+
+    formats = ("bf16",)
 
     height: int  # of the frames
     width: int
@@ -41,6 +50,14 @@ class Autoencoder(nn.Module):
     def generate(self, z: Tensor) -> Tensor:
         """Return the frames, in the network's units, of latents: (N, C, t, h, w) -> (N, channels, T, H, W)."""
         raise NotImplementedError
+
+    def in_chosen(self, function: Callable[[Tensor], Result], x: Tensor) -> Result:
+        """Return function(x), computed in the half precision that was chosen, if any, and returned in single."""
+        if self.half is None:
+            return function(x)
+        with self.in_half(x):
+            y = function(x)
+        return y if y is None else y.float()
 
     def forward(self, x: Tensor, rng=None) -> tuple[Tensor, Quantized]:
         """Return the reconstruction of x (N, channels, T, H, W) in the network's units, and its quantized latents."""

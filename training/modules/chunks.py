@@ -11,12 +11,40 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.modules.inplace import add
+
 TIME = 2  # axis of frames in (N, C, T, H, W)
 
 
 def round_up(number: int, step: int) -> int:
     """Return the smallest multiple of `step` that is at least `number`."""
     return -(-number // step) * step
+
+
+def pad(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
+    """Return F.pad(x, padding, mode) of x (N, C, T, H, W), by copies of blocks where that is faster."""
+    if not any(padding):
+        return x
+    if mode != "replicate" or torch.is_grad_enabled() or x.device.type != "cpu":
+        return F.pad(x, list(padding), mode=mode)
+    left, right, top, bottom, front, back = padding
+    frames, height, width = x.shape[2:]
+    sizes = frames + front + back, height + top + bottom, width + left + right
+    y = x.new_empty(*x.shape[:2], *sizes)
+    rows = y[:, :, front : front + frames]
+    columns = rows[:, :, :, top : top + height]
+    columns[..., left : left + width] = x
+    for border, edge in (
+        (columns[..., :left], x[..., :1]),
+        (columns[..., left + width :], x[..., -1:]),
+        (rows[:, :, :, :top], columns[:, :, :, :1]),
+        (rows[:, :, :, top + height :], columns[:, :, :, -1:]),
+        (y[:, :, :front], rows[:, :, :1]),
+        (y[:, :, front + frames :], rows[:, :, -1:]),
+    ):
+        if border.numel():
+            border.copy_(edge.expand_as(border))
+    return y
 
 
 def take(x: Tensor, start: int, stop: int | None = None) -> Tensor:
@@ -60,24 +88,25 @@ class Windowed(Layer):
 
     def push(self, x: Tensor | None, end: bool) -> Tensor | None:
         """See `Layer.push`."""
-        held = joined(self.held, x)
+        # Padding all axes at once copies once. Reflections need a frame more than they add.
+        if x is not None and x.shape[TIME] > max(self.front, self.back):
+            front, back = self.front if not self.begun and self.held is None else 0, self.back if end else 0
+            held = joined(self.held, pad(x, [*self.others, front, back], self.mode))
+            self.begun |= self.held is None
+        else:
+            held = joined(self.held, None if x is None else pad(x, [*self.others, 0, 0], self.mode))
+            if held is not None and end:
+                held = pad(held, [0, 0, 0, 0, 0, self.back], self.mode)
         if held is None:
             return None
-        # Reflections need a frame more than they add.
         if not self.begun and (held.shape[TIME] > self.front or end):
-            held, self.begun = self._pad(held, [0, 0, 0, 0, self.front, 0]), True
-        if end:
-            held = self._pad(held, [0, 0, 0, 0, 0, self.back])
+            held, self.begun = pad(held, [0, 0, 0, 0, self.front, 0], self.mode), True
         count = (held.shape[TIME] - self.kernel) // self.step + 1 if self.begun else 0
         if count <= 0:
             self.held = held
             return None
         self.held = take(held, count * self.step).clone()  # a view would keep all frames
-        window = take(held, 0, (count - 1) * self.step + self.kernel)
-        return self.function(self._pad(window, [*self.others, 0, 0]))
-
-    def _pad(self, x: Tensor, padding: list[int]) -> Tensor:
-        return F.pad(x, padding, mode=self.mode) if any(padding) else x
+        return self.function(take(held, 0, (count - 1) * self.step + self.kernel))
 
 
 class Residual(Layer):
@@ -94,7 +123,7 @@ class Residual(Layer):
         if y is None or self.waiting is None:
             return None
         done, self.waiting = take(self.waiting, 0, y.shape[TIME]), take(self.waiting, y.shape[TIME]).clone()
-        return done + y
+        return add(y, done)
 
 
 def joined(held: Tensor | None, x: Tensor | None) -> Tensor | None:

@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torch_utils.precision import MixedPrecision
 from training.modules.quantizers import Quantizer, make_quantizer
 from training.modules.vqgan2d import FrameAutoencoder, conv3
 
@@ -36,15 +35,13 @@ def _blocks(width: int, count: int) -> list[nn.Module]:
     return [PlainBlock(width) for _ in range(count)]
 
 
-class ConvAutoencoder(FrameAutoencoder, MixedPrecision):
+class ConvAutoencoder(FrameAutoencoder):
     """An autoencoder of frames whose stride is 2^len(widths).
 
     `widths` are those of the levels from fine to coarse, each with `blocks` residual blocks in the encoder and in the
     decoder. `embedding_dim` is the number of channels of the latents, `quantizer` the arguments of `make_quantizer`
     besides sizes; by default latents are continuous.
     """
-
-    formats = ("bf16",)
 
     def __init__(
         self, height: int = 48, width: int = 64, clip_frames: int = 1, widths: Sequence[int] = (48, 96, 128),
@@ -84,10 +81,8 @@ class ConvAutoencoder(FrameAutoencoder, MixedPrecision):
 
     def encode_images(self, images: Tensor) -> Tensor:
         """See `FrameAutoencoder.encode_images`."""
-        with self.in_half(images):
-            return self.encoder(images).float()
+        return self.in_chosen(self.encoder, images)
 
     def decode_images(self, z: Tensor) -> Tensor:
         """See `FrameAutoencoder.decode_images`."""
-        with self.in_half(z):
-            return self.decoder(z).float()
+        return self.in_chosen(self.decoder, z)

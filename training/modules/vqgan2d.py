@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch_utils.ops.convolution import Conv2d
 from training.modules.attention import dot_product_attention
 from training.modules.autoencoder import Autoencoder, check_divisible
+from training.modules.inplace import add, swish
 from training.modules.norms import BatchNorm, group_norm
 from training.modules.quantizers import Quantizer, make_quantizer
 
@@ -81,8 +82,8 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform (N, C, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.nin_shortcut(x) + self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv1(swish(self.norm1(x)))
+        return add(self.conv2(self.dropout(swish(self.norm2(h)))), self.nin_shortcut(x))
 
 
 class AttnBlock(nn.Module):
@@ -99,7 +100,7 @@ class AttnBlock(nn.Module):
         normed = self.norm(x)
         q, k, v = (layer(normed).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))  # (N, H * W, C)
         found = dot_product_attention(q, k, v)  # scaled by C^-1/2
-        return x + self.proj_out(found.transpose(1, 2).unflatten(2, x.shape[2:]))
+        return add(self.proj_out(found.transpose(1, 2).unflatten(2, x.shape[2:])), x)
 
 
 class Downsample(nn.Module):
@@ -191,7 +192,7 @@ class Encoder2d(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(swish(self.norm_out(self.mid(x))))
 
 
 class Decoder2d(nn.Module):
@@ -219,7 +220,7 @@ class Decoder2d(nn.Module):
         x = self.mid(self.conv_in(x))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(swish(self.norm_out(x)))
 
 
 class VQGAN2D(FrameAutoencoder):
@@ -264,11 +265,11 @@ class VQGAN2D(FrameAutoencoder):
 
     def encode_images(self, images: Tensor) -> Tensor:
         """See `FrameAutoencoder.encode_images`."""
-        return self.quant_conv(self.encoder(images))
+        return self.in_chosen(lambda images: self.quant_conv(self.encoder(images)), images)
 
     def decode_images(self, z: Tensor) -> Tensor:
         """See `FrameAutoencoder.decode_images`."""
-        return self.decoder(self.post_quant_conv(z))
+        return self.in_chosen(lambda z: self.decoder(self.post_quant_conv(z)), z)
 
 
 # ----------------------------------------------------------------------------
@@ -339,7 +340,7 @@ class RiverEncoder(AttentiveTrunk):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode images."""
-        return self.out_conv(F.silu(self.out_norm(self.middle(self.residuals(self.conv_in(x))))))
+        return self.out_conv(swish(self.out_norm(self.middle(self.residuals(self.conv_in(x))))))
 
 
 class RiverDecoder(AttentiveTrunk):
@@ -355,7 +356,7 @@ class RiverDecoder(AttentiveTrunk):
 
     def forward(self, x: Tensor) -> Tensor:
         """Decode latents."""
-        return self.out_conv(F.silu(self.out_norm(self.residuals(self.middle(self.conv_in(x)))))).tanh()
+        return self.out_conv(swish(self.out_norm(self.residuals(self.middle(self.conv_in(x)))))).tanh()
 
 
 class RiverVQVAE(FrameAutoencoder):
@@ -387,8 +388,8 @@ class RiverVQVAE(FrameAutoencoder):
 
     def encode_images(self, images: Tensor) -> Tensor:
         """See `FrameAutoencoder.encode_images`."""
-        return self.encoder(images)
+        return self.in_chosen(self.encoder, images)
 
     def decode_images(self, z: Tensor) -> Tensor:
         """See `FrameAutoencoder.decode_images`."""
-        return self.decoder(z)
+        return self.in_chosen(self.decoder, z)

@@ -18,11 +18,11 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from torch_utils.ops.convolution import Conv3d
 from training.modules.autoencoder import Autoencoder, check_divisible
-from training.modules.chunks import Layer, Pointwise, Residual, Windowed, cut, push_all, round_up
+from training.modules.chunks import Layer, Pointwise, Residual, Windowed, cut, pad, push_all, round_up
+from training.modules.inplace import add, swish
 from training.modules.norms import make_norm
 from training.modules.quantizers import Quantizer, make_quantizer
 
@@ -52,7 +52,7 @@ class SameConv3d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C, T, H, W)."""
-        return self.conv(F.pad(x, self.padding, mode=self.mode) if any(self.padding) else x)
+        return self.conv(pad(x, self.padding, self.mode))
 
     def in_chunks(self) -> Layer:
         """Return the same function for successive frames."""
@@ -69,7 +69,7 @@ class SameConvTranspose3d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C, T, H, W)."""
-        return self.convt(F.pad(x, self.padding, mode="replicate"))
+        return self.convt(pad(x, self.padding, "replicate"))
 
     def in_chunks(self) -> Layer:
         """Return the same function for successive frames."""
@@ -90,12 +90,12 @@ class ResBlock3d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform (N, C, T, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(swish(self.norm1(x)))
+        return add(self.conv2(swish(self.norm2(h))), x)
 
     def in_chunks(self) -> list[Layer]:
         """Return the same function for successive frames."""
-        first, second = (Pointwise(lambda x, norm=norm: F.silu(norm(x))) for norm in (self.norm1, self.norm2))
+        first, second = (Pointwise(lambda x, norm=norm: swish(norm(x))) for norm in (self.norm1, self.norm2))
         return [Residual(first, self.conv1.in_chunks(), second, self.conv2.in_chunks())]
 
 
@@ -150,6 +150,10 @@ class Activated(nn.Sequential):
 
     def __init__(self, norm: str, channels: int):
         super().__init__(make_norm(norm, channels), nn.SiLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform (N, C, T, H, W)."""
+        return swish(self[0](x))
 
 
 class Encoder3d(nn.Module):
@@ -271,11 +275,11 @@ class VQGAN3D(Autoencoder):
     def features(self, x: Tensor) -> Tensor:
         """See `Autoencoder.features`; raises `ValueError` if the strides do not divide the frames."""
         check_divisible(x, self.downsample)
-        return self.pre_vq_conv(self.encoder(x))
+        return self.in_chosen(lambda x: self.pre_vq_conv(self.encoder(x)), x)
 
     def generate(self, z: Tensor) -> Tensor:
         """See `Autoencoder.generate`."""
-        return self.decoder(self.post_vq_conv(z))
+        return self.in_chosen(lambda z: self.decoder(self.post_vq_conv(z)), z)
 
     def encode_stream(self, video: Iterable[Tensor], chunk: int = 64) -> Iterator[Tensor]:
         """Encode pieces of a video (N, 3, T_i, H, W), `chunk` frames at a time: yield codes (N, t_i, h, w).
@@ -290,7 +294,7 @@ class VQGAN3D(Autoencoder):
         layers = [*self.encoder.in_chunks(), Pointwise(self.pre_vq_conv)]
         for part, end in cut(video, chunk, axis=2):
             check_divisible(part, self.downsample)
-            z = push_all(layers, part * self.scale, end)
+            z = self.in_chosen(lambda part, end=end: push_all(layers, part, end), part * self.scale)
             if z is not None:
                 yield self.quantizer.encode(z)
 
@@ -306,7 +310,7 @@ class VQGAN3D(Autoencoder):
     def _decode_stream(self, codes: Iterable[Tensor], chunk: int) -> Iterator[Tensor]:
         layers = [Pointwise(self.post_vq_conv), *self.decoder.in_chunks()]
         for part, end in cut(codes, chunk, axis=1):
-            x = push_all(layers, self.quantizer.lookup(part), end)
+            x = self.in_chosen(lambda z, end=end: push_all(layers, z, end), self.quantizer.lookup(part))
             if x is not None:
                 yield x / self.scale
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests import golden_files
-from training.modules.chunks import Pointwise, Residual, Windowed, cut, push_all
+from torch_utils.precision import set_precision
+from training.modules.chunks import Pointwise, Residual, Windowed, cut, pad, push_all
 from training.modules.discriminators import PatchDiscriminator
 from training.modules.vqgan3d import VQGAN3D, SameConv3d, SameConvTranspose3d
 
@@ -186,3 +187,26 @@ def test_bad_sizes_are_refused():
     network = golden_network({}, (1, 3, 16, 16, 16))
     with pytest.raises(ValueError, match="got 6x16x16 .* blocks of 4x8x8"):
         network.encode(torch.zeros(1, 3, 6, 16, 16))
+
+
+@pytest.mark.parametrize("mode", ["replicate", "constant", "reflect"])
+@pytest.mark.parametrize("padding", [(1, 2, 2, 1, 1, 0), (0, 0, 0, 0, 2, 1), (2, 0, 0, 1, 0, 0), (0,) * 6])
+@torch.no_grad()
+def test_padding_by_blocks_is_that_of_torch(padding, mode):
+    x = torch.randn(2, 3, 5, 4, 6)[:, :, 1:]  # no contiguous tensor
+    assert torch.equal(pad(x, padding, mode), torch.nn.functional.pad(x, padding, mode=mode))
+
+
+@torch.no_grad()
+def test_half_precision_is_near_single_precision_in_chunks_too():
+    torch.manual_seed(0)
+    network = VQGAN3D(32, 32, 16, hidden=16, embedding_dim=8, num_codes=16).eval()
+    codes = torch.randint(0, 16, (1, 6, 4, 4))
+    expected = network.decode(codes)
+    assert set_precision([network], "bf16") == "bf16"
+    whole, chunks = network.decode(codes), torch.cat(list(network.decode_stream([codes], 2)), dim=2)
+    for found in (whole, chunks):
+        assert found.dtype == torch.float32 and not torch.equal(found, expected)
+        assert (found - expected).norm() < 0.02 * expected.norm()
+    set_precision([network], "fp32")
+    assert torch.equal(network.decode(codes), expected)
