@@ -12,9 +12,9 @@
 #   generate      speed and peak memory of generation
 #   compilation   --compile: steps and videos
 #   layouts       contiguous against channels-last
+#   cuda_graphs   evaluations of RIVER and of the world model, replayed as CUDA graphs and not
 # The benchmarks of linear layers, tokenizers and the other systems measure CPUs only; they have no --device.
 # Copy the figures into docs/performance.md (benchmarks.all --docs), and correct "Not verified on a GPU" in docs/LOG.md.
-# CUDA graphs in generation are not measured: they are not written (docs/LOG.md).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 DEVICE=${DEVICE:-cuda}
@@ -58,6 +58,7 @@ benchmark networks 50 --device="$DEVICE"
 benchmark generate 40 --device="$DEVICE" --pair --way=stream
 benchmark compilation 80 --device="$DEVICE"
 benchmark layouts 20 --device="$DEVICE"
+benchmark cuda_graphs 30 --device="$DEVICE"
 
 if [ ${#failed[@]} -gt 0 ]; then
     echo "Failed: ${failed[*]}"

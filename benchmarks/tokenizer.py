@@ -60,7 +60,7 @@ def with_plain_convolutions(network: Network) -> Network:
     for module in network.modules():
         for ours, plain in ((convolution.Conv2d, nn.Conv2d), (convolution.Conv3d, nn.Conv3d)):
             if type(module) is ours:
-                module.__class__ = plain
+                module.__class__ = plain  # pyright: ignore[reportAttributeAccessIssue]
     return network
 
 

@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import all as everything
-from benchmarks import harness, layouts, loader, networks, ops, play, startup, subjects, train_step
+from benchmarks import cuda_graphs, harness, layouts, loader, networks, ops, play, startup, subjects, train_step
 from dnnlib import util
 from tests.explorer import steered
 from tests.explorer.toys import registered as registered_toys
@@ -63,6 +63,11 @@ def test_bars_of_operators_are_judged_by_the_worst_shape_and_by_all(tiny_stages)
     assert found["upfirdn2d forward + backward, against matmul, the worst of them"] == (1, 4)
     assert all("upfirdn2d" in name for name in found)
     assert [bar.at_least for bar in ops.bars("cuda", rows)] == [0.7, 0.7]
+
+
+def test_evaluations_with_and_without_graphs(tmp_path):
+    (table,) = run(cuda_graphs.main, tmp_path, "--quick", "--threads=1").tables
+    assert {row[0] for row in table.rows} == set(cuda_graphs.NETWORKS)
 
 
 def test_layouts_of_convolutions(tiny_stages, tmp_path):

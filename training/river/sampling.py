@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from torch_utils.cuda_graphs import replayed
 from training.contract import Bundle
 from training.generation import flow
 from training.generation.rollout import aligned
@@ -138,7 +139,8 @@ class RiverSampler(Sampler):
 
     def rollout(self, request: Request, given: Tensor) -> Iterator[Tensor]:
         """Yield the latents of frames 0, 1, ... after those of the context (N, T, C, h, w): (N, C, h, w) each."""
-        field, settings, needs_actions = inference_copy(self.field), self.settings, bool(self.needs.streams)
+        field, settings = replayed(inference_copy(self.field)), self.settings
+        needs_actions = bool(self.needs.streams)
         keeps_all = settings.past_horizon < 0 or settings.legacy
         past = begin(given, None if keeps_all else settings.past_horizon)
         for frame in itertools.count():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torch_utils import misc
+from torch_utils.cuda_graphs import replayed
 from training.contract import Bundle
 from training.generation import flow
 from training.generation.rollout import aligned
@@ -157,7 +158,7 @@ class WorldSampler(Sampler):
 
     def rollout(self, request: Request, given: Tensor) -> Iterator[Tensor]:
         """Yield the latents of frames 0, 1, ... after those of the context (N, T, C, h, w): (N, C, h, w) each."""
-        network = inference_copy(self.network)
+        network = replayed(inference_copy(self.network))
         horizon = self.options.horizon or self.facts.get("horizon", 256)
         past = Past(network, given, self.actions(request, -given.shape[1], given.shape[1]), max(horizon, 1))
         for frame in itertools.count():
