@@ -32,6 +32,7 @@ def run(command, path, *arguments) -> Any:
     return report
 
 
+@pytest.mark.slow
 def test_operators_at_the_shapes_of_the_networks(tiny_stages, tmp_path, monkeypatch):
     monkeypatch.setattr(ops, "TURN_SEC", 0)
     report = run(ops.main, tmp_path, "--quick", "--threads=1")

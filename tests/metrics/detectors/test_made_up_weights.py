@@ -135,6 +135,7 @@ def numpy_frechet(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
     return float(np.square(means[0] - means[1]).sum() + traces - 2 * root.sum())
 
 
+@pytest.mark.slow  # half a minute
 def test_metrics_of_inception_end_to_end(
     sides: tuple[Path, Path], weights: Path, other: nn.Module, served: str, own_cache: Path
 ):
