@@ -97,7 +97,7 @@ def _parse_pairs(context: click.Context, option: click.Parameter, pairs: Sequenc
                  "says]", type=COUNT),
     click.option("--bound", type=bool, help="Measure first what the tokenizer of the model reconstructs, which bounds "
                  "its distances  [default: no, or as the protocol says]"),
-    click.option("--batch", help="Clips at a time  [default: 64 frames]", type=COUNT),
+    click.option("--batch", help="Clips at a time  [default: 64 frames, or what suits the model]", type=COUNT),
     click.option("--detector-path", "detector_paths", multiple=True, callback=_parse_pairs, metavar="NAME=FILE|URL",
                  help="Weights of a detector, in place of those in the cache; repeatable"),
     click.option("--replace-cache", help="Compute features of videos anew", type=bool, default=False,

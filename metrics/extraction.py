@@ -26,6 +26,7 @@ from torch_utils import distributed
 
 KEEP_BYTES = 512 << 20  # of features of one side; of more only their statistics are kept, where these are enough
 REDUCED_ROWS = 65536  # of features that are merged over the ranks at a time
+FRAMES_AT_ONCE = 64  # of one pass through a detector of clips, and of one batch of clips unless it is given
 ROUND_SEC = 5.0  # after which the ranks meet
 REPORT_INTERVAL_SEC = 10.0
 
@@ -230,6 +231,11 @@ class _Ahead:
             return next(self.items, None)
 
 
+def at_once(num_frames: int) -> int:
+    """Return how many clips of so many frames are computed together."""
+    return max(1, FRAMES_AT_ONCE // num_frames)
+
+
 class Extractor:
     """Extracts features from each batch for all requests; a detector's features of a shape are made once."""
 
@@ -268,7 +274,8 @@ class Extractor:
         if clips.shape[2] == 1:
             return extract(clips[:, :, 0])
         # The activations of several clips leave a processor's caches, so there one at a time is faster.
-        return torch.cat([extract(part) for part in clips.split(1 if self.device.type == "cpu" else len(clips))])
+        size = 1 if self.device.type == "cpu" else at_once(clips.shape[2])
+        return torch.cat([extract(part) for part in clips.split(size)])
 
 
 def _colours(clips: Tensor) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from metrics import cache, extraction, footage_streams, paired, samplers
 from metrics.detectors import registry
-from metrics.extraction import Extractor, FeatureRequest, Features, Progress
+from metrics.extraction import Extractor, FeatureRequest, Features, Progress, at_once
 from metrics.families import ClipShape
 from metrics.footage_streams import ACTIONS
 from metrics.inputs import Videos
@@ -28,8 +28,6 @@ from training.contract import Size
 from training.data.footage import Footage
 from training.data.prompts import ClipPrompt
 from training.sampling import Prompt, Sampler
-
-FRAMES_AT_ONCE = 64  # of one pass, unless a batch is given
 
 Value = TypeVar("Value")
 
@@ -240,7 +238,7 @@ def _generate(
         counts,
         range(distributed.get_rank(), len(windows), distributed.get_world_size()),
         work.seed,
-        work.batch or max(1, FRAMES_AT_ONCE // max([shape.num_frames for shape in counts], default=1)),
+        work.batch or side.sampler.good_batch or at_once(max([shape.num_frames for shape in counts], default=1)),
         {"real": "metric-real", "generated": "metric-fake"}[label],
         work.protocol.has_phase,
         make_prompt,
@@ -351,7 +349,7 @@ def _read(
         if missing:
             first = min(features.num_stored for features in missing)
             last = max(len(features) for features in missing)
-            batch = work.batch or max(1, FRAMES_AT_ONCE // shape.num_frames)
+            batch = work.batch or at_once(shape.num_frames)
             own = _own_blocks(first, last, batch if shape.num_frames == 1 else 1)
             is_still, place = frames == "copies", (side.footage, side.size, shape)
             clips = samplers.read_windows(*place, windows, own, batch, is_still)

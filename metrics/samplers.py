@@ -24,7 +24,7 @@ from training.random import random_state
 from training.sampling import Prompt, Request, Sampler, starts_of
 
 READ_THREADS = 4
-MAX_GENERATED = 4  # clips generated at a time at most, as published
+MAX_GENERATED = 4  # clips generated at a time at most, as published, by samplers that gain nothing from more
 LONG_CHUNK = 32  # frames of long videos that are read at a time
 
 
@@ -224,7 +224,7 @@ def generated_batches(
     the context of clips, and the originals of those whose shape is in `paired`.
     """
     num_long, long_frames = long
-    most = min(batch, MAX_GENERATED, sampler.max_batch or MAX_GENERATED)
+    most = min(batch, sampler.good_batch or MAX_GENERATED, sampler.max_batch or batch)
     for numbers in batched(items, most, [*counts.values(), num_long]):
         shapes = [shape for shape, num_items in counts.items() if numbers[0] < num_items]
         span = max([shape.new_span for shape in shapes], default=0)

@@ -240,11 +240,11 @@ def measure(network: str, options: Sequence[str], metrics: Sequence[str], more: 
 
 
 def final_measures(
-    name: str, trained: Part, sampler: Sampler, action_network: str, place: Path, settings: Settings
+    name: str, trained: Part, short: Part, sampler: Sampler, action_network: str, place: Path, settings: Settings
 ) -> dict[str, Callable[[], Part]]:
     """Return by name the measurements of a finished network: alone, under the protocol, and there and back.
 
-    Those that a system cannot have say so under "cannot".
+    `short` has those of its short clips. Those that a system cannot have say so under "cannot".
     """
     s, long = settings, [f"--num-videos={settings.long_clips}", f"--num-frames={settings.frames}"]
     network, options = trained["network"], CONTINUING.get(name, ())
@@ -252,9 +252,9 @@ def final_measures(
     continues = bool(sampler.needs.past or options) and not sampler.needs.follows
 
     def alone() -> Part:
-        metrics = [f"fvd{s.clips}_16f", "fvd_drift", "motion_energy", "flat_frames"]
-        lines = measure(network, (), metrics, long, place, s)
-        return {"kind": "measure", "system": name, "protocol": "lvg", "prompted": sampler.needs.past, "lines": lines}
+        lines = measure(network, (), ["fvd_drift", "motion_energy", "flat_frames"], long, place, s)
+        found = {"kind": "measure", "system": name, "protocol": "lvg", "prompted": sampler.needs.past}
+        return {**found, "lines": [*short["lines"], *lines]}
 
     def protocol() -> Part:
         found = {"kind": "measure", "system": name, "protocol": PROTOCOL}
@@ -350,13 +350,13 @@ def shoot(out: Path, settings: Settings) -> Path:
 
 def _shoot_one(name: str, tokenizer: str | None, action_network: str, results: Results, settings: Settings) -> None:
     """Train and measure one system."""
-    s, out, trained = settings, results.out, Part()
+    s, out, trained, short = settings, results.out, Part(), Part()
     for stage in range(1, s.stages + 1):
         limit = s.budget_sec * stage / s.stages
         trained = results.part(f"{name}-{stage}", functools.partial(train, name, out / name, limit, s, tokenizer))
-        results.part(f"{name}-{stage}-curve", functools.partial(curve, name, trained, out, s))
+        short = results.part(f"{name}-{stage}-curve", functools.partial(curve, name, trained, out, s))
     sampler = open_sampler([trained["network"]], {}, s.device)
-    for key, make in final_measures(name, trained, sampler, action_network, out / "measures.jsonl", s).items():
+    for key, make in final_measures(name, trained, short, sampler, action_network, out / "measures.jsonl", s).items():
         results.part(f"{name}-{key}", make)
     options = dict(option.split("=") for option in CONTINUING.get(name, ()))
     sampler = open_sampler([trained["network"]], options, s.device)

@@ -142,6 +142,7 @@ class Sampler:
     block: int = 16  # frames that are computed together
     live_block: int | None = None  # the same for interactive use; None: `block`
     max_batch: int | None = None  # maximum number of videos per batch
+    good_batch: int | None = None  # videos per batch where many cost little more than one; None: it makes no difference
     num_labels: int = 0  # number of classes of a prompt's label
     takes_text: bool = False
     num_actions: int | None = None  # number of values of an integer action stream

@@ -129,6 +129,7 @@ class MeBTSampler(Sampler):
 
     Options = Sampling
     random_access = False
+    good_batch = 16
 
     def __init__(self, network: MeBT, tokenizer: Any, options: Sampling = Sampling(), owned: bool = False):
         self.network, self.tokenizer, self.options = network, tokenizer, options

@@ -84,6 +84,7 @@ class RiverSampler(Sampler):
     Options = RiverOptions
     random_access = False
     block = 8
+    good_batch = 16
 
     def __init__(
         self,

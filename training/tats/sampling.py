@@ -128,6 +128,7 @@ class LongVideos(Conditioned):
 
     Options = Writing
     random_access = False
+    good_batch = 16
 
     def __init__(
         self, network: TATSTransformer, tokenizer: Any, facts: Facts,

@@ -64,6 +64,7 @@ class TecoSampler(Sampler):
     random_access = False
     block = 8
     live_block = 1
+    good_batch = 16
 
     def __init__(self, network: TECO, tokenizer: Autoencoder, options: Drawing = Drawing()):
         self.network, self.tokenizer, self.options = network, tokenizer, options

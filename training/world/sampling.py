@@ -122,6 +122,7 @@ class WorldSampler(Sampler):
     random_access = False
     block = 8
     live_block = 1
+    good_batch = 16
 
     def __init__(
         self, network: WorldModel, video: LatentVideo, facts: Mapping[str, Any] | None = None,
