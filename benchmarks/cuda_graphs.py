@@ -24,16 +24,17 @@ CALLS = 8  # evaluations in a measurement
 BATCHES = (1, 16)
 
 
-def make_river(batch: int, device: str) -> tuple[nn.Module, list[torch.Tensor]]:
-    """Return RIVER's published field of 64x64, and arguments."""
-    field = river.VectorField(4, (8, 8)).to(device)
+def make_river(batch: int, device: str, quick: bool = False) -> tuple[nn.Module, list[torch.Tensor]]:
+    """Return RIVER's published field of 64x64, or with `quick` a narrow one, and arguments."""
+    field = river.VectorField(4, (8, 8), 64 if quick else 768).to(device)
     x, reference, condition = torch.randn(3, batch, 4, 8, 8, device=device)
     distances, t = torch.full((batch,), 3, device=device), torch.full((batch,), 0.4, device=device)
     return field, [x, reference, condition, distances, t]
 
 
-def make_world(batch: int, device: str) -> tuple[nn.Module, list[torch.Tensor]]:
+def make_world(batch: int, device: str, quick: bool = False) -> tuple[nn.Module, list[torch.Tensor]]:
     """Return a world model of the included one's size, and arguments."""
+    del quick  # it is small
     network = world.WorldModel(8, (6, 8), 192, heads=6, num_actions=9, skip=True).to(device)
     x, seen = torch.randn(batch, 8, 6, 8, device=device), torch.randn(batch, network.slots, 8, 6, 8, device=device)
     geometry = torch.randn(batch, network.slots, world.GEOMETRY, device=device)
@@ -63,7 +64,7 @@ def main(device: str, threads: int, rounds: int, quick: bool, json_path: Path | 
         for batch in BATCHES[: 1 if quick else None]:
             for precision in ("fp32", *([] if why_not("bf16", device) else ["bf16"])):
                 torch.manual_seed(0)
-                network, arguments = make(batch, device)
+                network, arguments = make(batch, device, quick)
                 set_precision([network], precision)
                 plain = copied(network)
                 calls = {
