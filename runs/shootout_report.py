@@ -80,7 +80,7 @@ ALONE = (
     ("FVD, 16 frames", "fvd", "_16f", False),
     ("FVD at the end of a long video", "fvd_drift_last", "", False),
     ("motion, grey levels a frame", "motion_energy", "", None),
-    ("flat frames", "flat_frames", "", False),
+    ("flat frames", "flat_frames", "", None),
 )
 PREDICTED = (
     ("FVD with context", "fvd", "_context36", False),
@@ -181,6 +181,9 @@ def verdict(found: Shootout) -> list[str]:
             if abs(there[system][0] - best[0]) < 2 * math.hypot(best[1] or 0, there[system][1] or 0)
         ]
         rest = f"; within two standard errors of it: {', '.join(near)}" if near else ""
+        still = _still(found, key) if key else None
+        if still is not None and (still > best[0]) == is_higher:
+            rest += f"; better than all of them is the last context frame, repeated: {number(still)}"
         sentences.append(f"- {title}: **{ranked[0]}**, {number(best[0], best[1])}{rest}.")
     return [*sentences, ""] if sentences else []
 
@@ -253,6 +256,7 @@ def section(found: Shootout, figures: str) -> str:
     titles = [registry.spec(system).title for system in found.systems]
     frames = next((part["frames"] for part in found.parts if part.get("kind") == "real"), [])
     cannot = [f"{p['system']} ({p['cannot']})" for p in found.parts if "cannot" in p]
+    cannot += [f"{name} (not trained)" for name in s.get("systems", []) if name not in found.trained]
     text = [
         BEGIN, "", "## Five systems, one dataset, one budget" if len(titles) == 5 else "## Systems at one budget", "",
         f"Each system has about five million parameters (preset `{s.get('preset')}`), one training of "

@@ -33,7 +33,9 @@ def write_results(folder: Path) -> Path:
             parts.append({"part": f"{name}-{stage}", **trained, "parameters": size, "batch": 4, "network": "x"})
             lines = [line("fvd8_16f", {"fvd8_16f": 2 * fvd / stage})]
             parts.append({"part": f"{name}-{stage}-curve", **trained, "kind": "curve", "lines": lines})
-        lines = [line("fvd8_16f", {"fvd8_16f": fvd, "fvd8_16f_jk": 1.0}), line("motion_energy", {"motion_energy": 3.0})]
+        still = {"copy of the last frame": {"fvd8_16f": 120.0}}
+        lines = [line("fvd8_16f", {"fvd8_16f": fvd, "fvd8_16f_jk": 1.0}, baselines=still)]
+        lines.append(line("motion_energy", {"motion_energy": 3.0}))
         parts.append({"part": f"{name}-alone", "kind": "measure", "system": name, "protocol": "lvg", "lines": lines})
         sheet = folder / f"{name}.png"
         Image.fromarray(np.full((48, 128, 3), len(parts), np.uint8)).save(sheet)
@@ -42,7 +44,8 @@ def write_results(folder: Path) -> Path:
     psnr = line("psnr8_32f", {"psnr8_32f": 18.25}, [curve], baselines={"copy of the last frame": {"psnr8_32f": 12.5}})
     parts.append({"part": "teco-protocol", "kind": "measure", "system": "teco", "protocol": "x", "lines": [psnr]})
     parts.append({"part": "tats-protocol", "kind": "measure", "system": "tats", "cannot": "it continues no videos"})
-    (folder / "settings.json").write_text(json.dumps({"preset": "shootout", "budget_sec": 120.0, "device": "cpu"}))
+    settings = {"preset": "shootout", "budget_sec": 120.0, "device": "cpu", "systems": ["teco", "tats", "river"]}
+    (folder / "settings.json").write_text(json.dumps(settings))
     path = folder / "results.jsonl"
     path.write_text("".join(json.dumps(part) + "\n" for part in parts))
     return path
@@ -71,7 +74,11 @@ def test_the_page_holds_what_was_measured_and_is_replaced(tmp_path: Path):
     assert "| teco | 5.04 M | 100 of 4 | 120 | 0.0123 |" in text and "| tats | 5.20 M" in text
     assert "| teco | **300 ± 30** |" in text and "| tats | 800 ± 80 |" in text
     assert "| last context frame, repeated | " in text and "12.5" in text and "| real, or its floor | 150 |" in text
-    assert "- FVD, 16 frames: **teco**, 300 ± 30." in text and "tats (it continues no videos)" in text
+    assert "tats (it continues no videos); river (not trained)." in text
+    assert (
+        "- FVD, 16 frames: **teco**, 300 ± 30; better than all of them is the last context frame, repeated: 120."
+        in text
+    )
     assert "(x/shootout-sheet.png)" in text
     assert Image.open(figures / "shootout-sheet.png").size == (116 + 2 * 128, 2 * 2 * 48)
     found = Shootout(results)
