@@ -149,7 +149,7 @@ class Activated(nn.Sequential):
     """A norm and its activation, x * sigmoid(x)."""
 
     def __init__(self, norm: str, channels: int):
-        super().__init__(make_norm(norm, channels), nn.SiLU())
+        super().__init__(make_norm(norm, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform (N, C, T, H, W)."""
