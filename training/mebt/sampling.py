@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -55,6 +56,7 @@ class Sampling:
     revise_top_k: int = sampler_option(0, "top_k in a revision", low=0)
     revise_top_p: float = sampler_option(1.0, "top_p in a revision", low=0, high=1)
     given: int = sampler_option(0, "frames of --context that the video continues", low=0)
+    window: int | None = sampler_option(None, "frames drafted at once; by default as many as the network has", low=1)
     overlap: int | None = sampler_option(None, "frames of a window that the next one keeps; by default half", low=1)
     legacy: bool = sampler_option(False, "draw as published, with the faults that the README of MeBT lists")
 
@@ -136,15 +138,20 @@ class MeBTSampler(Sampler):
         self.networks = [network, tokenizer]
         self.outputs = {"video": (tokenizer.height, tokenizer.width)}
         self.stride = tokenizer.stride[0]
-        self.window = network.shape[0]  # latent frames
-        self.block = min(16, self.window * self.stride)
         self.max_batch = max(1, POSITIONS_AT_ONCE // network.num_positions)
         self.engine = Engine(network, owned)
         self._check()
 
     def _check(self) -> None:
         """Set what depends on the options; raise `ValueError` for those that do not suit the network."""
-        options, stride, frames = self.options, self.stride, self.window * self.stride
+        options, stride, most = self.options, self.stride, self.network.shape[0] * self.stride
+        frames = most if options.window is None else options.window
+        if frames % stride or not 0 < frames <= most:
+            raise ValueError(
+                f"window is {frames} frames: use a multiple of {stride} up to {most}, the frames of the network"
+            )
+        self.window = frames // stride  # latent frames
+        self.block = min(16, frames)
         for name in ("given", "overlap"):
             value = getattr(options, name)
             if value is not None and (value % stride or value >= frames):
@@ -154,8 +161,7 @@ class MeBTSampler(Sampler):
         self.given = options.given // stride
         self.overlap = self.window // 2 if options.overlap is None else options.overlap // stride
         self.needs = Needs(past=options.given, size=self.outputs["video"]) if options.given else Needs()
-        positions = self.network.num_positions
-        least = positions * (self.window - max(self.given, self.overlap)) // self.window
+        least = math.prod(self.network.shape[1:]) * (self.window - max(self.given, self.overlap))
         for name, value in (
             ("revise_parts", options.revise_parts if options.revise_rounds else 1),
             ("steps", options.steps if options.strategy == "parts" else 1),

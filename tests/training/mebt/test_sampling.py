@@ -1,6 +1,7 @@
 """Videos of MeBT: the same whatever is asked for at once; windows that continue each other; cached as not cached."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from tests.training.mebt.conftest import make_network, make_tokenizer
 from training.contract import Bundle
 from training.generation.draft_revise import Query
 from training.mebt.extrapolation import last_frames
-from training.mebt.networks import LOGIT_ROWS, ContextCache
+from training.mebt.networks import LOGIT_ROWS, ContextCache, MeBT
 from training.mebt.sampling import MeBTSampler, Sampling
 from training.network_file import save_bundle
 from training.sampling import Prompt, Request, Start, open_sampler, quantize
@@ -92,6 +93,20 @@ def test_any_overlap_continues_without_repeats(overlap):
         done = torch.cat([done, new], dim=1)
     assert done.shape[1] == 4 + 3 * (4 - overlap // 4)
     assert not (done.flatten(2)[:, 1:] == done.flatten(2)[:, :-1]).all(-1).any()
+
+
+def test_a_short_window_is_that_of_a_shorter_network():
+    """Positions beyond the window do not exist for the network."""
+    network, options = make_network(), dataclasses.replace(OPTIONS, window=8, revise_parts=1)
+    size = network.shape[1:]
+    short = MeBT(**{**network.options, "shape": (2, *size)}).eval()
+    state = network.state_dict()
+    short.load_state_dict({**state, "pos_emb": state["pos_emb"][:, : 2 * math.prod(size)]})
+    expected = MeBTSampler(short, make_tokenizer(), dataclasses.replace(options, window=None))
+    found = MeBTSampler(network, make_tokenizer(), options)
+    assert found.block == expected.block == 8
+    for ours, theirs in zip(codes_of(found, 4), codes_of(expected, 4), strict=True):
+        assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
 
 
 def test_the_release_repeats_a_frame_in_long_contexts():
@@ -222,6 +237,9 @@ def test_weights_that_change_are_packed_again():
     [
         ({"given": "6"}, "given is 6 frames: use a multiple of 4 below 16"),
         ({"overlap": "16"}, "overlap is 16 frames"),
+        ({"window": "6"}, "window is 6 frames: use a multiple of 4 up to 16"),
+        ({"window": "20"}, "window is 20 frames"),
+        ({"window": "8", "given": "8"}, "given is 8 frames: use a multiple of 4 below 8"),
         ({"strategy": "ar"}, "use one of confidence, random, parts"),
         ({"steps": "0"}, "steps is 0"),
         ({"revise_rounds": "-1"}, "revise_rounds is -1"),
