@@ -368,9 +368,12 @@ def _shoot_one(name: str, tokenizer: str | None, action_network: str, results: R
 
 def curve(name: str, trained: Part, out: Path, settings: Settings) -> Part:
     """Measure the network of a stage."""
-    place = out / "measures.jsonl"
-    lines = measure(trained["network"], SHORT.get(name, ()), [f"fvd{settings.clips}_16f"], (), place, settings)
-    return {"kind": "curve", "system": name, "used_sec": trained["used_sec"], "step": trained["step"], "lines": lines}
+    options = SHORT.get(name, ())
+    lines = measure(trained["network"], options, [f"fvd{settings.clips}_16f"], (), out / "measures.jsonl", settings)
+    return {
+        "kind": "curve", "system": name, "used_sec": trained["used_sec"], "step": trained["step"],
+        "options": options, "lines": lines,
+    }  # fmt: skip
 
 
 def encode(tokenizer: str, settings: Settings) -> Part:

@@ -32,7 +32,10 @@ def write_results(folder: Path) -> Path:
             trained = {"kind": "train", "system": name, "step": 50 * stage, "used_sec": 60.0 * stage}
             parts.append({"part": f"{name}-{stage}", **trained, "parameters": size, "batch": 4, "network": "x"})
             lines = [line("fvd8_16f", {"fvd8_16f": 2 * fvd / stage})]
-            parts.append({"part": f"{name}-{stage}-curve", **trained, "kind": "curve", "lines": lines})
+            options = ["steps=8"] if name == "tats" else []
+            parts.append(
+                {"part": f"{name}-{stage}-curve", **trained, "kind": "curve", "options": options, "lines": lines}
+            )
         still = {"copy of the last frame": {"fvd8_16f": 120.0}}
         lines = [line("fvd8_16f", {"fvd8_16f": fvd, "fvd8_16f_jk": 1.0}, baselines=still)]
         lines.append(line("motion_energy", {"motion_energy": 3.0}))
@@ -72,6 +75,7 @@ def test_the_page_holds_what_was_measured_and_is_replaced(tmp_path: Path):
     text = page.read_text()
     assert text.startswith("# Results\n\nOlder ones.\n") and text.count(BEGIN) == text.count(END) == 1
     assert "| teco | 5.04 M | 100 of 4 | 120 | 0.0123 |" in text and "| tats | 5.20 M" in text
+    assert "Clips of 16 frames by tats have the options steps=8." in text and "by teco have" not in text
     assert "| teco | **300 ± 30** |" in text and "| tats | 800 ± 80 |" in text
     assert "| last context frame, repeated | " in text and "12.5" in text and "| real, or its floor | 150 |" in text
     assert "tats (it continues no videos); river (not trained)." in text
