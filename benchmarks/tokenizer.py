@@ -40,7 +40,7 @@ from training.network_file import save_network
 ROUNDS = 9
 CODEBOOKS = ((16384, 256), (4096, 64))  # codes and width: published, and of labdoom-3d
 LATENT_SHAPE = (2, 4, 16, 16)  # of two clips of 16 frames at 128x128
-CHUNK = 4  # latent frames
+CHUNK = 4  # latent frames that are decoded together with a margin
 SIZE = 128
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -121,7 +121,7 @@ def random_codes(num_frames: int) -> Tensor:
 
 def decode_all(network: VQGAN3D, codes: Tensor) -> int:
     """Decode in chunks, and return the number of frames."""
-    return sum(frames.shape[2] for frames in network.decode_stream([codes], CHUNK))
+    return sum(frames.shape[2] for frames in network.decode_stream([codes]))
 
 
 def decode_and_keep(network: VQGAN3D, codes: Tensor) -> int:

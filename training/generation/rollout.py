@@ -17,6 +17,8 @@ from torch import Tensor
 from training.generation.token_sampling import Draw, draw_sequence
 from training.sampling import pieces
 
+IMAGES_AT_ONCE = 4  # latent frames that are decoded together where each is an image of its own
+
 
 class TokenModel(Protocol):
     """A network that predicts tokens one after another, with the condition that it is given."""
@@ -142,9 +144,8 @@ def needed_latents(tokenizer: Any, starts: Sequence[int], num_frames: int | None
 
 
 def decoded(
-    tokenizer: Any, latents: Iterable[Tensor], starts: Sequence[int], num_frames: int | None, end: int | None = None,
-    chunk: int = 4,
-) -> Iterator[Tensor]:  # fmt: skip
+    tokenizer: Any, latents: Iterable[Tensor], starts: Sequence[int], num_frames: int | None, end: int | None = None
+) -> Iterator[Tensor]:
     """Yield frames [start, start + num_frames) of each video from the latents of its video: (N, 3, T, H, W).
 
     `latents` are those from frame 0 on, (N, 1, h, w) each; no more of them are taken than the frames depend on. With
@@ -159,7 +160,7 @@ def decoded(
     stream = shifted(itertools.islice(latents, needed_latents(tokenizer, starts, num_frames, end)), firsts)
     held: Tensor | None = None
     skipped = done = 0  # frames of the stream before `held`, and frames that were yielded
-    for frames in _decoded(tokenizer, stream, chunk if block == 1 else block, block):
+    for frames in _decoded(tokenizer, stream, block):
         held = frames if held is None else torch.cat([held, frames], dim=2)
         count = skipped + held.shape[2] - max(offsets) - done
         count = count if num_frames is None else min(count, num_frames - done)
@@ -171,11 +172,11 @@ def decoded(
         held, skipped = held[:, :, drop:], skipped + drop
 
 
-def _decoded(tokenizer: Any, latents: Iterable[Tensor], chunk: int, block: int) -> Iterator[Tensor]:
+def _decoded(tokenizer: Any, latents: Iterable[Tensor], block: int) -> Iterator[Tensor]:
     """Yield the frames of latents, decoded in a stream, or in blocks that do not depend on each other."""
     if hasattr(tokenizer, "decode_stream") and tokenizer.norm != "group":
-        yield from tokenizer.decode_stream(latents, chunk)
+        yield from tokenizer.decode_stream(latents)
         return
     iterator = iter(latents)
-    while some := list(itertools.islice(iterator, chunk)):
+    while some := list(itertools.islice(iterator, IMAGES_AT_ONCE if block == 1 else block)):
         yield tokenizer.decode(torch.cat(some, dim=1))

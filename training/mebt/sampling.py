@@ -31,7 +31,6 @@ from training.sampling import Needs, Request, Sampler, resolve_options, sampler_
 
 STRATEGIES = ("confidence", "random", "parts")
 POSITIONS_AT_ONCE = 32768  # of all videos of a batch: bounds memory
-DECODED_AT_ONCE = 4  # latent frames
 
 
 @dataclass(frozen=True)
@@ -247,7 +246,7 @@ class MeBTSampler(Sampler):
         if stream is None or getattr(self.tokenizer, "norm", "") == "group":
             yield self.tokenizer.decode(codes)[:, :, skip:]
             return
-        for frames in stream([codes], DECODED_AT_ONCE):
+        for frames in stream([codes]):
             used = min(skip, frames.shape[2])
             skip -= used
             if used < frames.shape[2]:

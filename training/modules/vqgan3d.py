@@ -28,6 +28,9 @@ from training.modules.quantizers import Quantizer, make_quantizer
 
 Stride = tuple[int, int, int]  # frames, height, width
 
+# Latent frames that a stream decodes together: on a CPU more take more memory and little less time, on a GPU each piece
+# costs the launches of all kernels.
+LATENTS_AT_ONCE = {"cpu": 1, "cuda": 4}
 PADDINGS = ("replicate", "constant", "reflect", "circular")
 
 
@@ -298,14 +301,15 @@ class VQGAN3D(Autoencoder):
             if z is not None:
                 yield self.quantizer.encode(z)
 
-    def decode_stream(self, codes: Iterable[Tensor], chunk: int = 4) -> Iterator[Tensor]:
+    def decode_stream(self, codes: Iterable[Tensor], chunk: int | None = None) -> Iterator[Tensor]:
         """Decode pieces of codes (N, t_i, h, w), `chunk` latent frames at a time: yield frames (N, 3, T_i, H, W).
 
-        The frames are those of decoding all codes at once, in memory that does not grow with their number. Raises
-        `ValueError` for networks whose frames depend on all codes.
+        The frames are those of decoding all codes at once, in memory that does not grow with their number. By default
+        as many latent frames as suit the device. Raises `ValueError` for networks whose frames depend on all codes.
         """
         self._check_chunks("replicate")
-        return self._decode_stream(codes, chunk)
+        device = next(self.parameters()).device.type
+        return self._decode_stream(codes, LATENTS_AT_ONCE.get(device, 4) if chunk is None else chunk)
 
     def _decode_stream(self, codes: Iterable[Tensor], chunk: int) -> Iterator[Tensor]:
         layers = [Pointwise(self.post_vq_conv), *self.decoder.in_chunks()]
