@@ -8,7 +8,7 @@ python -m runs.shootout --train=data/shootout/train --val=data/shootout/val --ou
 
 A system takes part if its presets have a row `shootout`; they share the tokenizer of the preset of that name. The
 budget of each is CPU time of the training process from its first step on (--device=cuda: seconds), whatever else the
-machine does. Training stops after equal parts of the budget, the network is measured, and training continues. What is
+machine does; threads that wait for each other sleep, as else they would use it up beside other work. Training stops after equal parts of the budget, the network is measured, and training continues. What is
 finished is in OUT/parts and not done again: repeat the command to go on. OUT/results.jsonl has all of it.
 """
 
@@ -336,6 +336,7 @@ def takes_tokenizer(name: str) -> bool:
 def shoot(out: Path, settings: Settings) -> Path:
     """Train and measure all systems; return the file of results. What is finished is not done again."""
     s, results = settings, Results(out, settings)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of the commands, which count as CPU time what threads wait
     host_memory.keep_freed(torch.device(s.device))
     tokenizer = ""
     if any(takes_tokenizer(name) for name in s.systems):

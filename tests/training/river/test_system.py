@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
+from metrics.detectors import i3d
 from tests.ranks import run_ranks
 from tests.training.river import tiny
 from train import make_options
@@ -302,6 +304,27 @@ def test_refiner_resumes(path):
     for step in range(2, 4):
         second.step(iter([{"clip": tiny.clips(step, frames=4)}]), step)
     assert all(torch.equal(value, states(whole)[name]) for name, value in states(second).items())
+
+
+@pytest.mark.slow
+def test_the_loss_of_features_reaches_the_network(path):
+    """Its gradient is that of the same distance by other code: I3D applied to refined clips one at a time."""
+    system = refiner(path, clip_frames=10, perceptual_weight=0.1)
+    clips = tiny.clips(0, frames=10)[:2]
+    found = system.losses({"clip": clips})
+    assert torch.allclose(found["loss"], found["pixel_loss"] + 0.1 * found["perceptual_loss"])
+    parameters = [p for p in system.network.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(found["perceptual_loss"].sum(), parameters)
+    refined, true = system.refine(clips)
+    net, distances = i3d.load(), []
+    for number in range(2):
+        pair = [x[9 * number : 9 * number + 9].transpose(0, 1).unsqueeze(0) for x in (refined, true)]
+        ours, theirs = (net(F.interpolate(x, (9, 224, 224), mode="trilinear", align_corners=False)) for x in pair)
+        distances.append((ours - theirs.detach()).square().mean())
+    assert torch.allclose(found["perceptual_loss"], torch.stack(distances), rtol=1e-3)
+    wanted = torch.autograd.grad(torch.stack(distances).sum(), parameters)
+    ours, theirs = (torch.cat([x.flatten() for x in values]) for values in (gradients, wanted))
+    assert theirs.norm() > 0 and (ours - theirs).norm() < 0.02 * theirs.norm()  # rounding moves maxima of pooling
 
 
 def test_features_need_frames(path):
