@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from dnnlib import threads
 from dnnlib.util import format_time
 from metrics import families
 from metrics.protocols import EvalProtocol, protocols
@@ -123,6 +124,7 @@ def main(
     **values: Any,
 ) -> None:
     """See the module's docstring."""
+    threads.share_cores()
     import torch
 
     from metrics.inputs import Videos

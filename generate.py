@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dnnlib import threads
 from dnnlib.frames_out import SUFFIXES
 from dnnlib.util import format_time
 from training.command_line import (
@@ -221,6 +222,7 @@ def main(seed: int | None, seeds: list[int] | None, **arguments: Any) -> None:
 
 def _generate(given: Given, seeds: list[int], **arguments: Any) -> None:
     """Open the model, write the videos, and print the command that comes next."""
+    threads.share_cores()
     import torch
 
     from torch_utils import compilation, host_memory

@@ -22,6 +22,7 @@ from typing import Any
 
 import click
 
+from dnnlib import threads
 from dnnlib.text import quote
 from training import registry
 from training.command_line import (
@@ -177,6 +178,7 @@ def run(spec: Spec, preset: str, dry_run: bool, **given: Any) -> None:
 
     A run that a signal has stopped ends with 128 + its number.
     """
+    threads.share_cores()
     import torch
 
     from metrics import metric_main

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dnnlib import threads
 from training.command_line import AUTO, DEVICES, PRECISIONS, Given, as_help, check_device, model_options, take_model
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def main(port: int, host: str, **arguments: Any) -> None:
 
 def _run(given: Given, host: str, port: int, **arguments: Any) -> Session:
     """Open what was given and serve the page until told to stop; return the session, which is over."""
+    threads.share_cores()
     import torch
 
     from explorer.server import Handler, Server

@@ -7,9 +7,10 @@ bash runs/shootout.sh
 python -m runs.shootout --train=data/shootout/train --val=data/shootout/val --out=runs/shootout --minutes=20
 
 A system takes part if its presets have a row `shootout`; they share the tokenizer of the preset of that name. The
-budget of each is CPU time of the training process from its first step on (--device=cuda: seconds), whatever else the
-machine does; threads that wait for each other sleep, as else they would use it up beside other work. Training stops after equal parts of the budget, the network is measured, and training continues. What is
-finished is in OUT/parts and not done again: repeat the command to go on. OUT/results.jsonl has all of it.
+budget of each is CPU time of the training process from its first step on (--device=cuda: seconds). Threads that wait
+for each other sleep, so that other work on the machine does not use it up. Training stops after equal parts of the
+budget, the network is measured, and training continues. What is finished is in OUT/parts and not done again: repeat
+the command to go on. OUT/results.jsonl has all of it.
 """
 
 import dataclasses
