@@ -9,11 +9,23 @@ import torch
 from torch import Tensor
 
 
+# Operators that tell whether the processor has the instructions that oneDNN needs for a format.
+_SUPPORTED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+
+
 @functools.cache
-def has_onednn() -> bool:
-    """Return whether this build of torch has oneDNN's operators for linear layers, on a processor that they suit."""
-    operators = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    return operators and torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
+def has_onednn(dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether this build of torch has oneDNN's operators for linear layers, on a processor that they suit.
+
+    In half precision they raise an error on processors without AVX-512 or its successors, where PyTorch's own layers
+    are slow but work.
+    """
+    mkldnn, needed = torch.ops.mkldnn, ["_linear_pointwise", "_reorder_linear_weight"]
+    needed += [_SUPPORTED[dtype]] if dtype in _SUPPORTED else []
+    if not all(hasattr(mkldnn, name) for name in needed) or not torch.backends.mkldnn.is_available():
+        return False
+    suits = dtype not in _SUPPORTED or getattr(mkldnn, _SUPPORTED[dtype])()
+    return suits and platform.machine().lower() in ("x86_64", "amd64")
 
 
 @functools.cache

@@ -91,15 +91,15 @@ def pack_linears(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.M
     """Return a copy of a network for inference in `dtype`, whose large linear layers have packed weights.
 
     The network's other tensors are shared with the copy, or cast. The copy has no gradients and cannot be saved; make
-    a new one when the weights have changed. Small layers, other devices and builds of torch without the operators keep
-    `nn.Linear`, so that the result is the same up to rounding.
+    a new one when the weights have changed. Small layers, other devices, and builds of torch or processors without the
+    operators keep `nn.Linear`, so that the result is the same up to rounding.
     """
     tensors: dict[int, Tensor] = {id(tensor): tensor.detach() for tensor in network.buffers()}
     tensors |= {id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in network.parameters()}
     other = copy.deepcopy(network, dict(tensors)).eval()
     other = other if dtype == torch.float32 else other.to(dtype)
     device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
-    if device.type == "cpu" and has_onednn():
+    if device.type == "cpu" and has_onednn(dtype):
         originals = dict(network.named_modules())
         for name, layer in list(other.named_modules()):
             if isinstance(layer, nn.Linear) and layer.weight.numel() >= PACKED_WEIGHTS:

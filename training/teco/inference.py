@@ -111,7 +111,7 @@ def pack(part: nn.Module, half: str | None) -> nn.Module:
         if isinstance(module, Transformer):
             module.layers = nn.ModuleList(FastLayer(cast(TransformerLayer, layer)) for layer in module.layers)
     other = pack_linears(part)
-    if half is None:
+    if half is None or not has_onednn(HALF_FORMATS[half]):
         return other
     for name, layer in part.named_modules():
         if isinstance(layer, nn.Linear) and layer.weight.numel() >= PACKED_WEIGHTS:

@@ -209,6 +209,7 @@ def test_the_probe_measures(monkeypatch):
         assert 0.01 < precision._gain(shape) < 100
 
 
+@pytest.mark.skipif(not precision.cpu_has_bf16(), reason="bfloat16 is emulated, tens of times slower")
 def test_bf16_changes_frames_of_the_included_model_little():
     """Mean and largest difference in grey levels of a trained pair; where edges move, single pixels differ more."""
     sampler = open_sampler([ModelPath("labdoom-tiny")], {}, "cpu")

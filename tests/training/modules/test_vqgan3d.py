@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests import golden_files
-from torch_utils.precision import set_precision
+from torch_utils.precision import cpu_has_bf16, set_precision
 from training.modules.chunks import Pointwise, Residual, Windowed, cut, pad, push_all
 from training.modules.discriminators import PatchDiscriminator
 from training.modules.vqgan3d import VQGAN3D, SameConv3d, SameConvTranspose3d
@@ -197,6 +197,7 @@ def test_padding_by_blocks_is_that_of_torch(padding, mode):
     assert torch.equal(pad(x, padding, mode), torch.nn.functional.pad(x, padding, mode=mode))
 
 
+@pytest.mark.skipif(not cpu_has_bf16(), reason="bfloat16 is emulated, tens of times slower")
 @torch.no_grad()
 def test_half_precision_is_near_single_precision_in_chunks_too():
     torch.manual_seed(0)
