@@ -8,7 +8,6 @@ import platform
 import torch
 from torch import Tensor
 
-
 # Operators that tell whether the processor has the instructions that oneDNN needs for a format.
 _SUPPORTED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
