@@ -2,7 +2,7 @@
 
 The threads of OpenMP spin for milliseconds where one is done sooner than the others. That is fastest on free cores.
 Where other processes use the cores, the spinning threads keep the one that is waited for from running: training was
-several times slower (docs/performance.md). Threads that sleep instead cost a few percent on free cores.
+several times slower (docs/performance.md). On free cores threads that sleep cost about a tenth.
 """
 
 from __future__ import annotations
