@@ -51,6 +51,10 @@ class Autoencoder(MixedPrecision):
         """Return the frames, in the network's units, of latents: (N, C, t, h, w) -> (N, channels, T, H, W)."""
         raise NotImplementedError
 
+    def decoding_copy(self) -> Autoencoder:
+        """Return a network for decoding one frame after another: this one, or a copy that is faster at it."""
+        return self
+
     def in_chosen(self, function: Callable[[Tensor], Result], x: Tensor) -> Result:
         """Return function(x), computed in the half precision that was chosen, if any, and returned in single."""
         if self.half is None:

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torch_utils.precision import HALF_FORMATS
+from training.modules.autoencoder import Autoencoder
+from training.modules.linear import inference_copy
+from training.modules.packed_conv import pack_convolutions
 from training.modules.quantizers import Quantizer, make_quantizer
 from training.modules.vqgan2d import FrameAutoencoder, conv3
 
@@ -78,6 +83,14 @@ class ConvAutoencoder(FrameAutoencoder):
         last = self.decoder[-2]
         assert isinstance(last, nn.Conv2d)
         return last.weight
+
+    def decoding_copy(self) -> Autoencoder:
+        """See `Autoencoder.decoding_copy`: convolutions on a CPU have packed weights."""
+        other = inference_copy(self)
+        assert isinstance(other, ConvAutoencoder)
+        decoder = pack_convolutions(self.decoder, torch.float32 if self.half is None else HALF_FORMATS[self.half])
+        other.decoder = cast(nn.Sequential, decoder)
+        return other
 
     def encode_images(self, images: Tensor) -> Tensor:
         """See `FrameAutoencoder.encode_images`."""

@@ -73,3 +73,7 @@ class LatentVideo:
     def decode(self, z: Tensor) -> Tensor:
         """Quantize and decode latents: (N, T, C, h, w) -> (N, 3, T, H, W)."""
         return self.tokenizer.decode_latents(self.scale.restore(z).transpose(1, 2))
+
+    def for_decoding(self) -> LatentVideo:
+        """Return the same with a network that is faster at decoding one frame after another, where there is one."""
+        return LatentVideo(self.tokenizer.decoding_copy(), self.scale)

@@ -11,7 +11,8 @@ AMD's vector units. oneDNN keeps packed weights, but a call costs more, so that 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from torch_utils.onednn import has_onednn, is_amd, multiply
 PACKED_WEIGHTS = 1 << 18
 # Multiplications from which a product in training is faster, on processors where MKL is slow.
 TRAINED_PRODUCTS = 1 << 25
+Layer = TypeVar("Layer", bound=nn.Module)
 PACKED_ROWS = 64  # the layout that oneDNN chooses for this number of rows suits all others
 
 
@@ -94,17 +96,32 @@ def pack_linears(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.M
     a new one when the weights have changed. Small layers, other devices, and builds of torch or processors without the
     operators keep `nn.Linear`, so that the result is the same up to rounding.
     """
+    other = inference_copy(network, dtype)
+    device = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
+    if device.type == "cpu" and has_onednn(dtype):
+        replace(network, other, is_large, lambda layer: PackedLinear(layer, dtype))
+    return other
+
+
+def is_large(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return whether a layer is a linear one that is faster when packed."""
+    return isinstance(layer, nn.Linear) and layer.weight.numel() >= PACKED_WEIGHTS
+
+
+def inference_copy(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return a copy of a network without gradients, which shares its tensors, or has them in another `dtype`."""
     tensors: dict[int, Tensor] = {id(tensor): tensor.detach() for tensor in network.buffers()}
     tensors |= {id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in network.parameters()}
     other = copy.deepcopy(network, dict(tensors)).eval()
-    other = other if dtype == torch.float32 else other.to(dtype)
-    device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
-    if device.type == "cpu" and has_onednn(dtype):
-        originals = dict(network.named_modules())
-        for name, layer in list(other.named_modules()):
-            if isinstance(layer, nn.Linear) and layer.weight.numel() >= PACKED_WEIGHTS:
-                parent, _, child = name.rpartition(".")
-                original = originals[name]
-                assert isinstance(original, nn.Linear)
-                setattr(other.get_submodule(parent), child, PackedLinear(original, dtype))
-    return other
+    return other if dtype == torch.float32 else other.to(dtype)
+
+
+def replace(
+    network: nn.Module, other: nn.Module, is_meant: Callable[[nn.Module], TypeGuard[Layer]],
+    make: Callable[[Layer], nn.Module],
+) -> None:  # fmt: skip
+    """Put make(layer) in the place of each layer of a copy that is meant, where `layer` is that of the network."""
+    for name, layer in list(network.named_modules()):
+        if name and is_meant(layer):
+            parent, _, child = name.rpartition(".")
+            setattr(other.get_submodule(parent), child, make(layer))

@@ -135,8 +135,9 @@ class RiverSampler(Sampler):
             for video in aligned(self.refined(made, given[:, :, -1]), request.starts, request.num_frames, self.block):
                 yield {"video": video.transpose(1, 2).float()}
             return
+        latents = self.latents.for_decoding()
         for z in aligned(made, request.starts, request.num_frames, self.block):
-            yield {"video": self.latents.decode(z).float()}
+            yield {"video": latents.decode(z).float()}
 
     def rollout(self, request: Request, given: Tensor) -> Iterator[Tensor]:
         """Yield the latents of frames 0, 1, ... after those of the context (N, T, C, h, w): (N, C, h, w) each."""
@@ -155,8 +156,9 @@ class RiverSampler(Sampler):
     def refined(self, latents: Iterator[Tensor], previous: Tensor) -> Iterator[Tensor]:
         """Yield the refined frames of latents, each given the refined frame before it: (N, 3, H, W)."""
         assert self.refiner is not None
+        video = self.latents.for_decoding()
         for z in latents:
-            previous = self.refiner(previous, self.latents.decode(z.unsqueeze(1))[:, :, 0])
+            previous = self.refiner(previous, video.decode(z.unsqueeze(1))[:, :, 0])
             yield previous
 
 

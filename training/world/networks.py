@@ -19,6 +19,7 @@ from torch_utils.precision import HALF_FORMATS, MixedPrecision
 from training.modules.attention import attend
 from training.modules.latents import time_code
 from training.modules.linear import pack_linears
+from training.modules.packed_conv import PackedConv2d, can_pack
 from training.world.context import GEOMETRY
 
 
@@ -34,25 +35,16 @@ class CellConv(nn.Conv2d):
         return super().forward(input.transpose(1, 2).unflatten(2, self.grid)).flatten(2).transpose(1, 2)
 
 
-class PackedCellConv(nn.Module):
-    """`CellConv` for inference on few cells: a product of their surroundings with weights that are packed once.
-
-    A convolution of so few cells spends more time in packing its weights again than in computing.
-    """
+class PackedCellConv(PackedConv2d):
+    """`CellConv` for inference; the cells are an image with channels last, which is not copied."""
 
     def __init__(self, conv: CellConv):
-        super().__init__()
+        super().__init__(conv, conv.weight.dtype)
         self.grid = conv.grid
-        layer = nn.Linear(9 * conv.in_channels, conv.out_channels, device="meta")
-        layer.weight = nn.Parameter(conv.weight.detach().permute(0, 2, 3, 1).flatten(1), requires_grad=False)
-        layer.bias = nn.Parameter(cast(Tensor, conv.bias).detach(), requires_grad=False)
-        self.product = pack_linears(nn.Sequential(layer), conv.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
-        padded = F.pad(x.unflatten(1, self.grid), (0, 0, 1, 1, 1, 1))
-        around = padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)  # (N, h, w, 3, 3, C)
-        return self.product(around.flatten(3).flatten(1, 2))
+        """See `CellConv`."""
+        return super().forward(x.unflatten(1, self.grid).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class Block(nn.Module):
@@ -174,6 +166,6 @@ def inference_copy(network: WorldModel) -> WorldModel:
         other.block_dtype = torch.float32 if other.half is None else HALF_FORMATS[other.half]
         other.half = None
         other.blocks = cast(nn.ModuleList, pack_linears(other.blocks, other.block_dtype))
-        for block in other.blocks:
+        for block in other.blocks if can_pack(other.blocks, other.block_dtype) else ():
             block.conv = PackedCellConv(cast(CellConv, block.conv))
     return other

@@ -153,9 +153,9 @@ class WorldSampler(Sampler):
         assert min(request.starts) >= 0, "a rollout begins at frame 0"
         given = request.prompt.frames(-self.needs.past, self.needs.past, self.size)
         given = given.to(next(self.latents.tokenizer.parameters())).expand(len(request.seeds), -1, -1, -1, -1)
-        made = self.rollout(request, self.latents.encode(given))
+        made, latents = self.rollout(request, self.latents.encode(given)), self.latents.for_decoding()
         for z in aligned(made, request.starts, request.num_frames, self.block):
-            yield {"video": self.latents.decode(z).float()}
+            yield {"video": latents.decode(z).float()}
 
     def rollout(self, request: Request, given: Tensor) -> Iterator[Tensor]:
         """Yield the latents of frames 0, 1, ... after those of the context (N, T, C, h, w): (N, C, h, w) each."""
