@@ -1,6 +1,6 @@
 """Generate videos of any length from a trained model, straight to files.
 
-# Ten seconds of the included model
+# Five seconds of the included world model
 python generate.py --outdir=outputs --seed=1
 
 # A model of your own; repeat --model where a model is several files
@@ -25,7 +25,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -243,9 +243,7 @@ def _generate(given: Given, seeds: list[int], **arguments: Any) -> None:
         raise click.BadParameter(f"nothing can be compiled here: {reason}, or leave it out", param_hint="--compile")
     try:
         sampler = _open(given, device, arguments["precision"], arguments["trust"])
-        if sampler.needs.frames and not given.contexts and not arguments["context"]:
-            arguments["context"] = _start(given, seeds[0])
-        prompt = _prompt(sampler, given, **arguments)
+        prompt = _prompt(sampler, given, seeds, **arguments)
         plan = _plan(sampler, prompt, given, **arguments)
         with contextlib.closing(prompt), compilation.compiled(arguments["compiles"]):
             stopper = _write(sampler, seeds, plan, prompt)
@@ -299,32 +297,36 @@ def _open(given: Given, device: str, precision: str, trust: bool) -> Sampler:
     return sampler
 
 
-def _start(given: Given, seed: int) -> str | None:
-    """Return the clip of the dataset beside the model that a video of this seed begins with; None without a dataset."""
-    from training.data.dataset import ClipDataset
-    from training.data.footage import dataset_sizes
-    from training.data.given_prompt import starts_beside
-
-    root = starts_beside(given.models)
-    if root is None:
-        return None
-    clips = ClipDataset(root, dataset_sizes(root)[:1]).clips
-    context = f"{root}:{clips[seed % len(clips)].path}"
-    click.echo(f"Begins with {context}", err=True)
-    return context
-
-
-def _prompt(sampler: Sampler, given: Given, **arguments: Any) -> Prompt:
+def _prompt(sampler: Sampler, given: Given, seeds: Sequence[int], **arguments: Any) -> Prompt:
     """Return what is given to the sampler."""
-    from training.data.given_prompt import make_prompt
+    from training.data.given_prompt import make_prompt, starts_beside
 
     contexts = [*given.contexts, *([arguments["context"]] if arguments["context"] else [])]
     if len(contexts) > 1:
         raise ValueError(f"{' and '.join(contexts)} are two contexts: give one")
-    context, length = (contexts[0] if contexts else None), arguments["length"]
+    length = arguments["length"]
     streams = {name: arguments[name] for name in ("actions", "audio") if arguments[name]}
     num_frames = None if length in (None, float("inf")) else arguments["start"] + length
-    return make_prompt(sampler, context, streams, arguments["label"], arguments["text"], arguments["fps"], num_frames)
+
+    def prompt(context: str | None) -> Prompt:
+        return make_prompt(
+            sampler, context, streams, arguments["label"], arguments["text"], arguments["fps"], num_frames
+        )
+
+    starts = starts_beside(given.models) if sampler.needs.frames and not contexts else None
+    return prompt(contexts[0] if contexts else None) if starts is None else _begin(starts, seeds, prompt)
+
+
+def _begin(root: str, seeds: Sequence[int], make: Callable[[str], Prompt]) -> Prompt:
+    """Return the prompt of videos that begin with clips of the dataset beside the model, which seeds choose."""
+    from training.data.dataset import ClipDataset
+    from training.data.footage import dataset_sizes
+    from training.data.prompts import SeededPrompt
+
+    clips = ClipDataset(root, dataset_sizes(root)[:1]).clips
+    numbers = dict.fromkeys(seed % len(clips) for seed in seeds)
+    click.echo(f"Begins with {', '.join(clips[number].path for number in numbers)} of {root}", err=True)
+    return SeededPrompt({number: make(f"{root}:{clips[number].path}") for number in numbers}, len(clips))
 
 
 def _plan(sampler: Sampler, prompt: Prompt, given: Given, **arguments: Any) -> VideoPlan:

@@ -52,7 +52,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 # The included models, each NAME.pkl or NAME-ROLE.pkl beside its model card.
 MODELS = Path(__file__).parents[1] / "models"
-DEFAULT_MODEL = "labdoom-tiny"  # used if no model is given
+DEFAULT_MODEL = "labdoom-walk"  # used if no model is given
 
 
 # ----------------------------------------------------------------------------

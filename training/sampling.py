@@ -67,6 +67,10 @@ class Prompt:
         """
         return self.stream(name, start, count)
 
+    def of(self, seeds: Sequence[int]) -> Prompt:
+        """Return the prompt of the videos of these seeds, by default this one."""
+        return self
+
     def close(self) -> None:
         """Release files and processes; the prompt gives nothing afterwards."""
 

@@ -160,7 +160,7 @@ def stream(sampler: Sampler, seeds: Sequence[int], plan: VideoPlan, prompt: Prom
     size = min(plan.batch, sampler.max_batch or plan.batch)
 
     def draw(group: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
-        for chunk in sampler.frames(Request(group, plan.start, plan.num_frames, prompt)):
+        for chunk in sampler.frames(Request(group, plan.start, plan.num_frames, prompt.of(group))):
             yield {name: quantize(frames).cpu().numpy() for name, frames in chunk.items()}
 
     groups = [draw(seeds[first : first + size]) for first in range(0, len(seeds), size)]

@@ -38,6 +38,56 @@ PIECE_FRAMES = 8  # maximum number of frames that `followed_frames` requests at 
 
 
 # ----------------------------------------------------------------------------
+# One for each video.
+
+
+class JoinedPrompt(Prompt):
+    """A prompt for several videos, from one for each."""
+
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self.prompts, first = list(prompts), prompts[0]
+        self.label, self.text, self.fps = first.label, first.text, first.fps
+        self.limit = min((prompt.limit for prompt in prompts if prompt.limit is not None), default=None)
+
+    def frames(self, start: Start, count: int, size: Size) -> Tensor:
+        """See `Prompt.frames`; as many of all videos as the shortest has."""
+        videos = [prompt.frames(first, count, size) for prompt, first in self._firsts(start)]
+        shortest = min(video.shape[2] for video in videos)
+        return torch.cat([video[:, :, :shortest] for video in videos])
+
+    def stream(self, name: str, start: Start, count: int) -> Tensor:
+        """See `Prompt.stream`."""
+        return torch.cat([prompt.stream(name, first, count) for prompt, first in self._firsts(start)])
+
+    def padded_stream(self, name: str, start: Start, count: int) -> Tensor:
+        """See `Prompt.padded_stream`."""
+        return torch.cat([prompt.padded_stream(name, first, count) for prompt, first in self._firsts(start)])
+
+    def _firsts(self, start: Start) -> Iterator[tuple[Prompt, int]]:
+        return zip(self.prompts, starts_of(start, len(self.prompts)), strict=True)
+
+
+class SeededPrompt(JoinedPrompt):
+    """Several prompts, of which the seed of a video chooses its own: that of number seed modulo their number.
+
+    `prompts` are those that are in use, by number.
+    """
+
+    def __init__(self, prompts: Mapping[int, Prompt], number: int) -> None:
+        super().__init__(list(prompts.values()))
+        self.by_number, self.number = prompts, number
+
+    def of(self, seeds: Sequence[int]) -> Prompt:
+        """See `Prompt.of`."""
+        return JoinedPrompt([self.by_number[seed % self.number] for seed in seeds])
+
+    def close(self) -> None:
+        """See `Prompt.close`."""
+        for prompt in self.prompts:
+            prompt.close()
+
+
+# ----------------------------------------------------------------------------
 # Clips of footage.
 
 
