@@ -416,7 +416,6 @@ function listen() {
   addEventListener("pagehide", () => navigator.sendBeacon(`api/close?${new URLSearchParams({ tab })}`));
   new ResizeObserver(fit).observe($("stage"));
   addEventListener("resize", fit);
-  document.body.classList.add("sharp");
 }
 
 async function main() {
