@@ -147,7 +147,7 @@ class Progress:
 @click.option("--outdir", help="Where the files go", required=True, type=click.Path(path_type=Path, file_okay=False))
 @click.option("--seed", help="Which video", type=int)
 @click.option("--seeds", help="Several videos: 0-15 or 0,3,7", type=Parsed("LIST", parse_seeds))
-@model_options("model", "context", "save", "option")
+@model_options("model", "context", "save", "option", default="an included one")
 @click.option(
     "--context",
     help="Video that the model continues or transforms: a video, an npz file, a folder of pictures, "

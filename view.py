@@ -42,7 +42,7 @@ POLL_SEC = 0.1  # how often the main thread, and that of the server, look whethe
 
 
 @click.command(help=as_help(__doc__))
-@model_options("model")
+@model_options("model", default="the included ones")
 @click.option("--context", help="Video that the model continues or transforms, as for generate.py", metavar="PATH")
 @click.option("--actions", help="Actions of the frames, as for generate.py", metavar="FILE")
 @click.option("--port", help="Where the page is; 0: any that is free", default=8008, show_default=True, type=int)

@@ -151,12 +151,16 @@ class Given:
     roles: dict[str, str] = field(default_factory=dict)  # models given by an alias: role -> path
 
 
-def model_options(*targets: str) -> Callable[[Command], Command]:
-    """Return a decorator that adds --model, -o and the aliases whose target begins with one of `targets`."""
+def model_options(*targets: str, default: str = "") -> Callable[[Command], Command]:
+    """Return a decorator that adds --model, -o and the aliases whose target begins with one of `targets`.
+
+    `default` says which model is used if none is given, if any is.
+    """
+    default = default and f"  [default: {default}]"
     options = [
         click.option(
             "--model", "models", multiple=True, metavar="PATH|URL|NAME",
-            help="File of a model; repeat it where a model is several files  [default: the included model]",
+            help=f"File of a model; repeat it where a model is several files{default}",
         ),
         click.option(
             "-o", "assignments", multiple=True, metavar="NAME=VALUE", type=Parsed("NAME=VALUE", parse_assignment),
