@@ -25,7 +25,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -299,7 +299,7 @@ def _open(given: Given, device: str, precision: str, trust: bool) -> Sampler:
 
 def _prompt(sampler: Sampler, given: Given, seeds: Sequence[int], **arguments: Any) -> Prompt:
     """Return what is given to the sampler."""
-    from training.data.given_prompt import make_prompt, starts_beside
+    from training.data.given_prompt import begin_with, make_prompt, starts_beside
 
     contexts = [*given.contexts, *([arguments["context"]] if arguments["context"] else [])]
     if len(contexts) > 1:
@@ -313,20 +313,12 @@ def _prompt(sampler: Sampler, given: Given, seeds: Sequence[int], **arguments: A
             sampler, context, streams, arguments["label"], arguments["text"], arguments["fps"], num_frames
         )
 
+    def begin(context: str) -> Prompt:
+        click.echo(f"Begins with {context}", err=True)
+        return prompt(context)
+
     starts = starts_beside(given.models) if sampler.needs.frames and not contexts else None
-    return prompt(contexts[0] if contexts else None) if starts is None else _begin(starts, seeds, prompt)
-
-
-def _begin(root: str, seeds: Sequence[int], make: Callable[[str], Prompt]) -> Prompt:
-    """Return the prompt of videos that begin with clips of the dataset beside the model, which seeds choose."""
-    from training.data.dataset import ClipDataset
-    from training.data.footage import dataset_sizes
-    from training.data.prompts import SeededPrompt
-
-    clips = ClipDataset(root, dataset_sizes(root)[:1]).clips
-    numbers = dict.fromkeys(seed % len(clips) for seed in seeds)
-    click.echo(f"Begins with {', '.join(clips[number].path for number in numbers)} of {root}", err=True)
-    return SeededPrompt({number: make(f"{root}:{clips[number].path}") for number in numbers}, len(clips))
+    return prompt(contexts[0] if contexts else None) if starts is None else begin_with(starts, begin, seeds)
 
 
 def _plan(sampler: Sampler, prompt: Prompt, given: Given, **arguments: Any) -> VideoPlan:

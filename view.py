@@ -72,7 +72,7 @@ def main(port: int, host: str, **arguments: Any) -> None:
     click.echo("\nStopped.")
     flags = [*([] if given.models else [f"--model={next(iter(session.models))}"]), *given.flags]
     flags += [f"--{name}={arguments[name]}" for name in ("context", "actions") if arguments[name]]
-    click.echo(f"Next: python generate.py --outdir=outputs --seed=0 --len=301 {shlex.join(flags)}")
+    click.echo(f"Next: python generate.py --outdir=outputs --seed=0 {shlex.join(flags)}")
     if not session.has_stopped:  # a network is still at work, in a thread that cannot be interrupted
         sys.stdout.flush()
         os._exit(0)

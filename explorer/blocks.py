@@ -226,15 +226,16 @@ class Model:
 
         Where the stage before it is a rollout, its first frame stands in for those before it.
         """
+        given = self.prompt.of([name.seed])
         if name.stage == 0:
-            return self.prompt
+            return given
         stages, previous = self.stages(name.options), name._replace(stage=name.stage - 1, output=FLOATS)
         step, first = block_size(stages, previous.stage), name.number * size - stage.needs.past
         num_missing = 0 if stages[previous.stage].random_access else max(0, -first)
         count = size + stage.needs.past + stage.needs.future - num_missing
         blocks = yield from self.blocks(previous, first + num_missing, count)
         window = torch.cat([*[blocks[0][:1]] * num_missing, *blocks]).transpose(0, 1).contiguous()[None]
-        return StagePrompt(window, (first + num_missing) // step * step - num_missing, self.prompt)
+        return StagePrompt(window, (first + num_missing) // step * step - num_missing, given)
 
     def _roll(self, stage: Sampler, name: BlockName) -> Steps[Any]:
         """Return a block of a rollout, which is continued from where it is, or else begun again.
@@ -252,7 +253,8 @@ class Model:
             if rollout is None or rollout.number > name.number:
                 rollout = self._rollouts.get(key)
             if rollout is None or rollout.number > name.number:
-                rollout = Rollout(stage.frames(Request([name.seed], 0, None, self.prompt)), stage.block)
+                prompt = self.prompt.of([name.seed])
+                rollout = Rollout(stage.frames(Request([name.seed], 0, prompt.limit, prompt)), stage.block)
             self._remember(key, rollout)
             try:
                 made = rollout.advance()

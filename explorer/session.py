@@ -27,7 +27,7 @@ from explorer.views import About, View, check_sampler, compose, describe
 from explorer.worker import Busy, Cancelled, Result, Steps, Task, Worker
 from torch_utils.precision import set_precision
 from training import network_file
-from training.data.given_prompt import make_prompt, starts_beside
+from training.data.given_prompt import begin_with, make_prompt, starts_beside
 from training.network_file import ModelPath
 from training.sampling import Prompt, Sampler, open_sampler
 
@@ -105,13 +105,18 @@ class PromptFiles:
     context: str | None = None
     actions: str | None = None
 
-    def open(self, sampler: Sampler) -> Prompt:
-        """Return the prompt of a sampler. Raises `ValueError` for files that cannot be read or do not suit it."""
+    def open(self, sampler: Sampler, starts: str | None = None) -> Prompt:
+        """Return the prompt of a sampler; without a context its videos begin with clips of the dataset `starts`.
+
+        Raises `ValueError` for files that cannot be read or do not suit it.
+        """
         if self.context is not None and not sampler.needs.frames:
             raise ValueError("a context was given, but the model takes none: leave out --context")
+        streams = {} if self.actions is None else {"actions": Path(self.actions)}
+        if self.context is None and starts is not None and sampler.needs.frames:
+            return begin_with(starts, lambda context: make_prompt(sampler, context, streams))
         if self.context is None and self.actions is None:
             return Prompt()
-        streams = {} if self.actions is None else {"actions": Path(self.actions)}
         return make_prompt(sampler, self.context, streams)
 
 
@@ -192,7 +197,7 @@ class Session:
         sampler = yield from self.load(name)
         if name not in self._opened:
             try:
-                prompt = self.prompt or (self.prompt_files or PromptFiles()).open(sampler)
+                prompt = self.prompt or (self.prompt_files or PromptFiles()).open(sampler, self._starts_beside(name))
                 check_sampler(sampler, name, prompt)
             except ValueError as error:
                 hint = "; or steer it: see Play" if is_steered(sampler) else ""
@@ -227,7 +232,10 @@ class Session:
             return None, self.prompt
         if files.context is not None:
             return (files.context, None) if files.actions is None else (None, files.open(sampler))
-        return starts_beside([file for file in self.models[name].files if isinstance(file, str | ModelPath)]), None
+        return self._starts_beside(name), None
+
+    def _starts_beside(self, name: str) -> str | None:
+        return starts_beside([file for file in self.models[name].files if isinstance(file, str | ModelPath)])
 
     def frames(self, view: View, start: int, count: int) -> Steps[np.ndarray]:
         """Return frames [start, start + count) of a view, fewer where a video ends: uint8 (T, height, width, 3)."""

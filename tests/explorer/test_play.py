@@ -17,7 +17,7 @@ from explorer import play, starts, walks
 from explorer.actions import ActionSpace, action_space, bindings
 from explorer.session import Entry, PromptFiles
 from explorer.walks import SteeredPrompt
-from tests.explorer.helpers import ask, ask_json, serving_entries, unpack, until
+from tests.explorer.helpers import ask, ask_json, error_of, frames_of, serving_entries, unpack, until
 from tests.explorer.steered import NAMES, PAST, SIZE, TURN, RingSampler, registered, scene, shift_between, write_dataset
 from tests.explorer.toys import Given
 from tests.explorer.toys import registered as registered_toys
@@ -302,6 +302,13 @@ def test_a_dataset_beside_the_model_gives_starts(paths, tmp_path):
     write_dataset(tmp_path / "mine.starts")
     with serving_entries([Entry("mine", (str(tmp_path / "mine.pkl"),))]) as session:
         assert ask_json(session, "/api/play/model", model="mine")["starts"][0] == "walk/0"
+        # Its videos, which are not steered, begin with the clip of their seed, and end with its actions.
+        for seed in (0, 1, 4):
+            frames = frames_of(session, 0, 9, model="mine", seed=seed)
+            first = np.roll(scene(seed % 3), PAST * TURN + seed, axis=1)
+            assert len(frames) == 5 and np.abs(frames[0].astype(int) - first).mean() < 6
+            error = error_of(session, model="mine", seed=seed, start=5, count=1)
+            assert error == "the video ends before frame 5: use a frame before it"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -11,8 +11,8 @@ import numpy as np
 from dnnlib.text import escape
 from training import network_file
 from training.data.dataset import ASSUMED_FPS, ClipDataset
-from training.data.footage import is_dataset
-from training.data.prompts import ClipPrompt, FilePrompt, StreamReader, open_prompt
+from training.data.footage import dataset_sizes, is_dataset
+from training.data.prompts import ClipPrompt, FilePrompt, SeededPrompt, StreamReader, open_prompt
 from training.data.spectrograms import read_sound
 from training.data.stream_prompts import with_streams
 from training.data.streams import AUDIO, read_stream_file
@@ -27,6 +27,15 @@ def starts_beside(models: Sequence[str | ModelPath]) -> str | None:
         if beside.is_dir() and is_dataset(beside):
             return str(beside)
     return None
+
+
+def begin_with(root: str, make: Callable[[str], Prompt], seeds: Sequence[int] = (0,)) -> SeededPrompt:
+    """Return the prompt of videos that begin with clips of a dataset, which seeds choose.
+
+    `make` returns the prompt of a context, and `seeds` are those that are known to be used.
+    """
+    clips = ClipDataset(root, dataset_sizes(root)[:1]).clips
+    return SeededPrompt(lambda number: make(f"{root}:{clips[number].path}"), len(clips), seeds)
 
 
 def make_prompt(

@@ -67,23 +67,38 @@ class JoinedPrompt(Prompt):
         return zip(self.prompts, starts_of(start, len(self.prompts)), strict=True)
 
 
-class SeededPrompt(JoinedPrompt):
-    """Several prompts, of which the seed of a video chooses its own: that of number seed modulo their number.
+class SeededPrompt(Prompt):
+    """Several prompts, of which the seed of a video chooses its own: that of number seed modulo `count`.
 
-    `prompts` are those that are in use, by number.
+    `make` opens the prompt of a number, when a video needs it. Without seeds, and in its attributes, this is the prompt
+    of `seeds`.
     """
 
-    def __init__(self, prompts: Mapping[int, Prompt], number: int) -> None:
-        super().__init__(list(prompts.values()))
-        self.by_number, self.number = prompts, number
+    def __init__(self, make: Callable[[int], Prompt], count: int, seeds: Sequence[int] = (0,)) -> None:
+        self.make, self.count = make, count
+        self._opened: dict[int, Prompt] = {}
+        self._own = first = self.of(seeds)
+        self.label, self.text, self.fps, self.limit = first.label, first.text, first.fps, first.limit
 
     def of(self, seeds: Sequence[int]) -> Prompt:
         """See `Prompt.of`."""
-        return JoinedPrompt([self.by_number[seed % self.number] for seed in seeds])
+        numbers = [seed % self.count for seed in seeds]
+        for number in numbers:
+            if number not in self._opened:
+                self._opened[number] = self.make(number)
+        return JoinedPrompt([self._opened[number] for number in numbers])
+
+    def frames(self, start: Start, count: int, size: Size) -> Tensor:
+        """See `Prompt.frames`."""
+        return self._own.frames(start, count, size)
+
+    def stream(self, name: str, start: Start, count: int) -> Tensor:
+        """See `Prompt.stream`."""
+        return self._own.stream(name, start, count)
 
     def close(self) -> None:
         """See `Prompt.close`."""
-        for prompt in self.prompts:
+        for prompt in self._opened.values():
             prompt.close()
 
 
