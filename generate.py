@@ -147,7 +147,7 @@ class Progress:
 @click.option("--outdir", help="Where the files go", required=True, type=click.Path(path_type=Path, file_okay=False))
 @click.option("--seed", help="Which video", type=int)
 @click.option("--seeds", help="Several videos: 0-15 or 0,3,7", type=Parsed("LIST", parse_seeds))
-@model_options("model", "context", "save", "option", default="an included one")
+@model_options("model", "context", "save", "option", default="an included one, without --context")
 @click.option(
     "--context",
     help="Video that the model continues or transforms: a video, an npz file, a folder of pictures, "
@@ -317,7 +317,7 @@ def _prompt(sampler: Sampler, given: Given, seeds: Sequence[int], **arguments: A
         click.echo(f"Begins with {context}", err=True)
         return prompt(context)
 
-    starts = starts_beside(given.models) if sampler.needs.frames and not contexts else None
+    starts = starts_beside(given.models, sampler) if not contexts else None
     return prompt(contexts[0] if contexts else None) if starts is None else begin_with(starts, begin, seeds)
 
 

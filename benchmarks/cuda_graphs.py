@@ -43,7 +43,7 @@ def make_world(batch: int, device: str, quick: bool = False) -> tuple[nn.Module,
     return network, [x, level + 0.4, seen, geometry, level, actions, actions == 0]
 
 
-NETWORKS = {"RIVER, 64x64": (make_river, river.inference_copy), "world, 48x64": (make_world, world.inference_copy)}
+NETWORKS = {"RIVER, 64x64": (make_river, river.prepare), "world, 48x64": (make_world, world.prepare)}
 
 
 def evaluate(network: nn.Module, arguments: list[torch.Tensor]) -> None:

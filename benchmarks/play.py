@@ -189,7 +189,7 @@ def choose(session: Session) -> str:
 
 
 @click.command(help="Time steering through the explorer's server: frames a second, time from a key to its picture.")
-@model_options("model")
+@model_options("model", default="the included ones")
 @click.option("--context", help="Dataset whose clips walks begin from, as for view.py", metavar="PATH")
 @click.option("--steps", help="Steps of each player", type=click.IntRange(min=1), default=300, show_default=True)
 @click.option(

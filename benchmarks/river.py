@@ -27,7 +27,7 @@ from training.contract import Run
 from training.modules.vqgan2d import VQGAN2D
 from training.network_file import save_network
 from training.river.draws import draw_sample, flow_losses
-from training.river.networks import Layer, VectorField, inference_copy
+from training.river.networks import Layer, VectorField, prepare
 from training.river.options import RiverTrainOptions
 from training.river.system import River
 
@@ -92,10 +92,10 @@ def time_evaluation(rounds: int) -> None:
     reference = published(field)
     x, ref, condition = torch.randn(3, 1, CHANNELS, *GRID)
     arguments = (x, ref, condition, torch.tensor([3]), torch.tensor([0.4]))
-    contestants = {"fp32": inference_copy(field)}
+    contestants = {"fp32": prepare(field)}
     if cpu_has_bf16():
         set_precision([field], "bf16")
-        contestants["bf16"] = inference_copy(field)
+        contestants["bf16"] = prepare(field)
     expected = reference(*arguments)
     for name, network in contestants.items():
         error = (network(*arguments) - expected).norm() / expected.norm()

@@ -245,6 +245,11 @@ class Model:
         """
         assert name.stage == 0 and name.number >= 0, "only the first stage may be a rollout, from frame 0 on"
         key, goal = name._replace(output=FLOATS, number=0), (name.number + 1) * stage.block
+        prompt = self.prompt.of([name.seed])
+        if prompt.limit is not None:
+            if name.number * stage.block >= prompt.limit:
+                raise ValueError(f"the video ends at frame {prompt.limit}: use a frame before it")
+            goal = min(goal, prompt.limit)
         rollout: Rollout | None = None
         while True:
             found = self.cache.get(name)
@@ -253,7 +258,6 @@ class Model:
             if rollout is None or rollout.number > name.number:
                 rollout = self._rollouts.get(key)
             if rollout is None or rollout.number > name.number:
-                prompt = self.prompt.of([name.seed])
                 rollout = Rollout(stage.frames(Request([name.seed], 0, prompt.limit, prompt)), stage.block)
             self._remember(key, rollout)
             try:

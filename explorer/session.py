@@ -113,7 +113,7 @@ class PromptFiles:
         if self.context is not None and not sampler.needs.frames:
             raise ValueError("a context was given, but the model takes none: leave out --context")
         streams = {} if self.actions is None else {"actions": Path(self.actions)}
-        if self.context is None and starts is not None and sampler.needs.frames:
+        if self.context is None and starts is not None:
             return begin_with(starts, lambda context: make_prompt(sampler, context, streams))
         if self.context is None and self.actions is None:
             return Prompt()
@@ -197,7 +197,8 @@ class Session:
         sampler = yield from self.load(name)
         if name not in self._opened:
             try:
-                prompt = self.prompt or (self.prompt_files or PromptFiles()).open(sampler, self._starts_beside(name))
+                files, starts = self.prompt_files or PromptFiles(), self._starts_beside(name, sampler)
+                prompt = self.prompt or files.open(sampler, starts)
                 check_sampler(sampler, name, prompt)
             except ValueError as error:
                 hint = "; or steer it: see Play" if is_steered(sampler) else ""
@@ -232,10 +233,10 @@ class Session:
             return None, self.prompt
         if files.context is not None:
             return (files.context, None) if files.actions is None else (None, files.open(sampler))
-        return self._starts_beside(name), None
+        return self._starts_beside(name, sampler), None
 
-    def _starts_beside(self, name: str) -> str | None:
-        return starts_beside([file for file in self.models[name].files if isinstance(file, str | ModelPath)])
+    def _starts_beside(self, name: str, sampler: Sampler) -> str | None:
+        return starts_beside([file for file in self.models[name].files if isinstance(file, str | ModelPath)], sampler)
 
     def frames(self, view: View, start: int, count: int) -> Steps[np.ndarray]:
         """Return frames [start, start + count) of a view, fewer where a video ends: uint8 (T, height, width, 3)."""

@@ -20,8 +20,13 @@ from training.network_file import ModelPath
 from training.sampling import Prompt, Sampler
 
 
-def starts_beside(models: Sequence[str | ModelPath]) -> str | None:
-    """Return the dataset NAME.starts beside a model's file NAME.pkl, whose clips begin its videos; None without."""
+def starts_beside(models: Sequence[str | ModelPath], sampler: Sampler) -> str | None:
+    """Return the dataset NAME.starts beside a model's file NAME.pkl, whose clips begin its videos.
+
+    Returns None if there is none, or if the sampler does not continue videos.
+    """
+    if sampler.needs.follows or not sampler.needs.frames:
+        return None
     for item in [item for model in models for item in network_file.expand(model)]:
         beside = Path(item.path).with_suffix(".starts")
         if beside.is_dir() and is_dataset(beside):
@@ -35,6 +40,8 @@ def begin_with(root: str, make: Callable[[str], Prompt], seeds: Sequence[int] = 
     `make` returns the prompt of a context, and `seeds` are those that are known to be used.
     """
     clips = ClipDataset(root, dataset_sizes(root)[:1]).clips
+    if not clips:
+        raise ValueError(f"{root} has no clips, of which videos could begin with one: add some, or give a context")
     return SeededPrompt(lambda number: make(f"{root}:{clips[number].path}"), len(clips), seeds)
 
 

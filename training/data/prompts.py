@@ -35,6 +35,7 @@ from training.sampling import Needs, Prompt, Sampler, Start, starts_of
 StreamReader = Callable[[int, int, int], np.ndarray]
 
 PIECE_FRAMES = 8  # maximum number of frames that `followed_frames` requests at once
+MAX_OPEN = 16  # prompts of seeds
 
 
 # ----------------------------------------------------------------------------
@@ -50,10 +51,8 @@ class JoinedPrompt(Prompt):
         self.limit = min((prompt.limit for prompt in prompts if prompt.limit is not None), default=None)
 
     def frames(self, start: Start, count: int, size: Size) -> Tensor:
-        """See `Prompt.frames`; as many of all videos as the shortest has."""
-        videos = [prompt.frames(first, count, size) for prompt, first in self._firsts(start)]
-        shortest = min(video.shape[2] for video in videos)
-        return torch.cat([video[:, :, :shortest] for video in videos])
+        """See `Prompt.frames`."""
+        return torch.cat([prompt.frames(first, count, size) for prompt, first in self._firsts(start)])
 
     def stream(self, name: str, start: Start, count: int) -> Tensor:
         """See `Prompt.stream`."""
@@ -70,23 +69,30 @@ class JoinedPrompt(Prompt):
 class SeededPrompt(Prompt):
     """Several prompts, of which the seed of a video chooses its own: that of number seed modulo `count`.
 
-    `make` opens the prompt of a number, when a video needs it. Without seeds, and in its attributes, this is the prompt
-    of `seeds`.
+    `make` opens the prompt of a number. `of` gives those of other seeds; read directly, this is the prompt of the first
+    of `seeds`, and `limit` is the shortest of theirs.
     """
 
     def __init__(self, make: Callable[[int], Prompt], count: int, seeds: Sequence[int] = (0,)) -> None:
         self.make, self.count = make, count
-        self._opened: dict[int, Prompt] = {}
-        self._own = first = self.of(seeds)
-        self.label, self.text, self.fps, self.limit = first.label, first.text, first.fps, first.limit
+        self._recent: collections.OrderedDict[int, Prompt] = collections.OrderedDict()
+        limits = [self._one(number).limit for number in dict.fromkeys(seed % count for seed in seeds)]
+        self.limit = min((limit for limit in limits if limit is not None), default=None)
+        self._own = self._one(seeds[0] % count)
+        self.label, self.text, self.fps = self._own.label, self._own.text, self._own.fps
 
     def of(self, seeds: Sequence[int]) -> Prompt:
         """See `Prompt.of`."""
-        numbers = [seed % self.count for seed in seeds]
-        for number in numbers:
-            if number not in self._opened:
-                self._opened[number] = self.make(number)
-        return JoinedPrompt([self._opened[number] for number in numbers])
+        return JoinedPrompt([self._one(seed % self.count) for seed in seeds])
+
+    def _one(self, number: int) -> Prompt:
+        """Return a prompt; few are kept, for each holds files open."""
+        if number not in self._recent:
+            self._recent[number] = self.make(number)
+        self._recent.move_to_end(number)
+        if len(self._recent) > MAX_OPEN:
+            self._recent.popitem(last=False)
+        return self._recent[number]
 
     def frames(self, start: Start, count: int, size: Size) -> Tensor:
         """See `Prompt.frames`."""
@@ -96,9 +102,13 @@ class SeededPrompt(Prompt):
         """See `Prompt.stream`."""
         return self._own.stream(name, start, count)
 
+    def padded_stream(self, name: str, start: Start, count: int) -> Tensor:
+        """See `Prompt.padded_stream`."""
+        return self._own.padded_stream(name, start, count)
+
     def close(self) -> None:
         """See `Prompt.close`."""
-        for prompt in self._opened.values():
+        for prompt in self._recent.values():
             prompt.close()
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from torch_utils.precision import HALF_FORMATS
 from training.modules.autoencoder import Autoencoder
-from training.modules.linear import inference_copy
+from training.modules.inference import inference_copy
 from training.modules.packed_conv import pack_convolutions
 from training.modules.quantizers import Quantizer, make_quantizer
 from training.modules.vqgan2d import FrameAutoencoder, conv3
@@ -87,7 +87,6 @@ class ConvAutoencoder(FrameAutoencoder):
     def decoding_copy(self) -> Autoencoder:
         """See `Autoencoder.decoding_copy`: convolutions on a CPU have packed weights."""
         other = inference_copy(self)
-        assert isinstance(other, ConvAutoencoder)
         decoder = pack_convolutions(self.decoder, torch.float32 if self.half is None else HALF_FORMATS[self.half])
         other.decoder = cast(nn.Sequential, decoder)
         return other

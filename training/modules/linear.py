@@ -10,9 +10,7 @@ AMD's vector units. oneDNN keeps packed weights, but a call costs more, so that 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +18,12 @@ from torch.nn import functional as F
 
 from torch_utils import distributed
 from torch_utils.onednn import has_onednn, is_amd, multiply
+from training.modules.inference import inference_copy, replace
 
 # Number of weights from which a packed layer is at least as fast as MKL, for any number of rows.
 PACKED_WEIGHTS = 1 << 18
 # Multiplications from which a product in training is faster, on processors where MKL is slow.
 TRAINED_PRODUCTS = 1 << 25
-Layer = TypeVar("Layer", bound=nn.Module)
 PACKED_ROWS = 64  # the layout that oneDNN chooses for this number of rows suits all others
 
 
@@ -97,31 +95,16 @@ def pack_linears(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.M
     operators keep `nn.Linear`, so that the result is the same up to rounding.
     """
     other = inference_copy(network, dtype)
-    device = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
-    if device.type == "cpu" and has_onednn(dtype):
+    if can_pack(network, dtype):
         replace(network, other, is_large, lambda layer: PackedLinear(layer, dtype))
     return other
+
+
+def can_pack(network: nn.Module, dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether a network is where packed layers are: on a CPU whose build of torch has their operators."""
+    return all(weight.device.type == "cpu" for weight in network.parameters()) and has_onednn(dtype)
 
 
 def is_large(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Return whether a layer is a linear one that is faster when packed."""
     return isinstance(layer, nn.Linear) and layer.weight.numel() >= PACKED_WEIGHTS
-
-
-def inference_copy(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Return a copy of a network without gradients, which shares its tensors, or has them in another `dtype`."""
-    tensors: dict[int, Tensor] = {id(tensor): tensor.detach() for tensor in network.buffers()}
-    tensors |= {id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in network.parameters()}
-    other = copy.deepcopy(network, dict(tensors)).eval()
-    return other if dtype == torch.float32 else other.to(dtype)
-
-
-def replace(
-    network: nn.Module, other: nn.Module, is_meant: Callable[[nn.Module], TypeGuard[Layer]],
-    make: Callable[[Layer], nn.Module],
-) -> None:  # fmt: skip
-    """Put make(layer) in the place of each layer of a copy that is meant, where `layer` is that of the network."""
-    for name, layer in list(network.named_modules()):
-        if name and is_meant(layer):
-            parent, _, child = name.rpartition(".")
-            setattr(other.get_submodule(parent), child, make(layer))

@@ -6,29 +6,31 @@ long as the convolution where images have few pixels: benchmarks/linear.py measu
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
-from torch_utils.onednn import Convolution, convolve, has_onednn, pack_kernels
-from training.modules.linear import inference_copy, replace
+from torch_utils.onednn import Convolution, convolve, pack_kernels
+from torch_utils.ops.convolution import Conv2d
+from training.modules.inference import inference_copy, replace
+from training.modules.linear import can_pack
 
 
 class PackedConv2d(nn.Module):
     """A convolution for inference: (N, in_channels, H, W) -> (N, out_channels, H', W'), the latter channels last.
 
-    The weight is packed for the shape of the first input, and again where the shape changes. The result has the dtype
-    of the weight.
+    N is at least 1. The weight is packed for the shape of the first input, and again where the shape changes. The result has the dtype
+    of the weight, float32 or a half precision.
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype = torch.float32):
         super().__init__()
-        if not is_plain(conv):
+        if not _pads_zeros(conv):
             raise ValueError(f"{conv} pads otherwise than by a number of zeros: it cannot be packed")
-        (top, left), (down, right), (high, wide) = conv.padding, conv.stride, conv.dilation
-        assert isinstance(top, int) and isinstance(left, int), "is_plain"
-        self.how = Convolution((top, left), (down, right), (high, wide), conv.groups)
+        padding = cast(tuple[int, int], conv.padding)
+        stride, dilation = cast(tuple[int, int], conv.stride), cast(tuple[int, int], conv.dilation)
+        self.how = Convolution(padding, stride, dilation, conv.groups)
         self.weight = conv.weight.detach().to(dtype)
         self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
         self.shape: torch.Size | None = None
@@ -42,13 +44,12 @@ class PackedConv2d(nn.Module):
 
 
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Return whether a layer is a convolution of images that can be packed."""
-    return isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    """Return whether a layer is a convolution of images, and none of another class, that can be packed."""
+    return type(layer) in (nn.Conv2d, Conv2d) and _pads_zeros(layer)
 
 
-def can_pack(network: nn.Module, dtype: torch.dtype = torch.float32) -> bool:
-    """Return whether a network is where packed convolutions are: on a CPU whose build of torch has them."""
-    return all(weight.device.type == "cpu" for weight in network.parameters()) and has_onednn(dtype)
+def _pads_zeros(conv: nn.Conv2d) -> bool:
+    return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
 
 def pack_convolutions(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:

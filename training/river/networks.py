@@ -5,10 +5,8 @@ The names of the field's state are those of the release.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from torch.nn import functional as F
 
 from torch_utils.precision import HALF_FORMATS, MixedPrecision
 from training.modules.attention import attend, merge_heads, split_heads
+from training.modules.inference import inference_copy
 from training.modules.latents import time_code
 from training.modules.linear import Linear, linear, pack_linears
 from training.modules.norms import BatchNorm
@@ -232,10 +231,9 @@ class VectorField(MixedPrecision):
         return tokens
 
 
-def inference_copy(field: VectorField) -> VectorField:
+def prepare(field: VectorField) -> VectorField:
     """Return a copy for evaluation alone, with its precision, which shares all tensors but the packed ones."""
-    tensors: dict[int, Any] = {id(tensor): tensor for tensor in (*field.parameters(), *field.buffers())}
-    other = copy.deepcopy(field, tensors).eval().requires_grad_(False)
+    other = inference_copy(field)
     for module in list(other.modules()):
         if isinstance(module, SelfAttention):
             module.use_layer()

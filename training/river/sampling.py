@@ -15,9 +15,10 @@ from training.contract import Bundle
 from training.generation import flow
 from training.generation.rollout import aligned
 from training.modules.autoencoder import Autoencoder
+from training.modules.inference import Prepared
 from training.modules.latents import LatentScale, LatentVideo
 from training.network_file import content_hash
-from training.river.networks import VectorField, inference_copy
+from training.river.networks import VectorField, prepare
 from training.river.prediction import RESAMPLE, Integration, SeededDraws, begin, next_latents
 from training.river.refiner import RCAN
 from training.sampling import Needs, NoOptions, Request, Sampler, pieces, resolve_options, sampler_option
@@ -100,6 +101,7 @@ class RiverSampler(Sampler):
         self.networks = [field, tokenizer, *([refiner] if refiner is not None else [])]
         self.outputs = {"video": (tokenizer.height, tokenizer.width)}
         self.num_actions = field.num_actions or None
+        self.prepared = Prepared(lambda: (replayed(prepare(field)), video.for_decoding()), self.networks)
 
     @property
     def needs(self) -> Needs:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -135,13 +137,13 @@ class RiverSampler(Sampler):
             for video in aligned(self.refined(made, given[:, :, -1]), request.starts, request.num_frames, self.block):
                 yield {"video": video.transpose(1, 2).float()}
             return
-        latents = self.latents.for_decoding()
+        _, latents = self.prepared.get()
         for z in aligned(made, request.starts, request.num_frames, self.block):
             yield {"video": latents.decode(z).float()}
 
     def rollout(self, request: Request, given: Tensor) -> Iterator[Tensor]:
         """Yield the latents of frames 0, 1, ... after those of the context (N, T, C, h, w): (N, C, h, w) each."""
-        field, settings = replayed(inference_copy(self.field)), self.settings
+        (field, _), settings = self.prepared.get(), self.settings
         needs_actions = bool(self.needs.streams)
         keeps_all = settings.past_horizon < 0 or settings.legacy
         past = begin(given, None if keeps_all else settings.past_horizon)
@@ -156,7 +158,7 @@ class RiverSampler(Sampler):
     def refined(self, latents: Iterator[Tensor], previous: Tensor) -> Iterator[Tensor]:
         """Yield the refined frames of latents, each given the refined frame before it: (N, 3, H, W)."""
         assert self.refiner is not None
-        video = self.latents.for_decoding()
+        _, video = self.prepared.get()
         for z in latents:
             previous = self.refiner(previous, video.decode(z.unsqueeze(1))[:, :, 0])
             yield previous

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torch_utils.precision import HALF_FORMATS, MixedPrecision
-from training.modules.linear import PACKED_WEIGHTS, PackedLinear, has_onednn, pack_linears
+from training.modules.inference import replace
+from training.modules.linear import PackedLinear, has_onednn, is_large, pack_linears
 from training.teco.layers import SLOPE, Attention, Transformer, TransformerLayer, in_precision
 from training.teco.networks import TECO, CodePredictor, MaskGit
 
@@ -113,8 +114,5 @@ def pack(part: nn.Module, half: str | None) -> nn.Module:
     other = pack_linears(part)
     if half is None or not has_onednn(HALF_FORMATS[half]):
         return other
-    for name, layer in part.named_modules():
-        if isinstance(layer, nn.Linear) and layer.weight.numel() >= PACKED_WEIGHTS:
-            parent, _, child = name.rpartition(".")
-            setattr(other.get_submodule(parent), child, PackedLinear(layer, HALF_FORMATS[half]))
+    replace(part, other, is_large, lambda layer: PackedLinear(layer, HALF_FORMATS[half]))
     return other

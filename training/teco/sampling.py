@@ -13,6 +13,7 @@ from training.contract import Bundle
 from training.generation.draft_revise import Draw, Fast, Grid, Query
 from training.generation.noise import KeyedNoise, Noise
 from training.modules.autoencoder import Autoencoder
+from training.modules.inference import Prepared
 from training.modules.prior import TOKENIZER
 from training.sampling import Needs, Request, Sampler, pieces, resolve_options, sampler_option
 from training.teco.inference import prepare
@@ -78,28 +79,20 @@ class TecoSampler(Sampler):
             )
         streams = ("actions",) if network.use_actions and options.actions else ()
         self.needs = Needs(past=self.context, size=self.outputs["video"], streams=streams)
-        self._prepared: tuple[str | None, TECO] | None = None
+        self.prepared = Prepared(lambda: prepare(network), [network])
 
     def with_options(self, options: Any) -> Sampler:
         """See `Sampler.with_options`."""
         other = TecoSampler(self.network, self.tokenizer, options)
-        other._prepared, other.fps, other.vocabularies = self._prepared, self.fps, self.vocabularies
+        other.prepared, other.fps, other.vocabularies = self.prepared, self.fps, self.vocabularies
         return other
-
-    @property
-    def prepared(self) -> TECO:
-        """Return the network prepared for generation in its precision."""
-        half = self.network.prior.half
-        if self._prepared is None or self._prepared[0] != half:
-            self._prepared = half, prepare(self.network)
-        return self._prepared[1]
 
     @torch.no_grad()
     def frames(self, request: Request) -> Iterator[dict[str, Tensor]]:
         """See `Sampler.frames`."""
         seeds, starts = request.seeds, request.starts
         assert min(starts) >= 0, "a rollout begins at frame 0"
-        network, device = self.prepared, self.network.sos_post.device
+        network, device = self.prepared.get(), self.network.sos_post.device
         given = request.prompt.frames(-self.context, self.context, self.size).to(device)
         if given.shape[2] < self.context:
             raise ValueError(f"the prompt has {given.shape[2]} frames of context, {self.context} are needed")

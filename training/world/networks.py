@@ -7,9 +7,8 @@ actions and the poses of the frames of context, which lie on further channels (a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,10 @@ from torch.nn import functional as F
 
 from torch_utils.precision import HALF_FORMATS, MixedPrecision
 from training.modules.attention import attend
+from training.modules.inference import inference_copy
 from training.modules.latents import time_code
-from training.modules.linear import pack_linears
-from training.modules.packed_conv import PackedConv2d, can_pack
+from training.modules.linear import can_pack, pack_linears
+from training.modules.packed_conv import PackedConv2d
 from training.world.context import GEOMETRY
 
 
@@ -158,14 +158,14 @@ class WorldModel(MixedPrecision):
         return found + self.actions(values.flatten(1))
 
 
-def inference_copy(network: WorldModel) -> WorldModel:
+def prepare(network: WorldModel) -> WorldModel:
     """Return a copy for generation in its precision, with packed weights; it shares the tensors that are not packed."""
-    tensors: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    other = copy.deepcopy(network, tensors).eval().requires_grad_(False)
+    other = inference_copy(network)
     if network.positions.device.type == "cpu":
         other.block_dtype = torch.float32 if other.half is None else HALF_FORMATS[other.half]
         other.half = None
         other.blocks = cast(nn.ModuleList, pack_linears(other.blocks, other.block_dtype))
-        for block in other.blocks if can_pack(other.blocks, other.block_dtype) else ():
-            block.conv = PackedCellConv(cast(CellConv, block.conv))
+        if can_pack(other.blocks, other.block_dtype):
+            for block in other.blocks:
+                block.conv = PackedCellConv(cast(CellConv, block.conv))
     return other

@@ -18,13 +18,14 @@ from training.contract import Bundle
 from training.generation import flow
 from training.generation.rollout import aligned
 from training.modules.autoencoder import Autoencoder
+from training.modules.inference import Prepared
 from training.modules.latent_prior import SCALE
 from training.modules.latents import LatentScale, LatentVideo
 from training.modules.prior import TOKENIZER
 from training.random import random_state
 from training.sampling import Needs, Request, Sampler, resolve_options, sampler_option
 from training.world import context
-from training.world.networks import WorldModel, inference_copy
+from training.world.networks import WorldModel, prepare
 
 ROLE = "world"  # of the network in files
 
@@ -134,11 +135,12 @@ class WorldSampler(Sampler):
         self.outputs = {"video": (video.tokenizer.height, video.tokenizer.width)}
         self.num_actions, self.action_values = network.num_actions or None, network.action_values or None
         self.costs = {"evaluations_per_frame": options.steps}
+        self.prepared = Prepared(lambda: (replayed(prepare(network)), video.for_decoding()), self.networks)
 
     def with_options(self, options: Any) -> Sampler:
         """See `Sampler.with_options`."""
         other = WorldSampler(self.network, self.latents, self.facts, options)
-        other.fps, other.vocabularies = self.fps, self.vocabularies
+        other.prepared, other.fps, other.vocabularies = self.prepared, self.fps, self.vocabularies
         return other
 
     @property
@@ -153,13 +155,13 @@ class WorldSampler(Sampler):
         assert min(request.starts) >= 0, "a rollout begins at frame 0"
         given = request.prompt.frames(-self.needs.past, self.needs.past, self.size)
         given = given.to(next(self.latents.tokenizer.parameters())).expand(len(request.seeds), -1, -1, -1, -1)
-        made, latents = self.rollout(request, self.latents.encode(given)), self.latents.for_decoding()
+        made, (_, latents) = self.rollout(request, self.latents.encode(given)), self.prepared.get()
         for z in aligned(made, request.starts, request.num_frames, self.block):
             yield {"video": latents.decode(z).float()}
 
     def rollout(self, request: Request, given: Tensor) -> Iterator[Tensor]:
         """Yield the latents of frames 0, 1, ... after those of the context (N, T, C, h, w): (N, C, h, w) each."""
-        network = replayed(inference_copy(self.network))
+        network, _ = self.prepared.get()
         horizon = self.options.horizon or self.facts.get("horizon", 256)
         past = Past(network, given, self.actions(request, -given.shape[1], given.shape[1]), max(horizon, 1))
         for frame in itertools.count():

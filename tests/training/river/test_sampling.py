@@ -11,7 +11,7 @@ from tests.training.river import tiny
 from torch_utils.precision import set_precision
 from training.generation import flow
 from training.river import prediction
-from training.river.networks import inference_copy
+from training.river.networks import prepare
 from training.river.refiner import RCAN
 from training.river.sampling import RiverOptions, RiverSampler
 from training.sampling import Prompt, Request, resolve_options
@@ -193,10 +193,10 @@ def test_packed_copies_agree():
     network = tiny.field(inner_dim=512, context_frames=2)
     x = torch.randn(3, 1, tiny.CHANNELS, *tiny.GRID)
     arguments = (x[0], x[1], torch.stack([x[2], x[1]], dim=1), torch.tensor([[3, 1]]), torch.tensor([0.3]))
-    expected, packed = network(*arguments), inference_copy(network)
+    expected, packed = network(*arguments), prepare(network)
     close(packed(*arguments), expected, atol=1e-5, rtol=1e-4)
     set_precision([network], "bf16")
-    error = (inference_copy(network)(*arguments) - expected).norm() / expected.norm()
+    error = (prepare(network)(*arguments) - expected).norm() / expected.norm()
     assert 0 < error < 0.03
     set_precision([network], "fp32")
     assert torch.equal(network(*arguments), expected)

@@ -11,7 +11,7 @@ from tests.training.world import tiny
 from torch_utils.precision import set_precision
 from training.sampling import Prompt, Request, resolve_options
 from training.world.context import GEOMETRY
-from training.world.networks import inference_copy
+from training.world.networks import prepare
 from training.world.sampling import Past, WorldOptions, WorldSampler
 
 
@@ -122,7 +122,7 @@ def test_the_network_of_generation_is_the_trained_one(half):
         torch.randn(2, tiny.CHANNELS, *tiny.GRID), torch.rand(2), torch.randn(2, 4, tiny.CHANNELS, *tiny.GRID),
         torch.randn(2, 4, GEOMETRY), torch.rand(2), torch.tensor([[0, 1, 2, 3]] * 2),
     )  # fmt: skip
-    copied = inference_copy(network)
+    copied = prepare(network)
     found, expected = copied(*batch), network(*batch)
     assert (found - expected).norm() < (0.1 if half else 1e-5) * expected.norm()
     assert copied.embed.weight.data_ptr() == network.embed.weight.data_ptr()
