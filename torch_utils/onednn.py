@@ -60,7 +60,7 @@ def pack_kernels(weight: Tensor, how: Convolution, shape: torch.Size) -> Tensor:
     """Return a weight (Co, C / groups, kh, kw) in the layout that `convolve` reads fastest for inputs of a shape."""
     padding, stride, dilation, groups = how
     blocked = weight.to_mkldnn(weight.dtype)
-    return torch._C._nn.mkldnn_reorder_conv2d_weight(blocked, padding, stride, dilation, groups, list(shape))
+    return torch.ops.aten.mkldnn_reorder_conv2d_weight(blocked, padding, stride, dilation, groups, list(shape))
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution) -> Tensor:

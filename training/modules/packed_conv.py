@@ -20,8 +20,8 @@ from training.modules.linear import can_pack
 class PackedConv2d(nn.Module):
     """A convolution for inference: (N, in_channels, H, W) -> (N, out_channels, H', W'), the latter channels last.
 
-    N is at least 1. The weight is packed for the shape of the first input, and again where the shape changes. The result has the dtype
-    of the weight, float32 or a half precision.
+    N is at least 1. The weight is packed for the shape of the first input, and again where the shape changes. The
+    result has the dtype of the weight, float32 or a half precision.
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype = torch.float32):
@@ -45,7 +45,7 @@ class PackedConv2d(nn.Module):
 
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Return whether a layer is a convolution of images, and none of another class, that can be packed."""
-    return type(layer) in (nn.Conv2d, Conv2d) and _pads_zeros(layer)
+    return isinstance(layer, nn.Conv2d) and type(layer) in (nn.Conv2d, Conv2d) and _pads_zeros(layer)
 
 
 def _pads_zeros(conv: nn.Conv2d) -> bool:

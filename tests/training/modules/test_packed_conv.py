@@ -10,6 +10,7 @@ from torch_utils.onednn import has_onednn
 from torch_utils.precision import set_precision
 from training.modules.conv_autoencoder import ConvAutoencoder
 from training.modules.packed_conv import PackedConv2d, pack_convolutions
+from training.world.networks import CellConv
 
 needs_onednn = pytest.mark.skipif(not has_onednn(), reason="this build of torch has no oneDNN operators")
 FORMATS = [(torch.float32, 1e-5), (torch.bfloat16, 0.03)]
@@ -42,10 +43,16 @@ def test_values_are_those_of_torch_for_any_shape(options, dtype, tolerance):
 @needs_onednn
 @pytest.mark.parametrize("options", [{"padding_mode": "reflect", "padding": 1}, {"padding": "same"}])
 def test_other_padding_keeps_the_layer(options):
-    network = nn.Sequential(nn.Conv2d(2, 2, 3, **options), nn.Conv2d(2, 2, 1))
-    assert [type(layer) for layer in pack_convolutions(network)] == [nn.Conv2d, PackedConv2d]
+    conv = nn.Conv2d(2, 2, 3, **options)
+    packed = pack_convolutions(nn.Sequential(conv, nn.Conv2d(2, 2, 1)))
+    assert [type(layer) for layer in packed.children()] == [nn.Conv2d, PackedConv2d]
     with pytest.raises(ValueError, match="cannot be packed"):
-        PackedConv2d(network[0])
+        PackedConv2d(conv)
+
+
+def test_convolutions_of_another_class_are_kept():
+    packed = pack_convolutions(nn.Sequential(CellConv(2, 2, (3, 4))))
+    assert [type(layer) for layer in packed.children()] == [CellConv]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
