@@ -18,9 +18,11 @@ class Counted(Prompt):
         self.number, self.limit, self.fps = number, limit, 30.0
 
     def frames(self, start, count, size):
+        assert isinstance(start, int)
         return (self.number + start + torch.arange(count).float()).view(1, 1, -1, 1, 1).expand(1, 3, -1, *size)
 
     def stream(self, name, start, count):
+        assert isinstance(start, int)
         return (self.number + start + torch.arange(count)).unsqueeze(0)
 
     def close(self):
