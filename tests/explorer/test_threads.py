@@ -34,6 +34,21 @@ def test_the_faster_number_is_taken(three_threads):
     assert fastest(frames({1: 0.02, 3: 0.002})) is None
 
 
+def test_the_first_frame_of_a_turn_does_not_count(three_threads):
+    """Layers that pack weights for a number of threads take long when it has changed."""
+    before = 0
+
+    def packing():
+        nonlocal before
+        while True:
+            threads = torch.get_num_threads()
+            time.sleep(0.03 if threads != before else {1: 0.01, 3: 0.002}[threads])
+            before = threads
+            yield {}
+
+    assert fastest(packing()) is None
+
+
 def test_slow_and_short_rollouts_keep_all_threads(three_threads):
     seen = []
     assert fastest(frames({1: 0.3, 3: 0.3}, seen)) is None and len(seen) == 2, "two frames tell enough"

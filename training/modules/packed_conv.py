@@ -20,8 +20,9 @@ from training.modules.linear import can_pack
 class PackedConv2d(nn.Module):
     """A convolution for inference: (N, in_channels, H, W) -> (N, out_channels, H', W'), the latter channels last.
 
-    N is at least 1. The weight is packed for the shape of the first input, and again where the shape changes. The
-    result has the dtype of the weight, float32 or a half precision.
+    N is at least 1. The layout of the weight depends on the shape of the input and on the number of threads, so that it
+    is packed when they are first known and where they change. The result has the dtype of the weight, float32 or a half
+    precision.
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype = torch.float32):
@@ -33,13 +34,14 @@ class PackedConv2d(nn.Module):
         self.how = Convolution(padding, stride, dilation, conv.groups)
         self.weight = conv.weight.detach().to(dtype)
         self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
-        self.shape: torch.Size | None = None
+        self.key: tuple[torch.Size, int] | None = None
         self.packed = self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        if x.shape != self.shape:
-            self.shape, self.packed = x.shape, pack_kernels(self.weight, self.how, x.shape)
+        key = x.shape, torch.get_num_threads()
+        if key != self.key:
+            self.key, self.packed = key, pack_kernels(self.weight, self.how, x.shape)
         return convolve(x.to(self.weight.dtype), self.packed, self.bias, self.how)
 
 

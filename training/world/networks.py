@@ -8,7 +8,7 @@ actions and the poses of the frames of context, which lie on further channels (a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,10 @@ class PackedCellConv(PackedConv2d):
 
 
 class Block(nn.Module):
-    """Attention over the cells, then two convolutions, each modulated and gated by the condition; at first identity."""
+    """Attention over the cells, then two convolutions, each modulated and gated; at first identity.
+
+    `modulation` turns a condition (N, width) into the numbers (N, 6 * width) that do so.
+    """
 
     def __init__(self, width: int, heads: int, grid: tuple[int, int]):
         super().__init__()
@@ -62,13 +65,26 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Transform the cells x (N, L, width) under a condition (N, width)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).unsqueeze(1).chunk(6, dim=2)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """Transform the cells x (N, L, width) under a modulation (N, 6 * width)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unsqueeze(1).chunk(6, dim=2)
         q, k, v = self.qkv(self.norm1(x) * (1 + scale1) + shift1).chunk(3, dim=2)
         x = x + gate1 * self.proj(attend(q, k, v, self.heads))
         h = self.conv(self.norm2(x) * (1 + scale2) + shift2)
         return x + gate2 * self.out(F.gelu(h, approximate="tanh"))
+
+
+class Conditions(NamedTuple):
+    """What the condition of N frames says to each block, (N, 6 * width), and the shares (N, 1 + slots) of `skip`."""
+
+    modulations: list[Tensor]
+    shares: Tensor | None
+
+    def split(self, count: int) -> list[Conditions]:
+        """Return the conditions of `count` equal parts of the frames."""
+        shares = [None] * count if self.shares is None else self.shares.chunk(count)
+        rows = zip(*(modulation.chunk(count) for modulation in self.modulations), strict=True)
+        return [Conditions(list(part), share) for part, share in zip(rows, shares, strict=True)]
 
 
 class WorldModel(MixedPrecision):
@@ -129,17 +145,32 @@ class WorldModel(MixedPrecision):
         float (N, history, values), end with the one that leads into the frame, and count where `has_action`, bool
         (N, history), is true.
         """
+        return self.predict(x, context, self.conditions(t, geometry, level, actions, has_action))
+
+    def predict(self, x: Tensor, context: Tensor, conditions: Conditions) -> Tensor:
+        """Return the clean latents of `forward` under conditions that are computed already."""
         with self.in_half(x):
-            known = self.condition(self.cause(t, geometry, level, actions, has_action))
             given = torch.cat([x.unsqueeze(1), context], dim=1)
             cells = self.embed(given.flatten(1, 2).flatten(2).transpose(1, 2)) + self.positions
+            if self.block_dtype is not None:
+                cells = cells.to(self.block_dtype)
+            for block, modulation in zip(self.blocks, conditions.modulations, strict=True):
+                cells = block(cells, modulation)
+            found = self.head(self.norm(cells.to(self.positions))).float().transpose(1, 2).unflatten(2, self.grid)
+            shares = conditions.shares
+            return found if shares is None else found + torch.einsum("ns,nschw->nchw", shares, given)
+
+    def conditions(
+        self, t: Tensor, geometry: Tensor, level: Tensor, actions: Tensor | None = None,
+        has_action: Tensor | None = None,
+    ) -> Conditions:  # fmt: skip
+        """Return all that depends on these arguments of `forward` alone."""
+        with self.in_half(geometry):
+            known = self.condition(self.cause(t, geometry, level, actions, has_action))
             shares = None if self.skip is None else self.skip(known).float()
             if self.block_dtype is not None:
-                cells, known = cells.to(self.block_dtype), known.to(self.block_dtype)
-            for block in self.blocks:
-                cells = block(cells, known)
-            found = self.head(self.norm(cells.to(self.positions))).float().transpose(1, 2).unflatten(2, self.grid)
-            return found if shares is None else found + torch.einsum("ns,nschw->nchw", shares, given)
+                known = known.to(self.block_dtype)
+            return Conditions([block.modulation(known) for block in cast(list[Block], self.blocks)], shares)
 
     def cause(
         self, t: Tensor, geometry: Tensor, level: Tensor, actions: Tensor | None, has_action: Tensor | None

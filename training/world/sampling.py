@@ -110,10 +110,24 @@ def next_latents(past: Past, rngs: Sequence[np.random.RandomState], options: Wor
 def denoise(network: WorldModel, noise: Tensor, known: Sequence[Any], steps: int) -> Tensor:
     """Return latents (N, C, h, w) from noise in `steps` evaluations; `known` follows x and t in those."""
 
-    def velocity(t: float, x: Tensor) -> Tensor:
-        return (network(x, torch.full((len(x),), t, device=x.device), *known) - x) / (1 - t)
+    times = flow.time_grid(steps + 1)
+    predict = _at_once(network, known, times[:-1]) if noise.device.type == "cpu" else _one_by_one(network, known)
+    return flow.integrate(lambda t, x: (predict(t, x) - x) / (1 - t), noise, times, "euler")
 
-    return flow.integrate(velocity, noise, flow.time_grid(steps + 1), "euler")
+
+def _one_by_one(network: WorldModel, known: Sequence[Any]) -> flow.Field:
+    """Return the network as a function of time and latents."""
+    return lambda t, x: network(x, torch.full((len(x),), t, device=x.device), *known)
+
+
+def _at_once(network: WorldModel, known: Sequence[Any], times: Sequence[float]) -> flow.Field:
+    """Return the same for these times, whose conditions are computed together: their weights are read once."""
+    context, *rest = known
+    rows, count = len(context), len(times)
+    t = torch.tensor(times, device=context.device).repeat_interleave(rows)
+    repeated = [None if part is None else part.repeat(count, *[1] * (part.ndim - 1)) for part in rest]
+    parts = dict(zip(times, network.conditions(t, *repeated).split(count), strict=True))
+    return lambda t, x: network.predict(x, context, parts[t])
 
 
 class WorldSampler(Sampler):
