@@ -41,6 +41,22 @@ def test_values_are_those_of_torch_for_any_shape(options, dtype, tolerance):
 
 
 @needs_onednn
+@torch.no_grad()
+def test_weights_are_packed_again_for_another_number_of_threads():
+    """Else some shapes take tens of times as long: findings/torch_packed_convolution_of_other_threads.sh."""
+    packed, x, before = PackedConv2d(nn.Conv2d(128, 128, 3, padding=1)), random(1, 128, 6, 8), torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 2):
+            torch.set_num_threads(threads)
+            found.append((packed(x), packed.packed))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0][1] is not found[1][1] and found[1][1] is found[2][1]
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
+
+
+@needs_onednn
 @pytest.mark.parametrize("options", [{"padding_mode": "reflect", "padding": 1}, {"padding": "same"}])
 def test_other_padding_keeps_the_layer(options):
     conv = nn.Conv2d(2, 2, 3, **options)
