@@ -9,7 +9,9 @@ import torch
 
 from tests.training.world import tiny
 from torch_utils.precision import set_precision
+from training.generation import flow
 from training.sampling import Prompt, Request, resolve_options
+from training.world import sampling
 from training.world.context import GEOMETRY
 from training.world.networks import prepare
 from training.world.sampling import Past, WorldOptions, WorldSampler
@@ -111,6 +113,22 @@ def test_half_precision_is_close():
 def test_bad_options_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         resolve_options(WorldOptions, values)
+
+
+@pytest.mark.parametrize("options", [{}, {"skip": True}, {"num_actions": 0}])
+def test_conditions_computed_together_are_those_of_each_evaluation(options):
+    network = tiny.network(**options)
+    noise, level = torch.randn(3, tiny.CHANNELS, *tiny.GRID), torch.rand(3)
+    context, where = torch.randn(3, 4, tiny.CHANNELS, *tiny.GRID), torch.randn(3, 4, GEOMETRY)
+    actions = None if options.get("num_actions") == 0 else torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0], [1, 1, 1, 1]])
+    known = (context, where, level, actions, None)
+    times = flow.time_grid(5)
+    results = [
+        flow.integrate(lambda t, x, way=way: (way(t, x) - x) / (1 - t), noise, times, "euler")
+        for way in (sampling._one_by_one(network, known), sampling._at_once(network, known, times[:-1]))
+    ]
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sampling.denoise(network, noise, known, 4), results[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("half", [None, "bf16"])
