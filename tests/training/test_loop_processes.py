@@ -138,6 +138,9 @@ class Stopped(TinyGAN):
 def test_one_process_at_a_time_trains_in_a_run_and_another_may_wait(options, capsys):
     with start(options(steps=10**6, tick_steps=50)) as (process, stream):
         read_until(stream, "step 50 ")
+        rest: list[str] = []  # is read meanwhile, as a process whose pipe is full waits, and does not end
+        reader = threading.Thread(target=rest.extend, args=(stream,))
+        reader.start()
         (run_dir,) = Path(options().outdir).iterdir()
         who = f"process {process.pid} on {socket.gethostname()} since "
         for changes in ({}, {"resume": "latest"}, {"resume": str(run_dir)}, {"outdir": str(run_dir)}):
@@ -148,7 +151,9 @@ def test_one_process_at_a_time_trains_in_a_run_and_another_may_wait(options, cap
         timer.start()
         result = train(Stopped, options(steps=10**6, tick_steps=50, wait=True))
         timer.join()
-        assert "everything is saved" in stream.read() and process.wait(60) == 0
+        assert process.wait(60) == 0
+        reader.join()
+    assert "everything is saved" in "".join(rest)
     assert f"Waiting for {who}" in capsys.readouterr().out
     assert result.run_dir == run_dir and result.signal == signal.SIGTERM and not (run_dir / ".lock").exists()
     steps = [line["step"] for line in stats_lines(run_dir)]

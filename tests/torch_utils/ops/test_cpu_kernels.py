@@ -153,6 +153,20 @@ def test_filtered_lrelu_equals_its_definition(data, x, options, flip, with_bias)
     assert torch.equal(without, y) and none.numel() == 0
 
 
+@pytest.mark.parametrize("height", range(9, 24))
+@pytest.mark.parametrize(("up", "down"), [(3, 2), (2, 2), (1, 2), (1, 3), (3, 4)])
+def test_signs_of_rows_that_no_output_needs_are_written(height, up, down):
+    """Without a second filter a row between two outputs is needed by neither, which may be the last one of a band."""
+    x, f = random(0, 1, 1, height, 5), random(1, 2)  # few planes, which are cut into bands of rows
+    up_axes = spec.make_axes(x.shape[2:], (2, 2), (1, up), (1, 1), [1, 1, 1, 0])
+    down_axes = spec.make_axes(up_axes.out_size, (1, 1), (1, 1), (1, down))
+    arguments = (x, f, None, None, up_axes, down_axes, 1.0, 1.0, 0.2, -1.0)
+    _, found = cpu_kernels.filtered_lrelu(*arguments, flip=False, write_signs=True)
+    _, expected = literal.filtered_lrelu(*arguments, flip=False, write_signs=True)
+    found, expected = (literal.unpack(signs, up_axes.x.out_size) for signs in (found, expected))
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
 def safely_off_kinks(u, gain, slope, clamp, dtype):
     margin = 1e3 * torch.finfo(dtype).eps * u.abs().max()
     v = torch.where(u > 0, u, u * slope) * gain

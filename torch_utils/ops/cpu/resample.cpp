@@ -453,7 +453,9 @@ class Resampler {
             make_middles(w, &done, second.y.last(end), &loaded);
             store_rows(w, begin, end);
         }
-        if (writes_signs) make_middles(w, &done, first.y.out_size - (num_bands - 1) * middle_shift, &loaded);
+        // Signs of rows that no output needs are written, too: of the last band, which may be shorter than the others.
+        int64_t own = first.y.out_size - (num_bands - 1) * middle_shift;
+        if (writes_signs) make_middles(w, &done, num_bands > 1 ? max64(own, middle_shift) : own, &loaded);
     }
 
     void store_rows(const Work& w, int64_t begin, int64_t end) const {
