@@ -125,7 +125,7 @@ def _at_once(network: WorldModel, known: Sequence[Any], times: Sequence[float]) 
     context, *rest = known
     rows, count = len(context), len(times)
     t = torch.tensor(times, device=context.device).repeat_interleave(rows)
-    repeated = [None if part is None else part.repeat(count, *[1] * (part.ndim - 1)) for part in rest]
+    repeated: list[Any] = [None if part is None else part.repeat(count, *[1] * (part.ndim - 1)) for part in rest]
     parts = dict(zip(times, network.conditions(t, *repeated).split(count), strict=True))
     return lambda t, x: network.predict(x, context, parts[t])
 
