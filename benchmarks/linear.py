@@ -29,13 +29,14 @@ IMAGES = tuple(
 )
 
 
-def contestants(rows: int, width: int, outputs: int) -> dict[str, Callable[[], object]]:
-    """Return the ways to multiply `rows` vectors by one layer, by name; "torch" is the reference."""
-    layer, x = torch.nn.Linear(width, outputs), torch.randn(rows, width)
-    packed = pack_linears(torch.nn.Sequential(layer))
+def contestants(
+    layer: torch.nn.Module, x: Tensor, pack: Callable[[torch.nn.Module, torch.dtype], torch.nn.Module]
+) -> dict[str, Callable[[], object]]:
+    """Return the ways to apply one layer to x, by name, where `pack` packs weights; "torch" is the reference."""
+    packed = pack(torch.nn.Sequential(layer), torch.float32)
     calls: dict[str, Callable[[], object]] = {"torch": lambda: layer(x), "packed": lambda: packed(x)}
     if cpu_has_bf16():
-        half, packed_half = x.bfloat16(), pack_linears(torch.nn.Sequential(layer), torch.bfloat16)
+        half, packed_half = x.bfloat16(), pack(torch.nn.Sequential(layer), torch.bfloat16)
         calls["packed bf16"] = lambda: packed_half(half)
     return calls
 
@@ -49,17 +50,6 @@ def trained(rows: int, width: int, outputs: int) -> dict[str, Callable[[], objec
         return torch.autograd.grad(function(x, weight), (x, weight), dy)
 
     return {"torch": lambda: step(F.linear), "trained": lambda: step(linear)}
-
-
-def convolved(count: int, inputs: int, outputs: int, height: int, width: int) -> dict[str, Callable[[], object]]:
-    """Return the ways to convolve images by a 3x3 kernel, by name; "torch" is the reference."""
-    layer, x = torch.nn.Conv2d(inputs, outputs, 3, padding=1), torch.randn(count, inputs, height, width)
-    packed = pack_convolutions(torch.nn.Sequential(layer))
-    calls: dict[str, Callable[[], object]] = {"torch": lambda: layer(x), "packed": lambda: packed(x)}
-    if cpu_has_bf16():
-        half, packed_half = x.bfloat16(), pack_convolutions(torch.nn.Sequential(layer), torch.bfloat16)
-        calls["packed bf16"] = lambda: packed_half(half)
-    return calls
 
 
 def print_row(name: str, multiplications: int, calls: dict[str, Callable[[], object]], rounds: int) -> None:
@@ -84,13 +74,15 @@ def main(rounds: int, threads: int) -> None:
         layer, size = f"{width} to {outputs}", width * outputs
         with torch.no_grad():
             for rows in ROWS:
-                print_row(f"{rows} rows, {layer}", rows * size, contestants(rows, width, outputs), rounds)
+                calls = contestants(torch.nn.Linear(width, outputs), torch.randn(rows, width), pack_linears)
+                print_row(f"{rows} rows, {layer}", rows * size, calls, rounds)
         print_row(f"{ROWS[-1]} rows, {layer}, trained", 3 * ROWS[-1] * size, trained(ROWS[-1], width, outputs), rounds)
     with torch.no_grad():
         for count, inputs, outputs, height, width in IMAGES:
             name = f"{count} of {inputs} to {outputs} channels, {height}x{width}"
             products = 9 * count * inputs * outputs * height * width
-            print_row(name, products, convolved(count, inputs, outputs, height, width), rounds)
+            conv, x = torch.nn.Conv2d(inputs, outputs, 3, padding=1), torch.randn(count, inputs, height, width)
+            print_row(name, products, contestants(conv, x, pack_convolutions), rounds)
 
 
 if __name__ == "__main__":
