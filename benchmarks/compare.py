@@ -2,10 +2,12 @@
 
 python -m benchmarks.compare --before=v0.1.0                         a commit, checked out temporarily
 python -m benchmarks.compare --before=../longtake --only=help,startup
+python -m benchmarks.compare --before=v0.1.0 --only=published_lres,published_sres --precision=bf16
 
 CPU time is measured, so that other load on the machine has little influence. Generation, training and loading run in
 both checkouts at once, but in turns, one unit of work at a time, and the times of each unit are compared: the speed of
 a shared machine changes from one minute to the next. Of start-up, the whole process with its children is measured.
+Subjects of published size, of one clip a step, take minutes and are measured only if they are named.
 """
 
 from __future__ import annotations
@@ -26,15 +28,21 @@ import click
 import numpy as np
 
 from benchmarks import harness
+from benchmarks import subjects as networks
 from dataset_tools.archive import ShardWriter
 from dataset_tools.frames import encode_at_sizes
+from torch_utils.precision import PRECISIONS
+from training.longvideogan.sampling import LRES_CHUNK
+from training.network_file import save_network
 
 AT_LEAST = 0.97  # minimum speed relative to before, of everything but help
 HELP_AT_LEAST = 1 / 0.8
 CONFIDENCE = 0.9
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 SIZES = [(72, 128), (18, 32)]  # of the preset toy
-CLIP_FRAMES, NUM_CLIPS = 96, 4
+PUBLISHED_SIZES = [(144, 256), (36, 64)]
+CLIP_FRAMES, PUBLISHED_FRAMES = 96, 160
+NUM_CLIPS = 4
 WARM_UP_UNITS = 2  # which compile modules and kernels
 PACER = str(Path(__file__).with_name("pacer.py"))
 
@@ -76,6 +84,11 @@ class Subject:
     command: tuple[str, ...]  # arguments of Python
     paced: str = ""  # MODULE:FUNCTION
     at_least: float = AT_LEAST
+    now_only: tuple[str, ...] = ()  # more arguments in this checkout
+
+    def arguments(self, checkout: Path) -> tuple[str, ...]:
+        """Return the arguments of Python in a checkout."""
+        return (*self.command, *self.now_only) if checkout == harness.ROOT else self.command
 
 
 @dataclass(frozen=True)
@@ -98,15 +111,15 @@ class Result:
         return "missed" if interval[1] < self.subject.at_least else "not missed"
 
 
-def make_dataset(root: Path) -> None:
-    """Write clips of moving smooth colours, at the sizes of the preset toy."""
-    (height, width), rng = SIZES[0], np.random.RandomState(0)
-    with ShardWriter(root, SIZES, 0) as writer:
+def make_dataset(root: Path, sizes: Sequence[tuple[int, int]], num_frames: int) -> None:
+    """Write clips of moving smooth colours."""
+    (height, width), rng = sizes[0], np.random.RandomState(0)
+    with ShardWriter(root, sizes, 0) as writer:
         for number in range(NUM_CLIPS):
             image = rng.randint(0, 256, (height // 8 + 1, width // 8 + 1, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
             with writer.clip(f"clip_{number}") as clip:
-                for t in range(CLIP_FRAMES):
-                    clip(encode_at_sizes(np.roll(image, (t, 2 * t), (0, 1))[:height, :width].copy(), SIZES))
+                for t in range(num_frames):
+                    clip(encode_at_sizes(np.roll(image, (t, 2 * t), (0, 1))[:height, :width].copy(), sizes))
 
 
 def subjects(data: Path, outdir: Path, kind: str, quick: bool) -> list[Subject]:
@@ -128,7 +141,26 @@ def subjects(data: Path, outdir: Path, kind: str, quick: bool) -> list[Subject]:
     return [*found, Subject("help", "generate.py --help", ("generate.py", "--help"), at_least=HELP_AT_LEAST)]
 
 
+def published_subjects(data: Path, outdir: Path, rounds: int, precision: str) -> list[Subject]:
+    """Return the subjects of published size; `precision` is that of this checkout."""
+    network, common = data.with_suffix(".pkl"), [f"--outdir={outdir}", "--device=cpu", "--precision=fp32"]
+    save_network(networks.make_generator(networks.LRES, "default"), network)
+    # Of options that are given twice the last counts.
+    units, changed = WARM_UP_UNITS + rounds + 1, (f"--precision={precision}",)
+    video = ("generate.py", *common, f"--lres={network}", "--seed=0", "--format=npz", f"--len={units * LRES_CHUNK}")
+    found = [
+        Subject("published_video", "low resolution, a chunk", video, "dnnlib.frames_out:NpzWriter.write",
+                now_only=changed)
+    ]  # fmt: skip
+    for stage in ("lres", "sres"):
+        rest = (f"--steps={units}", "--batch=1", "--resume=never", "--sample-steps=0", "--checkpoint-steps=0")
+        command = (f"train_{stage}.py", *common, f"--dataset={data}", *rest, "--workers=1")
+        found.append(Subject(f"published_{stage}", "a step", command, "training.loop:take", now_only=changed))
+    return found
+
+
 NAMES = ("generation", "train_lres", "train_sres", "loader", "startup", "help")
+PUBLISHED = ("published_video", "published_lres", "published_sres")
 
 
 # ----------------------------------------------------------------------------
@@ -167,7 +199,7 @@ class Paced:
         ours, theirs = os.pipe(), os.pipe()
         self._output = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [sys.executable, PACER, str(ours[0]), str(theirs[1]), subject.paced, *subject.command],
+            [sys.executable, PACER, str(ours[0]), str(theirs[1]), subject.paced, *subject.arguments(checkout)],
             cwd=checkout,
             env=environment(checkout, threads),
             pass_fds=[ours[0], theirs[1]],
@@ -209,10 +241,10 @@ def contest(subject: Subject, before: Path, now: Path, rounds: int, threads: int
     result = Result(subject, [], [])
     sides = [(before, result.before), (now, result.now)]
     for checkout, _ in sides if warm_up else []:  # compiles modules and kernels, and fills the file system cache
-        run_child(checkout, subject.command, threads)
+        run_child(checkout, subject.arguments(checkout), threads)
     for number in range(rounds):
         for checkout, seconds in sides if number % 2 == 0 else sides[::-1]:
-            seconds.append(run_child(checkout, subject.command, threads)[0])
+            seconds.append(run_child(checkout, subject.arguments(checkout), threads)[0])
         click.echo(f"{subject.name}, round {number + 1} of {rounds}: {result.ratios[-1]:.3f} times as fast", err=True)
     return result
 
@@ -280,9 +312,9 @@ def commit_of(checkout: Path) -> str:
 def parse_only(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
     """Parse the comma-separated names of subjects."""
     names = [name.strip() for name in value.split(",")]
-    unknown = [name for name in names if name not in NAMES]
+    unknown = [name for name in names if name not in (*NAMES, *PUBLISHED)]
     if unknown:
-        raise click.BadParameter(f"{unknown[0]!r} is unknown; there are {', '.join(NAMES)}")
+        raise click.BadParameter(f"{unknown[0]!r} is unknown; there are {', '.join((*NAMES, *PUBLISHED))}")
     return names
 
 
@@ -307,14 +339,18 @@ def tables_of(results: Sequence[Result]) -> list[harness.Table]:
 @click.option("--before", help="Checkout or commit to compare with", metavar="PATH|COMMIT", required=True)
 @click.option("--only", help="What to compare, comma-separated", callback=parse_only, default=",".join(NAMES),
               show_default=True)  # fmt: skip
+@click.option("--precision", help="Of this checkout and subjects of published size; the other computes in fp32",
+              type=click.Choice(list(PRECISIONS)), default="fp32", show_default=True)  # fmt: skip
 @harness.options(rounds=7, threads=1, device=False)
-def main(before: str, only: list[str], rounds: int, threads: int, quick: bool, json_path: Path | None) -> None:
+def main(
+    before: str, only: list[str], precision: str, rounds: int, threads: int, quick: bool, json_path: Path | None
+) -> None:  # fmt: skip
     """Print the speed of this checkout relative to another one."""
     rounds = 1 if quick else rounds
-    report = harness.begin("compare", threads=threads, before=before, rounds=rounds, only=only)
+    report = harness.begin("compare", threads=threads, before=before, rounds=rounds, only=only, precision=precision)
     with checkout_of(before) as old, tempfile.TemporaryDirectory() as folder:
         data, outdir = Path(folder, "data"), Path(folder, "out")
-        make_dataset(data)
+        make_dataset(data, SIZES, CLIP_FRAMES)
         report.options["commits"] = [commit_of(old), commit_of(harness.ROOT)]
         click.echo(f"before: {report.options['commits'][0]}, now: {report.options['commits'][1]}")
         kind = "windows"
@@ -323,7 +359,12 @@ def main(before: str, only: list[str], rounds: int, threads: int, quick: bool, j
                 run_child(side, ["-c", LOADER, str(data), "kinds", "0"], threads)[1] for side in (old, harness.ROOT)
             ]
             kind = "batches" if all("batches" in text.split() for text in kinds) else "windows"
-        chosen = [subject for subject in subjects(data, outdir, kind, quick) if subject.name in only]
+        found = subjects(data, outdir, kind, quick)
+        if not set(only).isdisjoint(PUBLISHED):
+            data = Path(folder, "published")
+            make_dataset(data, PUBLISHED_SIZES, PUBLISHED_FRAMES)
+            found += published_subjects(data, outdir, rounds, precision)
+        chosen = [subject for subject in found if subject.name in only]
         results = [
             contest_in_units(subject, old, harness.ROOT, threads, not quick)
             if subject.paced

@@ -149,7 +149,7 @@ def test_from_the_command_to_the_report(repo, tmp_path):
 
 @pytest.mark.parametrize(("kind", "output"), [("kinds", "windows batches\n"), ("batches", ""), ("windows", "")])
 def test_the_loader_reads_the_given_kind(kind, output, tmp_path, monkeypatch, capsys):
-    compare.make_dataset(tmp_path)
+    compare.make_dataset(tmp_path, compare.SIZES, compare.CLIP_FRAMES)
     monkeypatch.setattr("sys.argv", ["-c", str(tmp_path), kind, "11"])
     units = []
     monkeypatch.setattr("builtins.pace", lambda: units.append(None), raising=False)
@@ -160,7 +160,8 @@ def test_the_loader_reads_the_given_kind(kind, output, tmp_path, monkeypatch, ca
 
 def test_every_subject_is_a_command_of_this_checkout(repo, tmp_path):
     found = compare.subjects(tmp_path, tmp_path, "windows", quick=False)
-    assert tuple(subject.name for subject in found) == compare.NAMES
+    found += compare.published_subjects(tmp_path / "published", tmp_path, 5, "bf16")
+    assert tuple(subject.name for subject in found) == (*compare.NAMES, *compare.PUBLISHED)
     for subject in found:
         if subject.paced and subject.paced != "builtins:pace":
             module, function = subject.paced.split(":")
@@ -169,9 +170,11 @@ def test_every_subject_is_a_command_of_this_checkout(repo, tmp_path):
             compile(subject.command[1], "LOADER", "exec")
             continue
         main = importlib.import_module(subject.command[0].removesuffix(".py")).main
-        arguments = [argument for argument in subject.command[1:] if argument != "--help"]
+        arguments = [argument for argument in subject.arguments(harness.ROOT)[1:] if argument != "--help"]
         required = [] if subject.name != "help" else [f"--outdir={tmp_path}"]
-        main.make_context("main", [*arguments, *required])
+        context = main.make_context("main", [*arguments, *required])
+        if subject.now_only:
+            assert context.params["precision"] == "bf16" and "--precision=fp32" in subject.arguments(tmp_path)
 
 
 def test_unknown_subjects_are_refused():
