@@ -153,7 +153,14 @@ def published_subjects(data: Path, outdir: Path, rounds: int, precision: str) ->
                 now_only=changed)
     ]  # fmt: skip
     for stage in ("lres", "sres"):
-        rest = (f"--steps={units}", "--batch=1", "--resume=never", "--sample-steps=0", "--checkpoint-steps=0")
+        rest = (
+            f"--steps={units}",
+            "--batch=1",
+            "--grad-accum=1",
+            "--resume=never",
+            "--sample-steps=0",
+            "--checkpoint-steps=0",
+        )
         command = (f"train_{stage}.py", *common, f"--dataset={data}", *rest, "--workers=1")
         found.append(Subject(f"published_{stage}", "a step", command, "training.loop:take", now_only=changed))
     return found
