@@ -27,7 +27,7 @@ from dnnlib.util import format_time
 from metrics import families
 from metrics.protocols import EvalProtocol, protocols
 from training import registry
-from training.command_line import SIZE, Given, combine, model_options, on_ranks, take_model
+from training.command_line import AUTO, SIZE, Given, check_device, combine, model_options, on_ranks, take_model
 
 if TYPE_CHECKING:  # torch is imported by `main`, so that --help is fast
     import torch
@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # torch is imported by `main`, so that --help is fast
 
 DEFAULT_METRICS = ("fvd2048_128f", "fvd2048_16f")
 NETWORK_SUFFIXES = (".pkl", ".safetensors", ".pt")
+PRECISIONS = ("fp32", "fp16", "bf16", AUTO)  # of generation
 COUNT = click.IntRange(min=1)
 SEVERAL = click.IntRange(min=2)
 
@@ -107,6 +108,8 @@ def _parse_pairs(context: click.Context, option: click.Parameter, pairs: Sequenc
     click.option("--path", "output_path", help="Append the results to this file, a JSON line a metric",
                  type=click.Path(path_type=Path, dir_okay=False)),
     click.option("--device", help="[default: cuda if there is a GPU]", type=click.Choice(["cpu", "cuda"])),
+    click.option("--precision", help="Of the model that generates, as for generate.py; detectors compute in fp32",
+                 default="fp32", show_default=True, type=click.Choice(PRECISIONS)),
     click.option("--seed", help="Chooses the clips, real and generated", default=0, show_default=True),
 ])  # fmt: skip
 def main(
@@ -120,6 +123,7 @@ def main(
     bound: bool | None,
     output_path: Path | None,
     device: str | None,
+    precision: str,
     seed: int,
     **values: Any,
 ) -> None:
@@ -142,7 +146,9 @@ def main(
         where = distributed.init(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         host_memory.keep_freed(where)
         with distributed.together():
+            check_device(where.type, precision)
             sides = real, fake = _open_sides(real_text, fake_path or "", given, size, fps, where)
+            named = {**_named(given, real_text, fake_path), **_set_precision(fake, precision)}
             is_wanted = rules.has_bound if bound is None else bound
             reconstructed = _open_bound(given, sides, bool(bound), where) if is_wanted else None
         if distributed.is_main():
@@ -152,9 +158,9 @@ def main(
             alone = dataclasses.replace(rules, context=None, horizon=None, samples=1)
             bounds = _measure(_distances(metrics), (real, reconstructed), **{**values, "protocol": alone, **repeats})
             for result in bounds:
-                _report({**result, **_named(given, real_text, fake_path), "bounds": True}, output_path)
+                _report({**result, **named, "bounds": True}, output_path)
         for result in _measure(metrics, sides, **values, **repeats):
-            _report({**result, **_named(given, real_text, fake_path)}, output_path)
+            _report({**result, **named}, output_path)
         words = ["generate.py", "--outdir=outputs", "--seed=0", *given.flags]
         if not isinstance(fake, Videos) and fake.prompts is not None and fake.sampler.needs.frames:
             words.append(f"--context={real_text}")
@@ -214,6 +220,19 @@ def _open_sides(
         size = fake.size
     real = open_side(real_text, {})
     return metric_main.prompted(real, fake, real_text), metric_main.prompted(fake, real, fake_text)
+
+
+def _set_precision(fake: "Side", precision: str) -> dict[str, str]:
+    """Let a model generate in this precision; return the entry of a result that names it, none for fp32."""
+    from metrics import inputs
+    from torch_utils.precision import set_precision
+
+    if precision == "fp32":
+        return {}
+    if isinstance(fake, inputs.Videos):
+        raise ValueError("--precision is for a model that generates: leave it out for --fake")
+    chosen = set_precision(fake.sampler.networks, precision)
+    return {} if chosen == "fp32" else {"precision": chosen}
 
 
 def _open_bound(given: Given, sides: "tuple[Side, Side]", is_asked: bool, device: "torch.device") -> "Side | None":

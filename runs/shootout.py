@@ -33,6 +33,7 @@ import psutil
 import torch
 from PIL import Image
 
+from calc_metrics import PRECISIONS
 from dnnlib.text import quote
 from dnnlib.util import atomic_path
 from torch_utils import host_memory
@@ -72,6 +73,7 @@ class Settings:
     turn_frames: int
     action_steps: int
     device: str
+    precision: str
     seed: int
 
 
@@ -234,7 +236,7 @@ def measure(network: str, options: Sequence[str], metrics: Sequence[str], more: 
         "calc_metrics.py", f"--dataset={settings.val}", f"--model={network}", f"--path={place}",
         *(word for name in metrics for word in ("-m", name)),
         *(word for option in options for word in ("-o", option)), *more,
-        f"--device={settings.device}", f"--seed={settings.seed}",
+        f"--device={settings.device}", f"--precision={settings.precision}", f"--seed={settings.seed}",
     )  # fmt: skip
     lines = read_lines(place, metric=str)
     place.unlink()
@@ -441,6 +443,13 @@ def train_action_network(path: Path, settings: Settings) -> Part:
     type=click.IntRange(min=1),
 )
 @click.option("--device", help="[default: cuda if there is a GPU]", type=click.Choice(["cpu", "cuda"]))
+@click.option(
+    "--precision",
+    help="Of generation when it is measured, as for calc_metrics.py",
+    default="auto",
+    show_default=True,
+    type=click.Choice(PRECISIONS),
+)
 @click.option("--seed", help="Of weights, data and clips", default=0, show_default=True)
 # fmt: on
 def main(

@@ -258,6 +258,9 @@ def section(found: Shootout, figures: str) -> str:
     cannot = [f"{p['system']} ({p['cannot']})" for p in found.parts if "cannot" in p]
     cannot += [f"{name} (not trained)" for name in s.get("systems", []) if name not in found.trained]
     short = {part["system"]: part["options"] for part in found.parts if part.get("options")}
+    lines = [line for lines in found.lines.values() for line in lines.values()]
+    kinds = sorted({line.get("precision", "fp32") for line in lines})
+    precision = f" Videos that are measured were generated in {' or '.join(kinds)}, as is faster." if kinds[1:] else ""
     options = "".join(f" Clips of 16 frames by {name} have the options {', '.join(short[name])}." for name in short)
     text = [
         BEGIN, "", "## Five systems, one dataset, one budget" if len(titles) == 5 else "## Systems at one budget", "",
@@ -266,7 +269,7 @@ def section(found: Shootout, figures: str) -> str:
         f"same clips, and the same measurements, with {s.get('clips')} clips of 16 frames and {s.get('long_clips')} "
         f"long ones of {s.get('frames')} frames a side. All but LongVideoGAN share one tokenizer of frames "
         "(48x64 to 6x8 codes of 512), trained for as long; systems of latents read them before quantization. "
-        f"± is the standard error.{options}", "", *cost_table(found),
+        f"± is the standard error.{precision}{options}", "", *cost_table(found),
         f"![A video of each system]({figures}/shootout-sheet.png)", "",
         f"Frames {', '.join(map(str, frames))} after a context of 36; above the recorded ones. Systems without a "
         "context begin anywhere.", "", "### Videos by themselves", "", *table(found, ALONE),

@@ -119,6 +119,22 @@ def test_enlarged_videos_are_measured_at_the_size_of_their_frames(dataset: Path,
     assert "Left out, an image beside videos (1): cover.png" in output and "that is read (1): log.txt" in output
 
 
+def test_a_model_is_measured_in_another_precision(lres_path: str, dataset: Path, own_cache: Path):
+    """The result names it, and is another than in fp32, but not by much."""
+    common = [f"--dataset={dataset}", f"--lres={lres_path}", "-m", "fmd4_4f", "--device=cpu"]
+    found = []
+    for precision in ("fp32", "bf16"):
+        code, output = run(*common, f"--precision={precision}")
+        assert code == 0, output
+        found += [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert "precision" not in found[0] and found[1]["precision"] == "bf16"
+    exact, rounded = (line["results"]["fmd4_4f"] for line in found)
+    assert rounded != exact and rounded == pytest.approx(exact, rel=0.1)
+
+    code, output = run(f"--real={dataset}", f"--fake={dataset}", "--size=18x32", "--precision=bf16")
+    assert code == 1 and "--precision is for a model that generates: leave it out for --fake" in output
+
+
 def test_long_videos_are_measured_by_name(lres_path: str, dataset: Path, own_cache: Path):
     options = ["-m", "color_similarity", "-m", "motion_energy_w1", "--num-videos=3", "--num-frames=16", "--device=cpu"]
     code, output = run(f"--dataset={dataset}", f"--lres={lres_path}", *options, "-o", "truncation=0.9")
