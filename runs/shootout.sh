@@ -9,9 +9,9 @@
 # Run the same command again and it goes on where it stopped.
 #
 # Time: a budget each for the tokenizer and five systems. CPU time is counted, not time on the clock, so that a busy
-# machine takes longer and gives the same. On two cores of a Zen 5 recording takes 3 minutes, codes 7, the network that
-# reads actions 3, and measuring a system, with OPTIONS="--stages=2 --long-clips=16", 3 to 20, most of it rollouts of 264
-# frames. Disk: 2 GB. Memory: 4 GB.
+# machine takes longer and gives the same. On two cores of a Zen 4 recording takes 3 minutes, codes 10, the network that
+# reads actions 3, and measuring a system 10 to 15, with OPTIONS="--stages=2 --long-clips=8", most of it rollouts of 264
+# frames, in bfloat16 where that is faster. Disk: 2 GB. Memory: 8 GB.
 source "$(dirname "$0")/common.sh"
 
 DATA=${DATA:-data/shootout}       # train and val come below it

@@ -260,7 +260,7 @@ def section(found: Shootout, figures: str) -> str:
     short = {part["system"]: part["options"] for part in found.parts if part.get("options")}
     lines = [line for lines in found.lines.values() for line in lines.values()]
     kinds = sorted({line.get("precision", "fp32") for line in lines})
-    precision = f" Videos that are measured were generated in {' or '.join(kinds)}, as is faster." if kinds[1:] else ""
+    precision = "" if kinds == ["fp32"] else f" Videos that are measured were generated in {' or '.join(kinds)}."
     options = "".join(f" Clips of 16 frames by {name} have the options {', '.join(short[name])}." for name in short)
     text = [
         BEGIN, "", "## Five systems, one dataset, one budget" if len(titles) == 5 else "## Systems at one budget", "",
