@@ -44,6 +44,7 @@ PUBLISHED_SIZES = [(144, 256), (36, 64)]
 CLIP_FRAMES, PUBLISHED_FRAMES = 96, 160
 NUM_CLIPS = 4
 WARM_UP_UNITS = 2  # which compile modules and kernels
+CHUNK, STEP = "dnnlib.frames_out:NpzWriter.write", "training.loop:take"  # whose calls begin a unit
 PACER = str(Path(__file__).with_name("pacer.py"))
 
 # Reads batches as training does, or windows of clips unless both checkouts provide batches.
@@ -122,18 +123,22 @@ def make_dataset(root: Path, sizes: Sequence[tuple[int, int]], num_frames: int) 
                     clip(encode_at_sizes(np.roll(image, (t, 2 * t), (0, 1))[:height, :width].copy(), sizes))
 
 
+def training(stage: str, steps: int, data: Path, common: Sequence[str], *options: str) -> tuple[str, ...]:
+    """Return the command that trains a stage without previews and checkpoints."""
+    rest = (f"--steps={steps}", "--resume=never", "--sample-steps=0", "--checkpoint-steps=0", "--workers=1")
+    return (f"train_{stage}.py", *common, f"--dataset={data}", *options, *rest)
+
+
 def subjects(data: Path, outdir: Path, kind: str, quick: bool) -> list[Subject]:
     """Return all subjects of the comparison; `kind` is the interface of the loader."""
     networks = [f"--{stage}={harness.ROOT}/models/labdoom-tiny-{stage}.pkl" for stage in ("lres", "sres")]
     common = [f"--outdir={outdir}", "--device=cpu"]
     videos = ("generate.py", *common, *networks, "--seed=0", "--format=npz")
     length, steps, batches = (16, 2, 30) if quick else (320, 34, 400)
-    written = "dnnlib.frames_out:NpzWriter.write"
-    found = [Subject("generation", "frames of both stages, a chunk", (*videos, f"--len={length}"), written)]
+    found = [Subject("generation", "frames of both stages, a chunk", (*videos, f"--len={length}"), CHUNK)]
     for stage in ("lres", "sres"):
-        rest = (f"--steps={steps}", "--preset=toy", "--resume=never", "--sample-steps=0", "--checkpoint-steps=0")
-        command = (f"train_{stage}.py", *common, f"--dataset={data}", *rest, "--workers=1")
-        found.append(Subject(f"train_{stage}", "a step", command, "training.loop:take"))
+        command = training(stage, steps, data, common, "--preset=toy")
+        found.append(Subject(f"train_{stage}", "a step", command, STEP))
     found.append(
         Subject("loader", f"20 clips in {kind}", ("-c", LOADER, str(data), kind, str(batches)), "builtins:pace")
     )
@@ -148,21 +153,10 @@ def published_subjects(data: Path, outdir: Path, rounds: int, precision: str) ->
     # Of options that are given twice the last counts.
     units, changed = WARM_UP_UNITS + rounds + 1, (f"--precision={precision}",)
     video = ("generate.py", *common, f"--lres={network}", "--seed=0", "--format=npz", f"--len={units * LRES_CHUNK}")
-    found = [
-        Subject("published_video", "low resolution, a chunk", video, "dnnlib.frames_out:NpzWriter.write",
-                now_only=changed)
-    ]  # fmt: skip
+    found = [Subject("published_video", "low resolution, a chunk", video, CHUNK, now_only=changed)]
     for stage in ("lres", "sres"):
-        rest = (
-            f"--steps={units}",
-            "--batch=1",
-            "--grad-accum=1",
-            "--resume=never",
-            "--sample-steps=0",
-            "--checkpoint-steps=0",
-        )
-        command = (f"train_{stage}.py", *common, f"--dataset={data}", *rest, "--workers=1")
-        found.append(Subject(f"published_{stage}", "a step", command, "training.loop:take", now_only=changed))
+        command = training(stage, units, data, common, "--batch=1", "--grad-accum=1")
+        found.append(Subject(f"published_{stage}", "a step", command, STEP, now_only=changed))
     return found
 
 

@@ -39,8 +39,9 @@ TRAINED = "the model just trained"
 AUTOENCODER, STILL = "its autoencoder alone", "the last frame, repeated"
 NOISE, OTHER = "noise", "real clips of other mazes"
 # Of the look that the included model knows: stone walls between a meadow and the sky, and violet rooms.
-FOOTAGE = ["--walker=person", "--textures=soft", f"--sizes={SIZE[0]}x{SIZE[1]}", "--difficulty=easy", "--looks=1"]
-FOOTAGE += ["--seed=12"]
+FOOTAGE = [
+    "--walker=person", "--textures=soft", f"--sizes={SIZE[0]}x{SIZE[1]}", "--difficulty=easy", "--looks=1", "--seed=12",
+]  # fmt: skip
 TRAIN_FRAMES, VAL_FRAMES, VAL_CLIPS = 224, 364, 16
 CLIP_FRAMES = 16  # of a clip that is measured
 NUM_FRAMES = 300  # ten seconds
