@@ -14,6 +14,9 @@
 # frames, in bfloat16 where that is faster. Disk: 2 GB. Memory: 8 GB.
 source "$(dirname "$0")/common.sh"
 
+# Of all processes: those that wait for each other sleep, or the CPU time that is counted depends on other work.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+
 DATA=${DATA:-data/shootout}       # train and val come below it
 OUT=${OUT:-runs/shootout}         # networks and results come below it
 CLIPS=${CLIPS:-512}               # to train on; each is a walk of a person through a maze of its own

@@ -261,6 +261,7 @@ def section(found: Shootout, figures: str) -> str:
     lines = [line for lines in found.lines.values() for line in lines.values()]
     kinds = sorted({line.get("precision", "fp32") for line in lines})
     precision = "" if kinds == ["fp32"] else f" Videos that are measured were generated in {' or '.join(kinds)}."
+    given = " ".join(f"--{name.replace('_', '-')}={s.get(name)}" for name in ("stages", "clips", "long_clips"))
     options = "".join(f" Clips of 16 frames by {name} have the options {', '.join(short[name])}." for name in short)
     text = [
         BEGIN, "", "## Five systems, one dataset, one budget" if len(titles) == 5 else "## Systems at one budget", "",
@@ -281,7 +282,7 @@ def section(found: Shootout, figures: str) -> str:
         "### Which is best", "", *verdict(found),
         "What this does not show: how they compare at published sizes, with longer training, or on other footage; each "
         "was trained once, so that differences between seeds are not in the errors, and no preset was tuned beyond "
-        "its first setting.", "", "Repeat it: `bash runs/shootout.sh`", "", END,
+        "its first setting.", "", f'Repeat it: `OPTIONS="{given}" bash runs/shootout.sh`', "", END,
     ]  # fmt: skip
     return "\n".join(text)
 

@@ -178,7 +178,7 @@ def test_every_training_command_passes_a_dry_run(repo, tmp_path, monkeypatch):
 
 
 def test_every_option_named_in_the_text_exists(repo):
-    modules = {module for _, module, _ in all_commands(repo)} | {*TRAINING, "generate", "calc_metrics"}
+    modules = {module for _, module, _ in all_commands(repo)} | {*TRAINING, "generate", "calc_metrics", "runs.shootout"}
     makers = [f"dataset_tools.{path.stem}" for path in (repo / "dataset_tools").glob("make_dataset_from_*.py")]
     known = {name for module in [*modules, *makers] for name in options_of(importlib.import_module(module).main)}
     for page in pages(repo):

@@ -19,7 +19,7 @@ from runs.shootout import Meter, Results, Settings, contestants, takes_tokenizer
 from tests.metrics.walks import NAMES, headings, views
 from training import registry
 
-SETTINGS = Settings("train", "val", 4.0, 2, "shootout", ("tats",), 4, 2, 32, 8, 10, "cpu", 0)
+SETTINGS = Settings("train", "val", 4.0, 2, "shootout", ("tats",), 4, 2, 32, 8, 10, "cpu", "fp32", 0)
 BUSY = "import time\nwhile True: sum(range(10000))"
 
 
