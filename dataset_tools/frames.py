@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from training.data.pictures import center_crop_and_resize as center_crop_and_resize
+from training.data.pictures import resize_to_each
 from training.data.resizing import RESIZERS
 
 # Colour resolutions, as Pillow numbers them.
@@ -62,7 +63,7 @@ def encode_at_sizes(
     `resize` is a key of `training.data.resizing.RESIZERS`.
     """
     if resize == "lanczos":
-        return [encode_jpeg(center_crop_and_resize(frame, height, width), quality, chroma) for height, width in sizes]
+        return [encode_jpeg(resized, quality, chroma) for resized in resize_to_each(frame, sizes)]
     return [encode_jpeg(RESIZERS[resize](frame[None], size)[0], quality, chroma) for size in sizes]
 
 

@@ -5,6 +5,8 @@ beside it holds the ETag, with which the server names a version of the content: 
 The downloading process holds a lock on the part, which the operating system releases when the process ends.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import os
@@ -13,12 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import click
-import requests
 
 from dnnlib.locks import open_locked
+
+if TYPE_CHECKING:
+    import requests  # imported where it is used: it takes a third of the start of a command that downloads nothing
 
 CHUNK_BYTES = 1 << 20
 CONNECT_TIMEOUT_SEC = 10.0
@@ -193,6 +197,8 @@ class _FinalError(Exception):
 
 def _download(url: str, part: _Part, num_attempts: int, verbose: bool, sha256: str | None) -> str:
     """Download into `part` and return the file name that the server or the address gives."""
+    import requests
+
     if verbose:
         print(f"Downloading {url} ...", flush=True)
     problem = ""
@@ -225,6 +231,8 @@ def _download(url: str, part: _Part, num_attempts: int, verbose: bool, sha256: s
 
 
 def _attempt(url: str, part: _Part, verbose: bool) -> str:
+    import requests
+
     # Without compression in transit, Content-Length equals the number of bytes that are written.
     headers = {"Accept-Encoding": "identity"}
     if part.etag and part.num_bytes > 0:

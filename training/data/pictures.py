@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import io
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -179,9 +179,34 @@ def center_crop_and_resize(frame: np.ndarray, height: int, width: int) -> np.nda
     Only one dimension is cropped, so the result shows as much of the frame as its aspect ratio allows. A frame of that
     size is returned unchanged. Large frames are reduced by `reduction.reduce`, a function of the sizes alone.
     """
-    rows, columns = frame.shape[:2]
-    if (rows, columns) == (height, width):
-        return frame
+    return resize_to_each(frame, [(height, width)])[0]
+
+
+def resize_to_each(frame: np.ndarray, sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """Return `center_crop_and_resize` of a frame for each size; sizes of one aspect ratio share work."""
+    found = {}
+    of_crop: dict[tuple[int, int, int, int], list[tuple[int, int]]] = {}
+    for size in sizes:
+        of_crop.setdefault(_centre(frame.shape[0], frame.shape[1], *size), []).append(size)
+    for (top, bottom, left, right), same in of_crop.items():
+        crop = frame[top:bottom, left:right]
+        reduced = [size for size in same if size != frame.shape[:2] and reduction.suits(*crop.shape[:2], *size)]
+        found.update(zip(reduced, reduction.reduce(crop, reduced), strict=True))
+        for height, width in same:
+            if (height, width) == frame.shape[:2]:
+                found[height, width] = frame
+            elif (height, width) not in found:
+                image = Image.fromarray(crop).resize((width, height), Image.Resampling.LANCZOS)
+                found[height, width] = np.asarray(image)
+    return [found[size] for size in sizes]
+
+
+# ----------------------------------------------------------------------------
+# Details.
+
+
+def _centre(rows: int, columns: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return top, bottom, left and right of the largest centred part with the aspect ratio of height x width."""
     height_ratio, width_ratio = rows / height, columns / width
     top, left, bottom, right = 0.0, 0.0, float(rows), float(columns)
     if height_ratio > width_ratio:
@@ -190,14 +215,7 @@ def center_crop_and_resize(frame: np.ndarray, height: int, width: int) -> np.nda
     elif width_ratio > height_ratio:
         left = (columns - width * height_ratio) // 2
         right = left + width * height_ratio
-    frame = frame[round(top) : round(bottom), round(left) : round(right)]
-    if reduction.suits(frame.shape[0], frame.shape[1], height, width):
-        return reduction.reduce(frame, height, width)
-    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
-
-
-# ----------------------------------------------------------------------------
-# Details.
+    return round(top), round(bottom), round(left), round(right)
 
 
 def _is_deep(image: Image.Image) -> bool:

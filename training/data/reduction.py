@@ -7,6 +7,7 @@ Unlike Pillow, values between the two passes are neither clipped nor rounded to 
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,7 +16,7 @@ BOUND = 0.75  # of which 0.5 by rounding to 8 bits
 _ROW_BITS, _COLUMN_BITS = 15, 12  # of the weights of both passes; |weights| of one output sum to less than 1.6
 _BETWEEN_BITS = 2  # fractional bits of values between the passes
 # Outputs in one product of each pass, and values of a line in one product, for which inputs stay in the cache.
-_ROW_BLOCK, _COLUMN_BLOCK, _CHUNK = 6, 8, 480
+_ROW_BLOCK, _COLUMN_BLOCK, _CHUNK = 4, 8, 480
 
 
 def suits(height: int, width: int, to_height: int, to_width: int) -> bool:
@@ -23,21 +24,31 @@ def suits(height: int, width: int, to_height: int, to_width: int) -> bool:
     return to_height <= height and to_width <= width and height * width >= 128 * 128
 
 
-def reduce(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Reduce a frame (uint8 H W 3) to (height, width, 3) by a Lanczos filter."""
+def reduce(frame: np.ndarray, sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """Reduce a frame (uint8 H W 3) by a Lanczos filter to (height, width, 3) of each size."""
     rows, columns = frame.shape[:2]
     lines = frame.reshape(rows, columns * 3)
-    between = np.empty((height, columns * 3), np.float32)
-    for first, start, weights in _blocks(rows, height, _ROW_BITS, _ROW_BLOCK):
-        for left in range(0, columns * 3, _CHUNK):
-            chunk = slice(left, left + _CHUNK)
-            inputs = lines[start : start + weights.shape[1], chunk].astype(np.float32)
-            np.matmul(weights, inputs, out=between[first : first + len(weights), chunk])
-    between *= 2.0 ** (_BETWEEN_BITS - _ROW_BITS)
-    np.rint(between, out=between)
+    between = [np.empty((height, columns * 3), np.float32) for height, _ in sizes]
+    buffer = np.empty((rows, min(_CHUNK, columns * 3)), np.float32)
+    for left in range(0, columns * 3, _CHUNK):
+        chunk = slice(left, left + _CHUNK)
+        inputs = buffer[:, : columns * 3 - left]
+        np.copyto(inputs, lines[:, chunk])  # once for all sizes and blocks, which overlap
+        for outputs in between:
+            for first, start, weights in _blocks(rows, len(outputs), _ROW_BITS, _ROW_BLOCK):
+                block = inputs[start : start + weights.shape[1]]
+                np.matmul(weights, block, out=outputs[first : first + len(weights), chunk])
+    return [_reduce_lines(lines, width) for lines, (_, width) in zip(between, sizes, strict=True)]
+
+
+def _reduce_lines(lines: np.ndarray, width: int) -> np.ndarray:
+    """Reduce the lines between the passes (float32 height, W x 3), which it changes, to (height, width, 3)."""
+    height, columns = len(lines), lines.shape[1] // 3
+    lines *= 2.0 ** (_BETWEEN_BITS - _ROW_BITS)
+    np.rint(lines, out=lines)
     result = np.empty((height, width * 3), np.float32)
     for first, start, weights in _colour_blocks(columns, width, _COLUMN_BITS, _COLUMN_BLOCK):
-        inputs = between[:, 3 * start : 3 * start + len(weights)]
+        inputs = lines[:, 3 * start : 3 * start + len(weights)]
         np.matmul(inputs, weights, out=result[:, 3 * first : 3 * first + weights.shape[1]])
     result *= 2.0 ** -(_BETWEEN_BITS + _COLUMN_BITS)
     np.rint(result, out=result)

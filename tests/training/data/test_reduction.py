@@ -41,7 +41,7 @@ def test_pixels_are_those_of_the_exact_filter(make, source, target):
     if not reduction.suits(*source, *target):
         pytest.skip("enlarged along an edge")
     frame = make(*source)
-    found = reduction.reduce(frame, *target)
+    found = reduction.reduce(frame, [target])[0]
     assert found.shape == (*target, 3) and found.dtype == np.uint8
     assert np.abs(found - exactly(frame, *target)).max() <= reduction.BOUND
 
@@ -50,7 +50,7 @@ def test_pixels_are_those_of_the_exact_filter(make, source, target):
 def test_pixels_are_those_of_pillow_but_for_its_rounding_between_passes(target):
     frame = (noise(720, 1280) // 2 + 64).astype(np.uint8)  # in a range in which Pillow clips nothing
     pillow = np.asarray(Image.fromarray(frame).resize(target[::-1], Image.Resampling.LANCZOS)).astype(int)
-    difference = np.abs(reduction.reduce(frame, *target) - pillow)
+    difference = np.abs(reduction.reduce(frame, [target])[0] - pillow)
     assert difference.max() <= 1 and (difference > 0).mean() < 0.15
 
 
@@ -67,10 +67,18 @@ def test_sums_are_exact_in_single_precision(size, outputs):
 
 def test_constant_frames_stay_constant():
     for value in (0, 1, 127, 255):
-        assert (reduction.reduce(np.full((200, 300, 3), value, np.uint8), 36, 64) == value).all()
+        assert (reduction.reduce(np.full((200, 300, 3), value, np.uint8), [(36, 64)])[0] == value).all()
 
 
 def test_frames_are_cropped_and_need_not_be_contiguous():
     frame = noise(300, 400)
     found = pictures.center_crop_and_resize(frame[:, ::-1], 36, 64)
-    np.testing.assert_array_equal(found, reduction.reduce(frame[37:262, ::-1].copy(), 36, 64))
+    np.testing.assert_array_equal(found, reduction.reduce(frame[37:262, ::-1].copy(), [(36, 64)])[0])
+
+
+def test_sizes_made_together_are_those_made_one_by_one():
+    """Of several crops, one of which is enlarged, and the frame itself."""
+    frame, sizes = noise(180, 320), [(36, 64), (144, 256), (64, 64), (7, 300), (360, 640), (180, 320), (36, 64)]
+    for size, found in zip(sizes, pictures.resize_to_each(frame, sizes), strict=True):
+        np.testing.assert_array_equal(found, pictures.center_crop_and_resize(frame, *size))
+        assert found.shape == (*size, 3)
