@@ -126,7 +126,7 @@ def _gains(x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> bool:
         return large and onednn.is_amd() and onednn.has_onednn()
     if tuple(taps[1:]) != (winograd.TAPS, winograd.TAPS):
         return False
-    return winograd_gain(tuple(x.shape), tuple(weight.shape), padding) >= GAIN and _has_kernels(x)
+    return winograd_gain(tuple(x.shape), tuple(weight.shape), padding) >= GAIN and has_kernels(x)
 
 
 def winograd_gain(x: tuple[int, ...], weight: tuple[int, ...], padding: tuple[int, ...]) -> float:
@@ -139,7 +139,8 @@ def winograd_gain(x: tuple[int, ...], weight: tuple[int, ...], padding: tuple[in
     return direct / (plan.num_points * (products + (inputs + outputs) * tiles * IMAGE_POINT))
 
 
-def _has_kernels(x: Tensor) -> bool:
+def has_kernels(x: Tensor) -> bool:
+    """Return whether the kernels of Winograd's way are compiled, as they are used."""
     return backends.select_impl("auto", x) == "compiled"
 
 
