@@ -202,18 +202,25 @@ def correlate(x: Tensor, weight: Tensor, padding: tuple[int, int, int]) -> Tenso
     kernel = (torch.kron(map_y, map_x) @ kernel).view(-1, taps * outputs, inputs)
     y = x.new_empty(len(x), outputs, plan.frames, plan.height, plan.width)
     for block in blocks(plan, len(x), inputs + outputs, taps):
-        columns = _read_inputs(x, plan, block, taps, padding).flatten(2)  # points C n*t*tiles
-        tiles = len(block.rows) * plan.tiles_x
-        length = len(block.images) * len(block.frames) * tiles
-        found = []
-        for factors, column in zip(kernel, columns, strict=True):
-            terms = _multiply(factors, column).view(taps, outputs, -1)
-            total = terms[0, :, :length] if taps > 1 else terms[0]
-            for tap in range(1, taps):
-                total = total + terms[tap, :, tap * tiles : tap * tiles + length]
-            found.append(total.view(outputs, len(block.images), len(block.frames), tiles))
-        _tile(y, found, plan, block, "outputs", (0, 0, 0), block.frames.start)
+        _correlate_block(x, kernel, y, plan, block, taps, padding)
     return y
+
+
+def _correlate_block(
+    x: Tensor, kernel: Tensor, y: Tensor, plan: Plan, block: Block, taps: int, padding: tuple[int, int, int]
+) -> None:
+    """Write a block of y; a function, as the points of a block are freed when it returns and not during the next."""
+    columns = _read_inputs(x, plan, block, taps, padding).flatten(2)  # points C n*t*tiles
+    outputs, tiles = y.shape[1], len(block.rows) * plan.tiles_x
+    length = len(block.images) * len(block.frames) * tiles
+    found = []
+    for factors, column in zip(kernel, columns, strict=True):
+        terms = _multiply(factors, column).view(taps, outputs, -1)
+        total = terms[0, :, :length] if taps > 1 else terms[0]
+        for tap in range(1, taps):
+            total = total + terms[tap, :, tap * tiles : tap * tiles + length]
+        found.append(total.view(outputs, len(block.images), len(block.frames), tiles))
+    _tile(y, found, plan, block, "outputs", (0, 0, 0), block.frames.start)
 
 
 def weight_gradient(x: Tensor, dy: Tensor, taps: int, padding: tuple[int, int, int]) -> Tensor:
