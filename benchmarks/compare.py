@@ -26,11 +26,13 @@ from pathlib import Path
 
 import click
 import numpy as np
+from PIL import Image
 
 from benchmarks import harness
 from benchmarks import subjects as networks
 from dataset_tools.archive import ShardWriter
 from dataset_tools.frames import encode_at_sizes
+from dnnlib.video import VideoWriter
 from torch_utils.precision import PRECISIONS
 from training.longvideogan.sampling import LRES_CHUNK
 from training.network_file import save_network
@@ -43,6 +45,7 @@ SIZES = [(72, 128), (18, 32)]  # of the preset toy
 PUBLISHED_SIZES = [(144, 256), (36, 64)]
 CLIP_FRAMES, PUBLISHED_FRAMES = 96, 160
 NUM_CLIPS = 4
+VIDEO_SIZE, VIDEO_FRAMES = (720, 1280), 150
 WARM_UP_UNITS = 2  # which compile modules and kernels
 CHUNK, STEP = "dnnlib.frames_out:NpzWriter.write", "training.loop:take"  # whose calls begin a unit
 PACER = str(Path(__file__).with_name("pacer.py"))
@@ -123,6 +126,18 @@ def make_dataset(root: Path, sizes: Sequence[tuple[int, int]], num_frames: int) 
                     clip(encode_at_sizes(np.roll(image, (t, 2 * t), (0, 1))[:height, :width].copy(), sizes))
 
 
+def make_video(path: Path, num_frames: int) -> None:
+    """Write a 720p video of moving smooth colours with grain."""
+    rng, (height, width) = np.random.RandomState(0), VIDEO_SIZE
+    path.parent.mkdir()
+    colours = Image.fromarray(rng.randint(0, 256, (9, 16, 3)).astype(np.uint8)).resize((width, height))
+    grain = [rng.randint(0, 9, (height, width, 3)).astype(np.uint8) for _ in range(4)]
+    with VideoWriter(path, height, width) as writer:
+        for t in range(num_frames):
+            frame = np.roll(np.asarray(colours) // 8 * 7, (t, 2 * t), (0, 1)) + grain[t % len(grain)]
+            writer.write(frame[None])
+
+
 def training(stage: str, steps: int, data: Path, common: Sequence[str], *options: str) -> tuple[str, ...]:
     """Return the command that trains a stage without previews and checkpoints."""
     rest = (f"--steps={steps}", "--resume=never", "--sample-steps=0", "--checkpoint-steps=0", "--workers=1")
@@ -142,6 +157,9 @@ def subjects(data: Path, outdir: Path, kind: str, quick: bool) -> list[Subject]:
     found.append(
         Subject("loader", f"20 clips in {kind}", ("-c", LOADER, str(data), kind, str(batches)), "builtins:pace")
     )
+    maker = ("-m", "dataset_tools.make_dataset_from_videos", str(data.with_name("videos")), str(outdir / "made"))
+    sizes = "--sizes=36x64,144x256"
+    found.append(Subject("dataset", "720p to 36x64 and 144x256", (*maker, sizes, "--workers=1")))
     found.append(Subject("startup", "generate.py --len=1", (*videos, "--len=1")))
     return [*found, Subject("help", "generate.py --help", ("generate.py", "--help"), at_least=HELP_AT_LEAST)]
 
@@ -160,7 +178,7 @@ def published_subjects(data: Path, outdir: Path, rounds: int, precision: str) ->
     return found
 
 
-NAMES = ("generation", "train_lres", "train_sres", "loader", "startup", "help")
+NAMES = ("generation", "train_lres", "train_sres", "loader", "dataset", "startup", "help")
 PUBLISHED = ("published_video", "published_lres", "published_sres")
 
 
@@ -360,6 +378,8 @@ def main(
                 run_child(side, ["-c", LOADER, str(data), "kinds", "0"], threads)[1] for side in (old, harness.ROOT)
             ]
             kind = "batches" if all("batches" in text.split() for text in kinds) else "windows"
+        if "dataset" in only:
+            make_video(data.with_name("videos") / "a.mp4", 2 if quick else VIDEO_FRAMES)
         found = subjects(data, outdir, kind, quick)
         if not set(only).isdisjoint(PUBLISHED):
             data = Path(folder, "published")

@@ -137,14 +137,14 @@ def test_a_commit_is_checked_out_for_the_time_it_takes(tmp_path):
 
 @pytest.mark.slow
 def test_from_the_command_to_the_report(repo, tmp_path):
-    command = ["--before", str(repo), "--only=loader,help", "--quick", "--json", str(tmp_path / "report.json")]
+    command = ["--before", str(repo), "--only=loader,dataset,help", "--quick", "--json", str(tmp_path / "report.json")]
     result = CliRunner().invoke(compare.main, command, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     summary, spread = harness.Report.read(tmp_path / "report.json").tables
     assert summary.text() in result.output and spread.text() in result.output
-    assert [row[0] for row in summary.rows] == [row[0] for row in spread.rows] == ["loader", "help"]
+    assert [row[0] for row in summary.rows] == [row[0] for row in spread.rows] == ["loader", "dataset", "help"]
     assert summary.rows[0][1] == "20 clips in batches" and summary.rows[0][-1] == "too few rounds"
-    assert [row[1] for row in spread.rows] == [2, 1]  # units, of which the last has no end, or rounds
+    assert [row[1] for row in spread.rows] == [2, 1, 1]  # units, of which the last has no end, or rounds
 
 
 @pytest.mark.parametrize(("kind", "output"), [("kinds", "windows batches\n"), ("batches", ""), ("windows", "")])
@@ -159,7 +159,8 @@ def test_the_loader_reads_the_given_kind(kind, output, tmp_path, monkeypatch, ca
 
 
 def test_every_subject_is_a_command_of_this_checkout(repo, tmp_path):
-    found = compare.subjects(tmp_path, tmp_path, "windows", quick=False)
+    (tmp_path / "videos").mkdir()
+    found = compare.subjects(tmp_path / "data", tmp_path, "windows", quick=False)
     found += compare.published_subjects(tmp_path / "published", tmp_path, 5, "bf16")
     assert tuple(subject.name for subject in found) == (*compare.NAMES, *compare.PUBLISHED)
     for subject in found:
@@ -169,8 +170,9 @@ def test_every_subject_is_a_command_of_this_checkout(repo, tmp_path):
         if subject.command[0] == "-c":
             compile(subject.command[1], "LOADER", "exec")
             continue
-        main = importlib.import_module(subject.command[0].removesuffix(".py")).main
-        arguments = [argument for argument in subject.arguments(harness.ROOT)[1:] if argument != "--help"]
+        given = [argument for argument in subject.arguments(harness.ROOT) if argument not in ("-m", "--help")]
+        main = importlib.import_module(given[0].removesuffix(".py")).main
+        arguments = given[1:]
         required = [] if subject.name != "help" else [f"--outdir={tmp_path}"]
         context = main.make_context("main", [*arguments, *required])
         if subject.now_only:
