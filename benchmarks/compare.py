@@ -13,6 +13,7 @@ Subjects of published size, of one clip a step, take minutes and are measured on
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -89,6 +90,7 @@ class Subject:
     paced: str = ""  # MODULE:FUNCTION
     at_least: float = AT_LEAST
     now_only: tuple[str, ...] = ()  # more arguments in this checkout
+    units: int | None = None  # after which the command is stopped; None: when it ends
 
     def arguments(self, checkout: Path) -> tuple[str, ...]:
         """Return the arguments of Python in a checkout."""
@@ -171,10 +173,12 @@ def published_subjects(data: Path, outdir: Path, rounds: int, precision: str) ->
     # Of options that are given twice the last counts.
     units, changed = WARM_UP_UNITS + rounds + 1, (f"--precision={precision}",)
     video = ("generate.py", *common, f"--lres={network}", "--seed=0", "--format=npz", f"--len={units * LRES_CHUNK}")
-    found = [Subject("published_video", "low resolution, a chunk", video, CHUNK, now_only=changed)]
+    # What a run does after its last step, such as a preview, would take longer than all of them.
+    kind = functools.partial(Subject, now_only=changed, units=units - 1)
+    found = [kind("published_video", "low resolution, a chunk", video, CHUNK)]
     for stage in ("lres", "sres"):
         command = training(stage, units, data, common, "--batch=1", "--grad-accum=1")
-        found.append(Subject(f"published_{stage}", "a step", command, STEP, now_only=changed))
+        found.append(kind(f"published_{stage}", "a step", command, STEP))
     return found
 
 
@@ -273,7 +277,7 @@ def contest_in_units(subject: Subject, before: Path, now: Path, threads: int, wa
     result = Result(subject, [], [])
     with Paced(subject, before, threads) as old, Paced(subject, now, threads) as new:
         sides = [(old, result.before), (new, result.now)]
-        for number in itertools.count():
+        for number in itertools.count() if subject.units is None else range(subject.units):
             taken = [(side.unit(), seconds) for side, seconds in (sides if number % 2 == 0 else sides[::-1])]
             if any(time is None for time, _ in taken):
                 break

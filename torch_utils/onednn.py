@@ -44,7 +44,15 @@ def is_amd() -> bool:
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x @ weight.T + bias by oneDNN, without a graph: (..., in), (out, in), (out,) -> (..., out)."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, dense(weight), bias, "none", [], "")
+
+
+def dense(weight: Tensor) -> Tensor:
+    """Return a weight (out, in), or a copy of it if its rows or columns do not follow each other in memory.
+
+    oneDNN takes a thousand times as long for a part of a larger matrix, such as some frames of a clip.
+    """
+    return weight if weight.is_mkldnn or weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
 
 
 class Convolution(NamedTuple):

@@ -1,5 +1,6 @@
 """The comparison of two checkouts: measured times, order of the runs, and the report."""
 
+import dataclasses
 import importlib
 import math
 import operator
@@ -67,6 +68,10 @@ def test_units_of_work_are_done_in_turns_and_measured_each(tmp_path):
     # Nothing is measured of the last unit, which ends with the command, nor of the first two.
     assert len(result.before) == 3 and min(result.before) >= 0.06 and min(result.now) >= 0.03
     assert 1.5 < sorted(result.ratios)[1] < 2.5
+    (tmp_path / "order").unlink()
+    some = dataclasses.replace(subject, units=4)
+    result = compare.contest_in_units(some, tmp_path / "before", tmp_path / "now", 1, warm_up=True)
+    assert len(result.now) == 2 and "now 5" not in (tmp_path / "order").read_text()
 
 
 def test_a_unit_is_a_call_of_a_named_function(tmp_path):

@@ -1,9 +1,12 @@
 """Convolutions by other ways than PyTorch's: the same values and derivatives."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.nn.grad import conv3d_weight
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_utils import onednn
 from torch_utils.ops import backends, convolution, winograd
@@ -78,6 +81,33 @@ def test_first_and_second_derivatives(size, kernel, padding):
 
 
 @pytest.mark.usefixtures("always")
+class _Weights(TorchDispatchMode):
+    """Collects the weights that oneDNN's products are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.mkldnn._linear_pointwise.default:
+            self.seen.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.skipif(not onednn.has_onednn(), reason="needs oneDNN's products")
+def test_frames_of_a_clip_are_not_multiplied_where_they_lie(monkeypatch):
+    """Of a weight with gaps between its rows, oneDNN's product takes a thousand times as long."""
+    monkeypatch.setattr(onednn, "is_amd", lambda: True)
+    clip, weight = tensors((2, 6, 9, 4, 5), (7, 6, 1, 1, 1))
+    with _Weights() as weights, torch.no_grad():
+        for part in (clip[:, :, 2:7], clip[:, :, :, 1:], clip[:, 1:], clip):
+            kernel = weight[:, : part.shape[1]]
+            assert distance(convolution.conv3d(part, kernel), F.conv3d(part.double(), kernel.double())) < TOLERANCE
+    assert len(weights.seen) == 8
+    assert all(found.is_contiguous() or found.t().is_contiguous() for found in weights.seen)
+
+
 def test_layers_are_those_of_torch():
     for ours, theirs, size in ((convolution.Conv2d, torch.nn.Conv2d, (2, 3, 8, 6)),
                                (convolution.Conv3d, torch.nn.Conv3d, (1, 3, 4, 8, 6))):  # fmt: skip
