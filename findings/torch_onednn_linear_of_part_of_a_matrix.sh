@@ -2,7 +2,7 @@
 # oneDNN's linear layer is about a thousand times slower for a weight that is a part of a wider matrix.
 #
 # Package: torch 2.13.0 (CPU wheel, oneDNN), Linux on x86-64; seen on a processor of AMD with AVX-512, one thread.
-# Behaviour: mkldnn._linear_pointwise, which torch.compile with freezing puts in the place of linear layers, takes any weight
+# Behaviour: mkldnn._linear_pointwise, the operator of fused linear layers, takes any weight
 # (out, in), also one that is not packed. If its rows lie apart in memory, as those of columns cut out of a wider matrix do, or of
 # some frames of a clip, the result is the same up to rounding and nothing is printed, but it is computed by code without vector
 # instructions. A transposed weight without gaps, and an input with gaps, are as fast as others. torch.nn.functional.linear
