@@ -189,8 +189,8 @@ def resize_to_each(frame: np.ndarray, sizes: Sequence[tuple[int, int]]) -> list[
     for size in sizes:
         of_crop.setdefault(_centre(frame.shape[0], frame.shape[1], *size), []).append(size)
     for (top, bottom, left, right), same in of_crop.items():
-        crop = frame[top:bottom, left:right]
-        reduced = [size for size in same if size != frame.shape[:2] and reduction.suits(crop.shape[0], crop.shape[1], *size)]
+        crop, rows, columns = frame[top:bottom, left:right], bottom - top, right - left
+        reduced = [size for size in same if size != frame.shape[:2] and reduction.suits(rows, columns, *size)]
         found.update(zip(reduced, reduction.reduce(crop, reduced), strict=True))
         for height, width in same:
             if (height, width) == frame.shape[:2]:
