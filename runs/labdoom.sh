@@ -5,7 +5,7 @@
 #   bash runs/labdoom.sh                                 one GPU
 #   NPROC=4 bash runs/labdoom.sh                         four GPUs of one machine
 #   PRESET=toy CLIPS=64 VAL_CLIPS=16 METRICS=fvd64_16f bash runs/labdoom.sh      a CPU, half an hour
-#   PRESET=labdoom-tiny DIFFICULTY=easy LOOKS=1 DATA_SEED=6 CLIPS=400 VAL_CLIPS=64 METRICS=fvd128_16f \
+#   PRESET=labdoom-tiny DIFFICULTY=easy LOOKS=1 TEXTURES=soft DATA_SEED=12 CLIPS=400 VAL_CLIPS=64 METRICS=fvd128_16f \
 #       LRES_LAST_STEPS=500 LRES_LAST_OPTIONS="--g-lr=0.001 --d-lr=0.0003" bash runs/labdoom.sh
 #                                                        a CPU, an hour and a half: the pair in models/
 #
