@@ -28,8 +28,9 @@ Sizes = int | tuple[int, ...] | list[int]
 Triple = tuple[int, int, int]
 
 # Time of a Winograd convolution in multiplications of a direct one, measured with AVX-512 (docs/LOG.md): of a product,
-# of evaluating an element of the weight at a point, and of the same for input and output.
-PRODUCT, WEIGHT_POINT, IMAGE_POINT = 1.15, 200, 60
+# of evaluating an element of the weight at a point, of the same for input and output, of adding an element of one of
+# several taps along time, and of the calls that add them, for a point of a block.
+PRODUCT, WEIGHT_POINT, IMAGE_POINT, TAP_POINT, CALL = 1.15, 200, 60, 64, 3e6
 SMALLEST = 1 << 22  # products of one tap, below which choosing costs more than it gains
 GAIN = 1.2  # ratio from which Winograd's way is taken
 POINTWISE_CHANNELS, POINTWISE_PRODUCTS = 96, 1 << 25  # from which products are faster
@@ -135,8 +136,12 @@ def winograd_gain(x: tuple[int, ...], weight: tuple[int, ...], padding: tuple[in
     plan = winograd.make_plan(x[2:], taps, padding)
     tiles = x[0] * (plan.frames + taps - 1) * plan.tiles_y * plan.tiles_x
     products = taps * inputs * outputs * (PRODUCT * tiles + WEIGHT_POINT)
+    additions = 0.0
+    if taps > 1:
+        num_blocks = sum(1 for _ in winograd.blocks(plan, x[0], inputs + outputs, taps))
+        additions = taps * outputs * tiles * TAP_POINT + num_blocks * CALL
     direct = winograd.TAPS**2 * taps * inputs * outputs * x[0] * plan.frames * plan.height * plan.width
-    return direct / (plan.num_points * (products + (inputs + outputs) * tiles * IMAGE_POINT))
+    return direct / (plan.num_points * (products + additions + (inputs + outputs) * tiles * IMAGE_POINT))
 
 
 def has_kernels(x: Tensor) -> bool:

@@ -29,7 +29,7 @@ from training.sampling import Needs, Request, Sampler, pieces, resolve_options, 
 
 LRES_CHUNK = 32  # frames computed at once at low resolution; more need memory and save no time
 SRES_CHUNK = 8  # frames super-resolved at once
-SRES_CHUNK_CPU = 1  # on a CPU, of one video: more take as long for each, and memory in proportion
+SRES_PIXELS_CPU = 144 * 256  # on a CPU, of one video, a frame at least: more take as long, and memory in proportion
 LIVE_CHUNK_CPU = 4  # frames of a piece in interactive use there
 
 
@@ -207,7 +207,8 @@ class SuperResSampler(Sampler):
     ) -> None:  # fmt: skip
         self.network, self.options = network, options
         on_cpu = network.SG3.mapping.w_avg.device.type == "cpu"
-        self.block = block or (SRES_CHUNK_CPU if on_cpu else SRES_CHUNK)
+        fitting = max(SRES_PIXELS_CPU // (network.height * network.width), 1)
+        self.block = block or (min(fitting, SRES_CHUNK) if on_cpu else SRES_CHUNK)
         self.videos_at_once = 1 if on_cpu else None
         self.networks, self.context = [network], network.temporal_context
         self.low_size = (network.lres_height, network.lres_width)

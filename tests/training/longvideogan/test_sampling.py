@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training.longvideogan.tiny import FunctionPrompt, make_sampler, outputs, video
+from training.longvideogan import sampling
 from training.longvideogan.latents import noise_blocks
 from training.longvideogan.lres.generator import LowResGenerator
 from training.longvideogan.sampling import LowResSampler, PairSampler, Sampling, SuperResSampler
@@ -111,7 +112,7 @@ def test_sample_is_frames_quantised(tiny_lres):
 def test_without_a_number_of_frames_there_is_no_end(tiny_lres, tiny_sres):
     pair = PairSampler(tiny_lres, tiny_sres)
     expected = video(pair, [1], 10_000_000, 200)
-    chunks = itertools.islice(pair.frames(Request([1], 10_000_000)), 190)
+    chunks = itertools.islice(pair.frames(Request([1], 10_000_000)), 24)
     endless = torch.cat([chunk["video"] for chunk in chunks], dim=2)
     assert endless.shape[2] >= 190
     assert torch.allclose(endless, expected[:, :, : endless.shape[2]], atol=TOLERANCE)
@@ -124,8 +125,16 @@ def test_without_a_number_of_frames_there_is_no_end(tiny_lres, tiny_sres):
     assert torch.allclose(alone, expected[:, :, : alone.shape[2]], atol=TOLERANCE)
 
 
-def test_on_a_cpu_frames_are_enlarged_one_by_one(tiny_lres, tiny_sres):
+def test_on_a_cpu_as_many_frames_are_enlarged_as_have_the_pixels_of_one_of_published_size(tiny_sres, monkeypatch):
+    assert SuperResSampler(tiny_sres).block == sampling.SRES_CHUNK  # 36x64
+    for pixels, expected in ((2 * 36 * 64, 2), (3 * 36 * 64 - 1, 2), (1, 1)):
+        monkeypatch.setattr(sampling, "SRES_PIXELS_CPU", pixels)
+        assert SuperResSampler(tiny_sres).block == expected
+
+
+def test_on_a_cpu_large_frames_are_enlarged_one_by_one(tiny_lres, tiny_sres, monkeypatch):
     """More at once need memory in proportion, and save no time."""
+    monkeypatch.setattr(sampling, "SRES_PIXELS_CPU", 36 * 64)
     pair, shapes = PairSampler(tiny_lres, tiny_sres), []
     with torch.no_grad():
         hook = tiny_sres.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
@@ -147,11 +156,11 @@ def test_legacy_is_the_published_video_of_that_length(tiny_lres, tiny_sres, num_
 
     With 33 frames it is still 48 long, and with a context of 4 at either end 56, of which the first 41 count.
     """
-    sampling = Sampling(rng="legacy")
+    legacy = Sampling(rng="legacy")
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(1, 4, tiny_lres.num_noise_frames(48), generator=generator)
     whole = tiny_lres.synthesize(noise, 48, legacy_alignment=True)
-    alone = video(LowResSampler(tiny_lres, sampling, 11), [5], 0, num_frames)
+    alone = video(LowResSampler(tiny_lres, legacy, 11), [5], 0, num_frames)
     assert torch.allclose(alone, whole[:, :, :num_frames], atol=TOLERANCE, rtol=0)
 
     generator = torch.Generator().manual_seed(5)
