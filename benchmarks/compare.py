@@ -48,7 +48,8 @@ CLIP_FRAMES, PUBLISHED_FRAMES = 96, 160
 NUM_CLIPS = 4
 VIDEO_SIZE, VIDEO_FRAMES = (720, 1280), 150
 WARM_UP_UNITS = 2  # which compile modules and kernels
-CHUNK, STEP = "dnnlib.frames_out:NpzWriter.write", "training.loop:take"  # whose calls begin a unit
+# Whose calls begin a unit, the same work in every version: so many frames of low resolution with all that follows, and a step.
+CHUNK, STEP = "training.longvideogan.streaming:LowResStream.advance", "training.loop:take"
 PACER = str(Path(__file__).with_name("pacer.py"))
 
 # Reads batches as training does, or windows of clips unless both checkouts provide batches.
@@ -151,8 +152,8 @@ def subjects(data: Path, outdir: Path, kind: str, quick: bool) -> list[Subject]:
     networks = [f"--{stage}={harness.ROOT}/models/labdoom-tiny-{stage}.pkl" for stage in ("lres", "sres")]
     common = [f"--outdir={outdir}", "--device=cpu"]
     videos = ("generate.py", *common, *networks, "--seed=0", "--format=npz")
-    length, steps, batches = (16, 2, 30) if quick else (320, 34, 400)
-    found = [Subject("generation", "frames of both stages, a chunk", (*videos, f"--len={length}"), CHUNK)]
+    length, steps, batches = (16, 2, 30) if quick else (512, 34, 400)
+    found = [Subject("generation", "32 frames of both stages", (*videos, f"--len={length}"), CHUNK)]
     for stage in ("lres", "sres"):
         command = training(stage, steps, data, common, "--preset=toy")
         found.append(Subject(f"train_{stage}", "a step", command, STEP))
@@ -175,7 +176,7 @@ def published_subjects(data: Path, outdir: Path, rounds: int, precision: str) ->
     video = ("generate.py", *common, f"--lres={network}", "--seed=0", "--format=npz", f"--len={units * LRES_CHUNK}")
     # What a run does after its last step, such as a preview, would take longer than all of them.
     kind = functools.partial(Subject, now_only=changed, units=units - 1)
-    found = [kind("published_video", "low resolution, a chunk", video, CHUNK)]
+    found = [kind("published_video", "32 frames of low resolution", video, CHUNK)]
     for stage in ("lres", "sres"):
         command = training(stage, units, data, common, "--batch=1", "--grad-accum=1")
         found.append(kind(f"published_{stage}", "a step", command, STEP))
