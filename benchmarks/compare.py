@@ -48,7 +48,7 @@ CLIP_FRAMES, PUBLISHED_FRAMES = 96, 160
 NUM_CLIPS = 4
 VIDEO_SIZE, VIDEO_FRAMES = (720, 1280), 150
 WARM_UP_UNITS = 2  # which compile modules and kernels
-# Whose calls begin a unit, the same work in every version: so many frames of low resolution with all that follows, and a step.
+# Functions whose calls begin a unit, the same work in every version: 32 frames, and a step.
 CHUNK, STEP = "training.longvideogan.streaming:LowResStream.advance", "training.loop:take"
 PACER = str(Path(__file__).with_name("pacer.py"))
 
