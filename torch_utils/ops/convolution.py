@@ -5,7 +5,7 @@ single precision, with a stride of one:
 
 | kernel | computed |
 |---|---|
-| 3x3 and k x 3x3 | by Winograd's algorithm, where it saves more products than its transforms cost |
+| 3x3 and k x 3x3 | by Winograd's algorithm, where it saves more products than its transforms and additions cost |
 | 1x1 and 1x1x1 | as matrix products by oneDNN, on AMD's processors, where MKL and oneDNN's convolution are slower |
 
 The gradient of the input is such a convolution of the output's gradient with the flipped weight, and that of the

@@ -191,7 +191,8 @@ def resize_to_each(frame: np.ndarray, sizes: Sequence[tuple[int, int]]) -> list[
     for (top, bottom, left, right), same in of_crop.items():
         crop, rows, columns = frame[top:bottom, left:right], bottom - top, right - left
         reduced = [size for size in same if size != frame.shape[:2] and reduction.suits(rows, columns, *size)]
-        found.update(zip(reduced, reduction.reduce(crop, reduced), strict=True))
+        if reduced:
+            found.update(zip(reduced, reduction.reduce(crop, reduced), strict=True))
         for height, width in same:
             if (height, width) == frame.shape[:2]:
                 found[height, width] = frame
