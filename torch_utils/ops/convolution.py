@@ -1,11 +1,12 @@
 """Convolutions of images and clips that take the fastest way for shape and processor, differentiable to any order.
 
-The reference is `torch.nn.functional`; the results differ from it by rounding (`winograd`, `onednn`). On CPUs, in
-single precision, with a stride of one:
+The reference is `torch.nn.functional`; the results differ from it by rounding (`winograd`, `onednn`). On CPUs with a
+stride of one, in single precision and, where noted, in bfloat16:
 
 | kernel | computed |
 |---|---|
 | 3x3 and k x 3x3 | by Winograd's algorithm, where it saves more products than its transforms and additions cost |
+| the same in bfloat16 | so too, in single precision, where that saves more than bfloat16 does; never with AMX |
 | 1x1 and 1x1x1 | as matrix products by oneDNN, on AMD's processors, where MKL and oneDNN's convolution are slower |
 
 The gradient of the input is such a convolution of the output's gradient with the flipped weight, and that of the
@@ -32,7 +33,7 @@ Triple = tuple[int, int, int]
 # several taps along time, and of the calls that add them, for a point of a block.
 PRODUCT, WEIGHT_POINT, IMAGE_POINT, TAP_POINT, CALL = 1.15, 200, 60, 64, 3e6
 SMALLEST = 1 << 22  # products of one tap, below which choosing costs more than it gains
-GAIN = 1.2  # ratio from which Winograd's way is taken
+GAIN = {torch.float32: 1.2, torch.bfloat16: 2.1}  # ratios of single precision from which Winograd's way is taken
 POINTWISE_CHANNELS, POINTWISE_PRODUCTS = 96, 1 << 25  # from which products are faster
 
 
@@ -105,8 +106,8 @@ def _is_plain(x: Tensor, weight: Tensor, stride: Sizes, dilation: Sizes, groups:
     """Return whether these options and tensors can take another way than PyTorch's."""
     if x.numel() * weight.shape[0] < SMALLEST:
         return False
-    single = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and groups == 1
-    if not single or x.ndim != weight.ndim or x.shape[1] != weight.shape[1] or x.numel() == 0:
+    known = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in GAIN and groups == 1
+    if not known or x.ndim != weight.ndim or x.shape[1] != weight.shape[1] or x.numel() == 0:
         return False  # PyTorch reports what does not fit
     if any(step != 1 for sizes in (stride, dilation) for step in _sizes(sizes, 1)):
         return False
@@ -121,13 +122,17 @@ def _gains(x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> bool:
         return False  # the gradient of the input would need a negative padding
     if any(size + 2 * pad < tap for size, pad, tap in zip(x.shape[2:], padding, taps, strict=True)):
         return False
+    if x.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        return False
     if tuple(taps) == (1, 1, 1):
+        if x.dtype != torch.float32:
+            return False
         channels, products = min(weight.shape[:2]), weight.numel() * x.shape[0] * x[0, 0].numel()
         large = channels >= POINTWISE_CHANNELS and products >= POINTWISE_PRODUCTS * x.shape[0]
         return large and onednn.is_amd() and onednn.has_onednn()
     if tuple(taps[1:]) != (winograd.TAPS, winograd.TAPS):
         return False
-    return winograd_gain(tuple(x.shape), tuple(weight.shape), padding) >= GAIN and has_kernels(x)
+    return winograd_gain(tuple(x.shape), tuple(weight.shape), padding) >= GAIN[x.dtype] and has_kernels(x)
 
 
 def winograd_gain(x: tuple[int, ...], weight: tuple[int, ...], padding: tuple[int, ...]) -> float:
@@ -157,7 +162,7 @@ def _correlate(x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> Tensor:
 
 def _forward(x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> Tensor:
     if weight.shape[3] > 1:
-        return winograd.correlate(x, weight, _triple(padding))
+        return winograd.correlate(x.float(), weight.float(), _triple(padding)).to(x.dtype)
     rows = weight.flatten(1)  # Co C
     return torch.stack([onednn.multiply(rows, image.flatten(1).t()) for image in x]).unflatten(2, x.shape[2:])
 
@@ -165,7 +170,7 @@ def _forward(x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> Tensor:
 def _weight_gradient(x: Tensor, dy: Tensor, kernel: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
     """Return the gradient of a weight (Co, C, *kernel) for dy (N, Co, T', H', W')."""
     if kernel[1] > 1:
-        return winograd.weight_gradient(x, dy, kernel[0], _triple(padding))
+        return winograd.weight_gradient(x.float(), dy.float(), kernel[0], _triple(padding)).to(x.dtype)
     dw = x.new_zeros(dy.shape[1], x.shape[1])
     for rows, columns in zip(dy.flatten(2), x.flatten(2), strict=True):
         dw += onednn.multiply(rows, columns)

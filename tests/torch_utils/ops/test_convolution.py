@@ -26,7 +26,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the other way for every shape that it can compute."""
     if backends.select_impl("auto", torch.zeros(1)) != "compiled":
         pytest.skip("there are no compiled kernels here")
-    monkeypatch.setattr(convolution, "GAIN", 0.0)
+    monkeypatch.setattr(convolution, "GAIN", dict.fromkeys(convolution.GAIN, 0.0))
     monkeypatch.setattr(convolution, "SMALLEST", 0)
     monkeypatch.setattr(convolution, "POINTWISE_CHANNELS", 1)
     monkeypatch.setattr(convolution, "POINTWISE_PRODUCTS", 0)
@@ -39,6 +39,15 @@ def distance(x: torch.Tensor, reference: torch.Tensor) -> float:
 def tensors(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
     rng = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=rng) for shape in shapes]
+
+
+def penalty(function, dtype, size, kernel, padding):
+    """Return a convolution in a format, and its first and second derivatives."""
+    x, weight = (tensor.bfloat16().to(dtype).requires_grad_(True) for tensor in tensors(size, kernel))
+    y = function(x, weight, padding=padding)
+    first = torch.autograd.grad(y.square().sum(), (x, weight), create_graph=True)
+    second = torch.autograd.grad(first[0].square().sum() + first[1].sin().sum(), (x, weight))
+    return [tensor.detach() for tensor in (y, *first, *second)]
 
 
 @pytest.mark.usefixtures("always")
@@ -68,19 +77,39 @@ def test_first_and_second_derivatives(size, kernel, padding):
     if kernel[3] == 1 and not (onednn.is_amd() and onednn.has_onednn()):
         pytest.skip("products are as fast as convolutions on this processor")
 
-    def penalty(function, dtype):
-        x, weight = (tensor.to(dtype).requires_grad_(True) for tensor in tensors(size, kernel))
-        y = function(x, weight, padding=padding)
-        first = torch.autograd.grad(y.square().sum(), (x, weight), create_graph=True)
-        second = torch.autograd.grad(first[0].square().sum() + first[1].sin().sum(), (x, weight))
-        return y, *first, *second
-
-    for found, exact in zip(penalty(convolution.conv3d, torch.float32), penalty(F.conv3d, torch.float64), strict=True):
+    for found, exact in zip(
+        penalty(convolution.conv3d, torch.float32, size, kernel, padding),
+        penalty(F.conv3d, torch.float64, size, kernel, padding),
+        strict=True,
+    ):
         assert found.dtype == torch.float32
-        assert distance(found.detach(), exact.detach()) < 5 * TOLERANCE
+        assert distance(found, exact) < 5 * TOLERANCE
 
 
 @pytest.mark.usefixtures("always")
+@pytest.mark.parametrize(("size", "kernel", "padding"), SHAPES[:2])
+def test_bfloat16_is_rounded_less_than_by_torch(size, kernel, padding, monkeypatch):
+    """Products and sums are of single precision; only what goes in and comes out is rounded."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    exact = penalty(F.conv3d, torch.float64, size, kernel, padding)
+    by_torch = penalty(F.conv3d, torch.bfloat16, size, kernel, padding)
+    monkeypatch.setattr(F, "conv3d", None)
+    found = penalty(convolution.conv3d, torch.bfloat16, size, kernel, padding)
+    for ours, theirs, reference in zip(found, by_torch, exact, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert distance(ours, reference) < 1.1 * distance(theirs, reference) < 0.02
+
+
+@pytest.mark.usefixtures("always")
+def test_bfloat16_is_left_to_tiles_where_there_are_any(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(winograd, "correlate", None)
+    x, weight = (tensor.bfloat16() for tensor in tensors((1, 4, 8, 8), (4, 4, 3, 3)))
+    convolution.conv2d(x, weight, padding=1)
+    with pytest.raises(TypeError):
+        convolution.conv2d(x.float(), weight.float(), padding=1)
+
+
 class _Weights(TorchDispatchMode):
     """Collects the weights that oneDNN's products are given."""
 
