@@ -1,27 +1,31 @@
-"""Time generation and measure its memory: with streaming, in independent windows, and all frames at once.
+"""Time generation and measure its memory: with streaming, in independent windows, all frames at once, by command.
 
 python -m benchmarks.generate                                          published low-resolution network, 512 frames
-python -m benchmarks.generate --size toy --pair -n 512 -n 8192 --way stream    memory against length, both stages
+python -m benchmarks.generate --size toy --pair -n 512 -n 8192 --way command   memory against length, both stages
+
+Only `generate.py` itself, `--way command`, keeps freed memory for reuse as users have it, and writes files.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import resource
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 
 from benchmarks import harness, subjects
 from training.longvideogan.sampling import LRES_CHUNK
+from training.network_file import save_network
 from training.sampling import Request, Sampler
 
-WAYS = ("stream", "windows", "whole")
+WAYS = ("stream", "windows", "whole", "command")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Result:
     """`peak` is resident memory in MiB, of CUDA memory when there is a GPU; `first` and `total` are seconds."""
 
     peak: float
-    first: float
+    first: float | None  # not known of a command
     total: float
 
 
@@ -74,7 +78,45 @@ def measure(task: Task) -> Result:
     assert done == task.num_frames
     if task.device == "cuda":
         return Result(torch.cuda.max_memory_allocated() / 2**20, first, total)
-    return Result(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, first, total)
+    return Result(harness.peak_mib(), first, total)
+
+
+def save(task: Task, folder: Path) -> list[str]:
+    """Write the networks of the task as files; returns the options of `generate.py` that name them."""
+    stages = subjects.NAMES if task.pair else [subjects.LRES]
+    options = []
+    for stage in stages:
+        path = folder / f"{stage}.pkl"
+        save_network(subjects.make_generator(stage, task.size), path)
+        options.append(f"--model={path}")
+    return options
+
+
+def command(task: Task, options: list[str], folder: Path) -> Result:
+    """Run `generate.py` for all frames, and count from its first line on."""
+    begin = time.perf_counter()
+    import generate
+
+    torch.set_num_threads(task.threads)
+    given = [*options, f"--outdir={folder}", "--seed=0", f"--len={task.num_frames}", f"--device={task.device}"]
+    generate.main(given, standalone_mode=False)
+    total = time.perf_counter() - begin
+    peak = torch.cuda.max_memory_allocated() / 2**20 if task.device == "cuda" else harness.peak_mib()
+    return Result(peak, None, total)
+
+
+def alone(function: Callable[..., Any], *args: Any) -> Any:
+    """Call the function in a fresh process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def run(task: Task) -> Result:
+    """Measure in a process that has done nothing else."""
+    if task.way != "command":
+        return alone(measure, task)
+    with tempfile.TemporaryDirectory() as name:
+        return alone(command, task, alone(save, task, Path(name)), Path(name) / "out")
 
 
 @click.command()
@@ -100,14 +142,13 @@ def main(
         f"{'Both stages' if pair else 'Low resolution'}, {size}, pieces of {LRES_CHUNK} frames",
         ["way", "frames", "peak MiB", "first frames after sec", "frames/s", "frames/s after the first"],
     )
-    context = multiprocessing.get_context("spawn")
     for way in ways:
         for num_frames in lengths:
             task = Task(way, size, pair, num_frames, device, threads)
-            with ProcessPoolExecutor(1, context) as pool:
-                found = pool.submit(measure, task).result()
-            steady = way != "whole" and not pair and num_frames > LRES_CHUNK
-            later = (num_frames - LRES_CHUNK) / (found.total - found.first) if steady else None
+            found = run(task)
+            later = None
+            if found.first is not None and way != "whole" and not pair and num_frames > LRES_CHUNK:
+                later = (num_frames - LRES_CHUNK) / (found.total - found.first)
             table.rows.append([way, num_frames, found.peak, found.first, num_frames / found.total, later])
     report.add(table)
     report.finish(json_path)

@@ -139,6 +139,21 @@ def describe(facts: Mapping[str, Any]) -> str:
     return f"{where}; {facts['date'][:10]}, {facts['commit']}"
 
 
+def peak_mib() -> float:
+    """Return the most resident memory that this process had, in MiB.
+
+    On Linux by VmHWM: the `ru_maxrss` of a process begins with what its parent had when it was started.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+    except OSError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 2**20 if platform.system() == "Darwin" else peak / 2**10
+
+
 def cpu_name() -> str:
     """Return the name of the processor according to Linux, else to Python."""
     with contextlib.suppress(OSError):

@@ -7,7 +7,6 @@ python -m benchmarks.mebt --only memory --chart memory.png
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -197,7 +196,7 @@ def use_memory(kind: str, frames: int, width: int) -> None:
     else:
         pack_in_place(network, torch.float32)
         draft_pass(count)(ours(network))
-    click.echo(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    click.echo(int(harness.peak_mib()))
 
 
 def peak_mib(kind: str, frames: int, width: int) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import functools
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -159,7 +158,7 @@ def print_peak(num_frames: int, hidden: int, way: Callable[[VQGAN3D, Tensor], in
     if way is decode_at_once:
         network = with_plain_convolutions(network)
     assert way(network, random_codes(num_frames)) == num_frames
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    print(int(harness.peak_mib()))
 
 
 @torch.no_grad()
