@@ -67,11 +67,16 @@ def legacy_style_shifts(num_frames: int, num_doublings: int) -> list[int]:
 
 
 class History:
-    """The latest samples of an infinite sequence, by index: (N, C, stop - start, ...)."""
+    """The latest samples of an infinite sequence, by index: (N, C, stop - start, ...).
+
+    What is left from piece to piece is copied to one tensor that stays. A new one for each piece would lie among
+    tensors that are freed soon, and leave gaps in the heap of a CPU that nothing fits into.
+    """
 
     def __init__(self, start: int):
         self.start = self.stop = start
         self.samples: Tensor | None = None
+        self.kept: Tensor | None = None  # where samples are left: (N, C, most samples that were, ...)
 
     def append(self, samples: Tensor) -> None:
         """Append samples, which begin at `stop`."""
@@ -79,15 +84,21 @@ class History:
         self.stop += samples.shape[2]
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Return samples [start, stop)."""
+        """Return samples [start, stop), until the next `forget`."""
         assert self.samples is not None and self.start <= start <= stop <= self.stop, "these samples are not held"
         return self.samples[:, :, start - self.start : stop - self.start]
 
     def forget(self, start: int) -> None:
         """Drop the samples before `start`."""
-        if self.samples is not None and start > self.start:
-            # A copy, since a slice would keep all old samples in memory.
-            self.samples, self.start = self.read(start, self.stop).clone(), start
+        if self.samples is None or start <= self.start:
+            return
+        left, kept = self.read(start, self.stop), self.kept
+        if kept is None or kept.shape[2] < left.shape[2]:
+            self.kept = kept = torch.empty_like(left, memory_format=torch.contiguous_format)
+        elif self.samples.data_ptr() == kept.data_ptr():
+            left = left.clone()  # since both places may overlap
+        self.samples, self.start = kept[:, :, : left.shape[2]], start
+        self.samples.copy_(left)
 
 
 class BlockStream:
@@ -166,12 +177,13 @@ class LowResStream:
         for block, track, shift, block_stop in zip(self.blocks, self.latents, self.style_shifts, stops, strict=True):
             block.advance(track, shift, block_stop)
         x = self.blocks[-1].output.read(start, stop)
-        self.blocks[-1].output.forget(stop)
         w = self.latents[-1].read(start + self.style_shifts[-1], stop + self.style_shifts[-1])
         self.done = stop
         for block, size in zip(network.spatial_layers, network.block_sizes[len(self.blocks) :], strict=True):
             x = block(x, w, (stop - start, *size))
-        return network.to_rgb(x, w) * network.output_scale
+        video = network.to_rgb(x, w) * network.output_scale
+        self.blocks[-1].output.forget(stop)
+        return video
 
     def extend_latents(self, plan: Plan) -> None:
         """Extend w at every rate as far as `plan` needs it, and drop the samples that no later frame needs."""

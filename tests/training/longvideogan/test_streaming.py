@@ -142,3 +142,16 @@ def test_a_history_gives_what_it_holds_by_number():
     for start, stop in [(-2, 0), (5, 7)]:
         with pytest.raises(AssertionError):
             history.read(start, stop)
+
+
+def test_what_is_left_of_a_history_stays_where_it_is():
+    """Tensors allocated anew in each piece would leave gaps in the heap."""
+    history, places = History(0), set()
+    for stop in range(10, 200, 9):
+        history.append(torch.arange(history.stop, stop).reshape(1, 1, -1))
+        for first in (stop - 4 - stop % 2, stop - 3):  # the second overlaps with the first
+            history.forget(first)
+            assert history.read(first, stop).flatten().tolist() == list(range(first, stop))
+        assert history.samples is not None
+        places.add(history.samples.data_ptr())
+    assert len(places) <= 2  # the first is too small for five
