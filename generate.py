@@ -19,6 +19,11 @@ and --start. docs/generation.md has the details.
 
 from __future__ import annotations
 
+from torch_utils import thread_cache
+
+if __name__ == "__main__":
+    thread_cache.restart_without()
+
 import contextlib
 import os
 import shlex

@@ -16,6 +16,11 @@ page needs nothing but this server. docs/explorer.md has the details.
 
 from __future__ import annotations
 
+from torch_utils import thread_cache
+
+if __name__ == "__main__":
+    thread_cache.restart_without()
+
 import contextlib
 import ipaddress
 import os

@@ -14,9 +14,7 @@ from contextlib import contextmanager
 
 import torch
 
-SWITCH = "TORCH_UTILS_KEEP_MEMORY"
-# Environment variables with which the user configures the allocator; if one is set, it is not changed here.
-CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+from torch_utils.thread_cache import CHOSEN, SWITCH
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, malloc.h
 _LARGEST, _NEVER = 2**31 - 1, -1
