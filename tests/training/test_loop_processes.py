@@ -135,6 +135,15 @@ class Stopped(TinyGAN):
         return super().step(batches, step)
 
 
+@pytest.fixture
+def hang_ups():
+    """Let processes that start here be stopped by SIGHUP, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hang_ups")
 def test_one_process_at_a_time_trains_in_a_run_and_another_may_wait(options, capsys):
     with start(options(steps=10**6, tick_steps=50)) as (process, stream):
         read_until(stream, "step 50 ")
