@@ -9,6 +9,7 @@ Only `generate.py` itself, `--way command`, keeps freed memory for reuse as user
 from __future__ import annotations
 
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ import click
 import torch
 
 from benchmarks import harness, subjects
+from torch_utils import thread_cache
 from training.longvideogan.sampling import LRES_CHUNK
 from training.network_file import save_network
 from training.sampling import Request, Sampler
@@ -76,9 +78,12 @@ def measure(task: Task) -> Result:
         done += chunk.shape[2]
     total = time.perf_counter() - begin
     assert done == task.num_frames
-    if task.device == "cuda":
-        return Result(torch.cuda.max_memory_allocated() / 2**20, first, total)
-    return Result(harness.peak_mib(), first, total)
+    return Result(peak_mib(task), first, total)
+
+
+def peak_mib(task: Task) -> float:
+    """Return the peak memory of this process on the device."""
+    return torch.cuda.max_memory_allocated() / 2**20 if task.device == "cuda" else harness.peak_mib()
 
 
 def save(task: Task, folder: Path) -> list[str]:
@@ -93,7 +98,8 @@ def save(task: Task, folder: Path) -> list[str]:
 
 
 def command(task: Task, options: list[str], folder: Path) -> Result:
-    """Run `generate.py` for all frames, and count from its first line on."""
+    """Run `generate.py` for all frames, and count from its first line on; begun as it begins itself anew."""
+    thread_cache.restart_without()
     begin = time.perf_counter()
     import generate
 
@@ -101,8 +107,7 @@ def command(task: Task, options: list[str], folder: Path) -> Result:
     given = [*options, f"--outdir={folder}", "--seed=0", f"--len={task.num_frames}", f"--device={task.device}"]
     generate.main(given, standalone_mode=False)
     total = time.perf_counter() - begin
-    peak = torch.cuda.max_memory_allocated() / 2**20 if task.device == "cuda" else harness.peak_mib()
-    return Result(peak, None, total)
+    return Result(peak_mib(task), None, total)
 
 
 def alone(function: Callable[..., Any], *args: Any) -> Any:
@@ -116,7 +121,13 @@ def run(task: Task) -> Result:
     if task.way != "command":
         return alone(measure, task)
     with tempfile.TemporaryDirectory() as name:
-        return alone(command, task, alone(save, task, Path(name)), Path(name) / "out")
+        options = alone(save, task, Path(name))
+        os.environ.update(thread_cache.WITHOUT)
+        try:
+            return alone(command, task, options, Path(name) / "out")
+        finally:
+            for variable in thread_cache.WITHOUT:
+                del os.environ[variable]
 
 
 @click.command()

@@ -13,6 +13,7 @@ SWITCH = "TORCH_UTILS_KEEP_MEMORY"
 # Environment variables with which the user configures the allocator; if one is set, it is not changed.
 CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 RESTARTED = "TORCH_UTILS_RESTARTED"
+WITHOUT = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0", RESTARTED: "1"}  # environment of the new program
 
 
 def restart_without() -> None:
@@ -28,9 +29,8 @@ def restart_without() -> None:
         return
     if not sys.executable or sys.argv[0] not in sys.orig_argv[1:]:
         return
-    environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0", RESTARTED: "1"}
     try:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **WITHOUT})
     except OSError:
         return  # it costs memory only
 
